@@ -1,0 +1,169 @@
+"""The ``basicsr`` command."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from unittest import mock
+
+import basicsr
+import basicsr.test
+import basicsr.train
+from basicsr.models import build_model
+from basicsr.utils.lmdb_util import make_lmdb_from_imgs
+
+import drtl_plugin
+from drtl_plugin import preflight
+from drtl_plugin.compat import without_gpu
+from drtl_plugin.data.image_files import image_names
+from drtl_plugin.data.sample_data import SAMPLE_ROOT, prepare_sample_data
+from drtl_plugin.errors import DataError, DRTLError
+from drtl_plugin.options import parse_options
+
+_DESCRIPTION = """\
+BasicSR with distortion-relation guided transfer learning (DRTL).
+
+  basicsr train -opt options/drtl_x4.yml        train, adapt to the camera, report the gain
+  basicsr test -opt options/test_drtl_x4.yml    test a trained network
+  basicsr lmdb FOLDER FOLDER.lmdb               turn a folder of images into an LMDB
+  basicsr prepare                               write the sample data
+
+Any BasicSR option file works, those of plain BasicSR models too. What is trained goes to experiments/, what is
+tested to results/, TensorBoard's logs to tb_logger/, all in the current folder.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv (Sequence[str] | None): Arguments, ``sys.argv[1:]`` by default.
+
+    Returns:
+        int: 0, or 2 where the options or the data are wrong; then one line says what, where and what to do.
+    """
+    args = _parser().parse_args(argv)
+    try:
+        args.run(args)
+    except DRTLError as error:
+        print(f'basicsr: error: {error}', file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog='basicsr', description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    version = f'drtl_plugin {drtl_plugin.__version__} (basicsr {basicsr.__version__})'
+    parser.add_argument('--version', action='version', version=version)
+    commands = parser.add_subparsers(title='commands', metavar='COMMAND', required=True)
+
+    for name, run, doc in (
+        ('train', _train, 'Train as the option file says. A run of the same name that is there is renamed, not lost.'),
+        ('test', _test, 'Test as the option file says: metrics in the log, images in results/.'),
+    ):
+        command = commands.add_parser(name, help=doc, description=doc)
+        command.set_defaults(run=run)
+        command.add_argument('-opt', required=True, metavar='FILE', help='option file (YAML)')
+        command.add_argument(
+            '--launcher', choices=['none', 'pytorch', 'slurm'], default='none', help='how a distributed run is started'
+        )
+        command.add_argument('--auto_resume', action='store_true', help='go on from the last saved training state')
+        command.add_argument(
+            '--debug', action='store_true', help='log each iteration, validate every 8, no TensorBoard'
+        )
+        command.add_argument('--local_rank', type=int, default=0, help='set by torch.distributed.launch; not used')
+        command.add_argument(
+            '--force_yml',
+            nargs='+',
+            metavar='KEY:KEY=VALUE',
+            help='change options of the file, e.g. train:total_iter=500 network_g:num_feat=32 '
+            '(values are read as YAML; a number among the keys is a place in a list)',
+        )
+        command.add_argument(
+            '--import',
+            dest='modules',
+            nargs='+',
+            default=[],
+            metavar='MODULE',
+            help='import modules of your own first (from the current folder too), e.g. with hooks or networks '
+            'that register themselves',
+        )
+
+    doc = f'Write the sample data to {SAMPLE_ROOT}: photographs that scikit-image ships, and five pairs of a simulated '
+    doc += 'camera. Training and testing on it do this by themselves.'
+    command = commands.add_parser('prepare', help='write the sample data', description=doc)
+    command.set_defaults(run=_prepare)
+
+    doc = 'Turn a folder of images into an LMDB in the BasicSR layout: keys are the names without extension, values '
+    doc += 'PNG files, and meta_info.txt lists them. Use it with io_backend: {type: lmdb}.'
+    command = commands.add_parser('lmdb', help='turn a folder of images into an LMDB', description=doc)
+    command.set_defaults(run=_lmdb)
+    command.add_argument('folder', help='folder of images')
+    command.add_argument('lmdb', help='LMDB to write; its name ends in .lmdb')
+    command.add_argument('--compress_level', type=int, choices=range(10), default=1, metavar='0-9', help='of the PNGs')
+    return parser
+
+
+def _prepare_run(args: argparse.Namespace, is_train: bool) -> dict:
+    """Options that are checked, with the sample data in place if they want it."""
+    if args.modules:
+        sys.path.insert(0, os.getcwd())
+    for module in args.modules:
+        importlib.import_module(module)
+    opt = parse_options(args, os.getcwd(), is_train)
+    if f"'{SAMPLE_ROOT}/" in str(opt['datasets']):
+        prepare_sample_data()
+    preflight.check(opt)
+    return opt
+
+
+def _train(args: argparse.Namespace) -> None:
+    opt = _prepare_run(args, is_train=True)
+    models = []
+
+    def build(model_opt: dict):
+        models.append(build_model(model_opt))
+        return models[0]
+
+    parsed = mock.patch.object(basicsr.train, 'parse_options', lambda *_, **__: (opt, args))
+    with parsed, mock.patch.object(basicsr.train, 'build_model', build), without_gpu():
+        basicsr.train.train_pipeline(os.getcwd())
+    if hasattr(models[0], 'finish'):
+        print(models[0].finish())
+
+
+def _test(args: argparse.Namespace) -> None:
+    opt = _prepare_run(args, is_train=False)
+    with mock.patch.object(basicsr.test, 'parse_options', lambda *_, **__: (opt, args)), without_gpu():
+        basicsr.test.test_pipeline(os.getcwd())
+
+
+def _prepare(args: argparse.Namespace) -> None:
+    print(f'The sample data is in {prepare_sample_data()}.')
+
+
+def _lmdb(args: argparse.Namespace) -> None:
+    names = image_names(args.folder, 'folder')
+    target = Path(args.lmdb)
+    if target.suffix != '.lmdb':
+        raise DataError(f'lmdb: the name must end in .lmdb, got {args.lmdb}.')
+    if target.exists():
+        raise DataError(f'lmdb: {args.lmdb} exists already; remove it or choose another name.')
+    keys = [Path(name).stem for name in names]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise DataError(f'folder: {args.folder} has more than one image named {key}; LMDB keys must differ.')
+        if not key.isascii() or '.' in key:
+            raise DataError(f'folder: {key} cannot be an LMDB key in the BasicSR layout; use ASCII names without dots.')
+    target.parent.mkdir(parents=True, exist_ok=True)
+    make_lmdb_from_imgs(args.folder, str(target), names, keys, compress_level=args.compress_level)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,150 @@
+"""Episodes of the auxiliary tasks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from basicsr.data.data_util import paths_from_lmdb
+from basicsr.utils import FileClient, imfrombytes, img2tensor
+from basicsr.utils.registry import DATASET_REGISTRY
+from torch import Tensor
+from torch.utils import data
+
+from drtl_plugin.data.distortions import DistortionLibrary
+from drtl_plugin.data.few_shot_pair_dataset import FewShotPairDataset
+from drtl_plugin.data.image_files import image_names, require
+from drtl_plugin.data.patches import augment, paired_patches, random_crop
+from drtl_plugin.errors import DataError, OptionError
+from drtl_plugin.options import TaskDatasetOptions, parse_section
+
+# Decoded images that a process keeps: at 2 megapixels each, 64 are 400 MB.
+_CACHED_IMAGES = 64
+
+
+def build_target(opt: TaskDatasetOptions) -> FewShotPairDataset | None:
+    """The support set that ``datasets.train.target`` describes, or None where there is none."""
+    if opt.target is None:
+        return None
+    return FewShotPairDataset({**vars(opt.target), 'name': f'{opt.name} target', 'phase': 'train', 'scale': opt.scale})
+
+
+@DATASET_REGISTRY.register()
+class DistortionTaskDataset(data.Dataset):
+    """Episodes: support and query patches for one auxiliary task, beside patches of the target's support pairs.
+
+    As with BasicSR's ``RealESRGANDataset``, the low-quality patches are made in the model, on its device and in
+    batch: a step's episodes come as ground truth with the number of their task. An episode is a function of
+    ``seed`` and its index alone, whatever the number of loader processes.
+
+    Args:
+        opt (dict): Config for train datasets; its keys, with defaults, are
+            :class:`drtl_plugin.options.TaskDatasetOptions`. The most used ones:
+            dataroot_gt (str): Folder (or .lmdb) of ground-truth images.
+            io_backend (dict): IO backend type and other kwarg; disk or lmdb.
+            gt_size (int): Side of the ground-truth patches.
+            num_support, num_query (int): Patches an episode for the inner and the outer loop.
+            distortions (str | list[dict]): ``'default'`` or the auxiliary tasks;
+                see :class:`drtl_plugin.data.distortions.DistortionLibrary`.
+            target (dict): The support set: dataroot_gt, dataroot_lq, num_shot, seed or names, io_backend;
+                see :class:`drtl_plugin.options.TargetOptions`.
+
+            scale (int): Scale, which will be added automatically.
+            phase (str): 'train', which will be added automatically.
+
+    Raises:
+        OptionError: If an option is unknown, of the wrong type or out of range.
+        DataError: If a folder is missing, holds no images or unfit pairs; if an image is smaller than ``gt_size``.
+    """
+
+    def __init__(self, opt: dict) -> None:
+        self.opt = opt
+        options = parse_section(TaskDatasetOptions, opt, 'datasets.train')
+        self.options = options
+        if options.gt_size % options.scale:
+            raise OptionError(f'datasets.train.gt_size: {options.gt_size} is no multiple of scale {options.scale}.')
+        self.library = DistortionLibrary(options.distortions, options.scale)
+        self.file_client = None
+        self.keys = self._find_images()
+        target = build_target(options)
+        self.target_pairs = target.pairs() if target is not None else None
+        self._decoded: dict[int, np.ndarray] = {}
+
+    def _find_images(self) -> list[str]:
+        options = self.options
+        if options.io_backend.get('type') == 'lmdb':
+            require(options.dataroot_gt, 'datasets.train.dataroot_gt')
+            return sorted(paths_from_lmdb(options.dataroot_gt))
+        if options.meta_info_file is not None:
+            lines = Path(options.meta_info_file).read_text(encoding='utf-8').splitlines()
+            names = [line.split(' ')[0] for line in lines if line.strip()]
+        else:
+            names = image_names(options.dataroot_gt, 'datasets.train.dataroot_gt')
+        return [str(Path(options.dataroot_gt, name)) for name in names]
+
+    def _image(self, index: int) -> np.ndarray:
+        """An image as uint8 ``(H, W, 3)``, BGR; decoding is most of a patch's cost, so that the last ones are kept."""
+        if index not in self._decoded:
+            if len(self._decoded) >= _CACHED_IMAGES:
+                self._decoded.pop(next(iter(self._decoded)))
+            self._decoded[index] = self._read_image(index)
+        return self._decoded[index]
+
+    def _read_image(self, index: int) -> np.ndarray:
+        backend = dict(self.options.io_backend)
+        if self.file_client is None:
+            if backend['type'] == 'lmdb':
+                backend.update(db_paths=[self.options.dataroot_gt], client_keys=['gt'])
+            self.file_client = FileClient(backend.pop('type'), **backend)
+        key = self.keys[index]
+        content = self.file_client.get(key, 'gt')
+        image = imfrombytes(content) if content else None
+        if image is None:
+            raise DataError(f'{key} of {self.options.dataroot_gt}: cannot be read as an image.')
+        if min(image.shape[:2]) < self.options.gt_size:
+            raise DataError(f'{key}: {image.shape[1]}x{image.shape[0]} is smaller than gt_size {self.options.gt_size}.')
+        return image
+
+    def gt_patches(self, num: int, generator: torch.Generator) -> Tensor:
+        """Draw ground-truth patches.
+
+        Args:
+            num (int): How many; each from an image of its own.
+            generator (torch.Generator): On the CPU.
+
+        Returns:
+            Tensor: ``(num, 3, gt_size, gt_size)``, RGB in [0, 1].
+        """
+        patches = []
+        for index in torch.randint(0, len(self.keys), (num,), generator=generator).tolist():
+            image = torch.from_numpy(self._image(index)).permute(2, 0, 1)
+            crop = random_crop([image], [self.options.gt_size], generator)
+            patch = augment(crop, generator, self.options.use_hflip, self.options.use_rot)[0]
+            patches.append(img2tensor(np.ascontiguousarray(patch.permute(1, 2, 0).numpy())) / 255)
+        return torch.stack(patches)
+
+    def __getitem__(self, index: int) -> dict:
+        """One episode.
+
+        Returns:
+            dict: ``task`` (int), ``support_gt`` ``(num_support, 3, gt_size, gt_size)``, ``query_gt``
+            ``(num_query, …)``, and with a target ``target_lq`` and ``target_gt`` ``(num_query, …)``.
+        """
+        options = self.options
+        generator = torch.Generator().manual_seed(options.seed * options.num_episodes + index)
+        gt = self.gt_patches(options.num_support + options.num_query, generator)
+        episode = {
+            'task': int(torch.randint(0, len(self.library), (), generator=generator)),
+            'support_gt': gt[: options.num_support],
+            'query_gt': gt[options.num_support :],
+        }
+        if self.target_pairs is not None:
+            lq_size = options.gt_size // options.scale
+            episode['target_lq'], episode['target_gt'] = paired_patches(
+                self.target_pairs, options.num_query, lq_size, generator
+            )
+        return episode
+
+    def __len__(self) -> int:
+        return self.options.num_episodes

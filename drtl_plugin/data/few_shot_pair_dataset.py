@@ -1,0 +1,66 @@
+"""The support set of a target camera: K pairs, chosen by seed or by name."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+from basicsr.data.paired_image_dataset import PairedImageDataset
+from basicsr.utils.registry import DATASET_REGISTRY
+from torch import Tensor
+
+from drtl_plugin.data.image_files import check_pair_sizes, require
+from drtl_plugin.errors import DataError, unknown
+
+
+@DATASET_REGISTRY.register()
+class FewShotPairDataset(PairedImageDataset):
+    """K pairs of a poor and a good photograph of the same scene (LQ and GT).
+
+    It reads what BasicSR's ``PairedImageDataset`` reads (LMDB, meta-info file or folder), and keeps K pairs of it.
+
+    Args:
+        opt (dict): Config. The keys of ``PairedImageDataset``, and:
+            num_shot (int): K. Default: 5.
+            seed (int): Which K are chosen where there are more. Default: 0.
+            names (list[str]): The pairs by name, without extension, instead of by seed. Default: None.
+
+    Raises:
+        DataError: If a folder is missing, if there are fewer than ``num_shot`` pairs, if a name does not exist, or if
+            the sizes of a pair don't fit ``scale``.
+    """
+
+    def __init__(self, opt: dict) -> None:
+        for key in ('dataroot_lq', 'dataroot_gt'):
+            require(opt[key], key)
+        try:
+            super().__init__({'phase': 'train', 'use_hflip': True, 'use_rot': True, **opt})
+        except (AssertionError, ValueError) as error:  # how PairedImageDataset says that folders don't match
+            raise DataError(f'{opt["dataroot_lq"]}: {error}') from None
+        names = opt.get('names')
+        num_shot = len(names) if names is not None else opt.get('num_shot', 5)
+        if len(self.paths) < num_shot:
+            raise DataError(f'{opt["dataroot_lq"]}: num_shot is {num_shot}, but there are {len(self.paths)} pairs.')
+        if names is None:
+            self.paths = sorted(self.paths, key=lambda path: path['gt_path'])
+            chosen = sorted(random.Random(opt.get('seed', 0)).sample(range(len(self.paths)), num_shot))
+            self.paths = [self.paths[i] for i in chosen]
+        else:
+            by_name = {Path(path['gt_path']).stem: path for path in self.paths}
+            for name in names:
+                if name not in by_name:
+                    raise unknown('pair', name, by_name, f'names of {opt["dataroot_gt"]}')
+            self.paths = [by_name[name] for name in names]
+        check_pair_sizes(self)
+
+    def pairs(self) -> list[tuple[Tensor, Tensor]]:
+        """All K pairs in full.
+
+        Returns:
+            list[tuple[Tensor, Tensor]]: ``(lq, gt)``, RGB in [0, 1], ``(3, H, W)`` and ``(3, scale H, scale W)``.
+        """
+        phase, self.opt['phase'] = self.opt['phase'], 'val'  # PairedImageDataset crops patches in training
+        try:
+            return [(item['lq'], item['gt']) for item in (self[i] for i in range(len(self)))]
+        finally:
+            self.opt['phase'] = phase

@@ -1,0 +1,85 @@
+"""What can be known of images without decoding them: existence, names, sizes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from basicsr.utils import scandir
+from PIL import Image, UnidentifiedImageError
+from torch.utils.data import Dataset
+
+from drtl_plugin.errors import DataError
+
+IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp')
+
+
+def require(root: str, key: str) -> None:
+    """Raise DataError unless ``root`` (the option ``key``) is a folder, or an LMDB with its meta_info.txt."""
+    path = Path(root)
+    if not path.is_dir():
+        raise DataError(f'{key}: there is no folder {root}; create it or correct the option.')
+    if path.suffix == '.lmdb' and not (path / 'meta_info.txt').is_file():
+        raise DataError(f'{key}: {root} is no LMDB in the BasicSR layout (meta_info.txt is missing); see basicsr lmdb.')
+
+
+def image_names(root: str, key: str) -> list[str]:
+    """Names of the images directly in a folder, sorted.
+
+    Raises:
+        DataError: If the folder is missing or holds no image.
+    """
+    require(root, key)
+    names = sorted(name for name in scandir(root) if name.lower().endswith(IMAGE_SUFFIXES))
+    if not names:
+        raise DataError(f'{key}: {root} holds no images ({", ".join(IMAGE_SUFFIXES)}).')
+    return names
+
+
+def lmdb_sizes(root: str) -> dict[str, tuple[int, int]]:
+    """Sizes (height, width) by key, from an LMDB's meta_info.txt; lines of another form are left out."""
+    lines = (Path(root) / 'meta_info.txt').read_text(encoding='utf-8').splitlines()
+    matches = (re.match(r'(.+?)\.\w+ \((\d+),(\d+),\d+\)', line) for line in lines)
+    return {match[1]: (int(match[2]), int(match[3])) for match in matches if match}
+
+
+def image_size(path: str) -> tuple[int, int]:
+    """Height and width from an image's header.
+
+    Raises:
+        DataError: If the file is missing or no image.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width
+    except (OSError, UnidentifiedImageError) as error:
+        raise DataError(f'{path}: cannot be read as an image ({error}).') from None
+
+
+def check_pair_sizes(dataset: Dataset) -> None:
+    """Check that every GT image of a paired dataset is ``scale`` times its LQ image.
+
+    For validation and testing, GT may exceed that by less than ``scale`` pixels: BasicSR cuts it.
+
+    Args:
+        dataset (Dataset): A ``PairedImageDataset`` or one derived from it, over folders or LMDBs.
+
+    Raises:
+        DataError: Names the first pair that doesn't fit, and both sizes.
+    """
+    opt = dataset.opt
+    scale, slack = opt['scale'], 0 if opt['phase'] == 'train' else opt['scale'] - 1
+    if opt['io_backend']['type'] == 'lmdb':
+        sizes = {'lq': lmdb_sizes(opt['dataroot_lq']), 'gt': lmdb_sizes(opt['dataroot_gt'])}
+    for path in dataset.paths:
+        if opt['io_backend']['type'] == 'lmdb':
+            lq, gt = (sizes[key].get(path[f'{key}_path']) for key in ('lq', 'gt'))
+            if lq is None or gt is None:
+                continue
+        else:
+            lq, gt = image_size(path['lq_path']), image_size(path['gt_path'])
+        if not all(0 <= g - scale * s <= slack for g, s in zip(gt, lq)):
+            raise DataError(
+                f'{path["lq_path"]}: LQ of {lq[1]}x{lq[0]} and GT of {gt[1]}x{gt[0]} ({path["gt_path"]}) '
+                f"don't fit scale {scale}."
+            )

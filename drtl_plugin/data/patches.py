@@ -1,0 +1,78 @@
+"""Patches from image pairs, drawn with a generator of their own instead of the global one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def augment(images: Sequence[Tensor], generator: torch.Generator, hflip: bool = True, rot: bool = True) -> list[Tensor]:
+    """Flip and turn all images alike, as BasicSR's ``augment`` does.
+
+    Args:
+        images (Sequence[Tensor]): Each ``(C, H, W)``.
+        generator (torch.Generator): On the CPU.
+        hflip (bool): Flip horizontally with probability 1/2.
+        rot (bool): Flip vertically and transpose, each with probability 1/2.
+
+    Returns:
+        list[Tensor]: Views on the images.
+    """
+    flips = torch.rand(3, generator=generator) < 0.5
+    result = []
+    for image in images:
+        if hflip and flips[0]:
+            image = image.flip(-1)
+        if rot and flips[1]:
+            image = image.flip(-2)
+        if rot and flips[2]:
+            image = image.transpose(-1, -2)
+        result.append(image)
+    return result
+
+
+def random_crop(images: Sequence[Tensor], sides: Sequence[int], generator: torch.Generator) -> list[Tensor]:
+    """Crop images of one scene at the same place.
+
+    Args:
+        images (Sequence[Tensor]): Each ``(C, H, W)``; the first one's grid is drawn on, the others' sizes are whole
+            multiples of its.
+        sides (Sequence[int]): Side of the square crop from each image, in the same proportion.
+        generator (torch.Generator): On the CPU.
+
+    Returns:
+        list[Tensor]: Views of ``(C, side, side)``.
+    """
+    corner = [int(torch.randint(0, extent - sides[0] + 1, (), generator=generator)) for extent in images[0].shape[-2:]]
+    result = []
+    for image, side in zip(images, sides):
+        top, left = (c * side // sides[0] for c in corner)
+        result.append(image[..., top : top + side, left : left + side])
+    return result
+
+
+def paired_patches(
+    pairs: Sequence[tuple[Tensor, Tensor]], num: int, lq_size: int, generator: torch.Generator, flip: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Draw aligned patches from pairs.
+
+    Args:
+        pairs (Sequence[tuple[Tensor, Tensor]]): ``(lq, gt)``, each ``(C, H, W)`` and ``(C, sH, sW)``.
+        num (int): How many patches; the pairs are visited in turn.
+        lq_size (int): Side of the low-quality patches; cut down to what the smallest pair has.
+        generator (torch.Generator): On the CPU.
+        flip (bool): Augment by flips and turns.
+
+    Returns:
+        tuple[Tensor, Tensor]: ``(num, C, lq_size, lq_size)`` and ``(num, C, s lq_size, s lq_size)``.
+    """
+    scale = pairs[0][1].shape[-1] // pairs[0][0].shape[-1]
+    lq_size = min(lq_size, *(extent for lq, _ in pairs for extent in lq.shape[-2:]))
+    order = torch.randperm(len(pairs), generator=generator).tolist()
+    patches = []
+    for i in range(num):
+        crop = random_crop(pairs[order[i % len(pairs)]], (lq_size, lq_size * scale), generator)
+        patches.append(augment(crop, generator) if flip else crop)
+    return torch.stack([lq for lq, _ in patches]), torch.stack([gt for _, gt in patches])

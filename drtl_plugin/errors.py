@@ -1,0 +1,36 @@
+"""The errors that a user can mend; the command line prints them as one line and exits with code 2."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class DRTLError(Exception):
+    """What is wrong, where (file or option key) and what to do about it, in one line."""
+
+
+class OptionError(DRTLError):
+    """An option file says something that cannot be carried out."""
+
+
+class DataError(DRTLError):
+    """A folder, an image or an LMDB is not what the options promise."""
+
+
+def unknown(kind: str, name: object, known: Iterable[str], where: str) -> OptionError:
+    """The error for a name that does not exist.
+
+    Args:
+        kind (str): What the name stands for, e.g. ``'distortion'``.
+        name: The name as the user wrote it.
+        known (Iterable[str]): The names that exist.
+        where (str): The option key, e.g. ``'drtl.inner'``.
+
+    Returns:
+        OptionError: Names the nearest known name, or all of them where none is near.
+    """
+    known = sorted(known)
+    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.6)
+    hint = f'did you mean {near[0]!r}?' if near else f'known: {", ".join(known)}.'
+    return OptionError(f'{where}: unknown {kind} {str(name)!r}; {hint}')

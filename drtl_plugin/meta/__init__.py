@@ -1,0 +1,5 @@
+"""Meta-learning: the learner's pure functions, and the meta-trainer hooks (META_HOOK_REGISTRY)."""
+
+from drtl_plugin.meta.hooks import META_HOOK_REGISTRY, MetaTrainerHook
+
+__all__ = ['META_HOOK_REGISTRY', 'MetaTrainerHook']

@@ -1,0 +1,229 @@
+"""Meta-trainer hooks: what happens around the training steps, named in the option file and found by registry.
+
+A hook is an ``mmengine.hooks.Hook``; its ``runner`` is the :class:`drtl_plugin.models.drtl_model.DRTLModel`. The
+model calls ``before_train``, ``before_train_iter``, ``after_train_iter``, ``before_val``, ``after_val``,
+``before_save_checkpoint``, ``after_load_checkpoint`` and ``after_train``, in the order of the hooks' priorities.
+
+Example of a hook of one's own, in a module that ``basicsr train --import my_hooks`` imports::
+
+    from drtl_plugin.meta import META_HOOK_REGISTRY, MetaTrainerHook
+
+    @META_HOOK_REGISTRY.register()
+    class WeightLogHook(MetaTrainerHook):
+        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+            runner.log_dict['max_weight'] = float(runner.weights.max())
+
+and in the option file ``drtl: {hooks: [{type: WeightLogHook}]}``.
+"""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+from basicsr.utils import get_root_logger
+from basicsr.utils.registry import Registry
+from mmengine.hooks import Hook
+from mmengine.hooks.hook import DATA_BATCH
+from mmengine.registry import HOOKS
+from mmengine.runner.priority import get_priority
+from tqdm import tqdm
+
+from drtl_plugin.errors import OptionError, unknown
+from drtl_plugin.relation.drn_training import train_drn
+from drtl_plugin.relation.estimators import ESTIMATORS
+from drtl_plugin.relation.graph import KnowledgeGraph, effective_number
+
+META_HOOK_REGISTRY = Registry('meta_hook')
+
+
+class MetaTrainerHook(Hook):
+    """Base class of the meta-trainer hooks. A hook's state goes through the training state:
+
+    ``before_save_checkpoint`` puts it into ``checkpoint``, ``after_load_checkpoint`` takes it out.
+    """
+
+
+@HOOKS.register_module()
+@META_HOOK_REGISTRY.register()
+class RelationHook(MetaTrainerHook):
+    """Keeps the model's knowledge graph and gradient weights.
+
+    Before training it trains the DRN, unless ``path.pretrain_network_r`` names one (then that is what
+    ``runner.net_r`` holds), and keeps it as ``models/net_r_0.pth``. Then, and every ``interval`` iterations, it
+    measures the graph anew.
+
+    Args:
+        interval (int): Iterations between two measurements. Default: 500.
+        drn_steps (int): Training steps of the DRN. Default: 250.
+        drn_lr (float): Its initial learning rate. Default: 2e-3.
+        drn_patches (int): Contents a step; each is seen under every task. Default: 4.
+        num_patches (int): Contents to measure with, a task; and patches of the target. Default: 32.
+    """
+
+    priority = 'HIGH'
+
+    def __init__(
+        self,
+        interval: int = 500,
+        drn_steps: int = 250,
+        drn_lr: float = 2e-3,
+        drn_patches: int = 4,
+        num_patches: int = 32,
+    ) -> None:
+        if min(interval, drn_steps, drn_patches, num_patches) < 1:
+            raise OptionError('RelationHook: interval, drn_steps, drn_patches and num_patches must be above 0.')
+        self.interval = interval
+        self.drn_steps = drn_steps
+        self.drn_lr = float(drn_lr)
+        self.drn_patches = drn_patches
+        self.num_patches = num_patches
+
+    def before_train(self, runner) -> None:
+        """Train the DRN where there is none yet, and measure the graph where none was resumed."""
+        if runner.target_pairs is None:
+            return
+        if runner.net_r is not None and not runner.net_r_is_trained:
+            self._train_drn(runner)
+        if runner.graph is None:
+            self._measure(runner)
+
+    def _train_drn(self, runner) -> None:
+        logger = get_root_logger()
+        logger.info(f'Training the DRN on {len(runner.library)} auxiliary tasks, {self.drn_steps} steps.')
+        losses = train_drn(
+            runner.net_r,
+            lambda: runner.auxiliary_pairs(self.drn_patches),
+            len(runner.library),
+            self.drn_steps,
+            self.drn_lr,
+            runner.generator,
+        )
+        loss = float('nan')
+        for loss in tqdm(losses, total=self.drn_steps, desc='DRN', unit='step', disable=None):
+            pass
+        logger.info(f'The DRN is trained; last loss {loss:.3f}.')
+        runner.net_r_is_trained = True
+        runner.save_network(runner.net_r, 'net_r', 0)
+
+    def _measure(self, runner) -> None:
+        estimate = ESTIMATORS[runner.drtl.weighting.relation]
+        runner.set_graph(estimate(runner.relation_evidence(self.num_patches), runner.net_r))
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch: DATA_BATCH = None, outputs=None) -> None:
+        """Measure the graph anew every ``interval`` iterations."""
+        if runner.target_pairs is not None and self.every_n_train_iters(runner, self.interval):
+            self._measure(runner)
+
+    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Put the graph's labels and edges into the training state."""
+        if runner.graph is not None:
+            checkpoint['knowledge_graph'] = {'labels': list(runner.graph.labels), 'edges': runner.graph.edges}
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Take the graph from the training state."""
+        if 'knowledge_graph' in checkpoint:
+            graph = checkpoint['knowledge_graph']
+            runner.set_graph(KnowledgeGraph(tuple(graph['labels']), graph['edges']))
+
+
+@HOOKS.register_module()
+@META_HOOK_REGISTRY.register()
+class GraphRecordHook(MetaTrainerHook):
+    """Writes the knowledge graph and the weights where people look.
+
+    ``knowledge_graph.json`` and ``knowledge_graph.png`` in the experiment's folder, a table in the log, and at each
+    validation the weights in TensorBoard.
+    """
+
+    priority = 'LOW'
+
+    def __init__(self) -> None:
+        self._recorded: KnowledgeGraph | None = None
+
+    def before_train_iter(self, runner, batch_idx: int, data_batch: DATA_BATCH = None) -> None:
+        """Record a graph that is new since the last iteration."""
+        self._record(runner)
+
+    def after_train(self, runner) -> None:
+        """Record the last graph."""
+        self._record(runner)
+
+    def _record(self, runner) -> None:
+        if runner.graph is None or runner.graph is self._recorded:
+            return
+        if self._recorded is None:
+            rows = sorted(zip(runner.weights.tolist(), runner.graph.relation.tolist(), runner.graph.labels))[::-1]
+            table = '\n'.join(f'  {label:<28} {relation:+.2f}   x{weight:.2f}' for weight, relation, label in rows)
+            effective = effective_number(runner.weights)
+            get_root_logger().info(
+                f'Relation to the target and gradient weight, {effective:.1f} effective of {len(rows)} tasks:\n{table}'
+            )
+        folder = Path(runner.opt['path']['experiments_root'])
+        runner.graph.save(folder / 'knowledge_graph.json', runner.weights)
+        runner.graph.draw(folder / 'knowledge_graph.png', runner.weights)
+        self._recorded = runner.graph
+
+    def after_val(self, runner) -> None:
+        """Log each task's weight to TensorBoard."""
+        if runner.tb_logger is not None and runner.graph is not None:
+            for label, weight in zip(runner.graph.labels, runner.weights.tolist()):
+                runner.tb_logger.add_scalar(f'weights/{label.replace(" ", "_")}', weight, runner.iter + 1)
+
+
+@HOOKS.register_module()
+@META_HOOK_REGISTRY.register()
+class FewShotAdaptHook(MetaTrainerHook):
+    """Adapts the network to the target's support set whenever it is validated or saved.
+
+    Options: ``drtl.adapt``. The adapted network is evaluated beside the unadapted one and saved as
+    ``net_g_adapted``.
+    """
+
+    def __init__(self) -> None:
+        self._adapted_at = -1
+
+    def _adapt(self, runner) -> None:
+        if runner.target_pairs is not None and self._adapted_at != runner.num_update:
+            runner.adapt_to_target()
+            self._adapted_at = runner.num_update
+
+    def before_val(self, runner) -> None:
+        """Adapt, unless the network has not changed since the last time."""
+        self._adapt(runner)
+
+    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Adapt, unless the network has not changed since the last time."""
+        self._adapt(runner)
+
+
+DEFAULT_HOOKS = ('RelationHook', 'FewShotAdaptHook', 'GraphRecordHook')
+
+
+def build_hooks(hook_opts: list[dict]) -> list[MetaTrainerHook]:
+    """Build the hooks of an option file.
+
+    Args:
+        hook_opts (list[dict]): ``{type: name, **arguments}``. Those in ``DEFAULT_HOOKS`` are there anyway; an entry
+            of their type sets their arguments.
+
+    Returns:
+        list[MetaTrainerHook]: In order of priority.
+
+    Raises:
+        OptionError: Unknown hook or argument.
+    """
+    opts = {name: {} for name in DEFAULT_HOOKS}
+    for i, hook_opt in enumerate(hook_opts):
+        where = f'drtl.hooks[{i}]'
+        arguments = dict(hook_opt)
+        name = arguments.pop('type', None)
+        if name not in META_HOOK_REGISTRY:
+            raise unknown('meta-trainer hook', name, META_HOOK_REGISTRY.keys(), where)
+        known = inspect.signature(META_HOOK_REGISTRY.get(name)).parameters
+        for key in arguments:
+            if key not in known:
+                raise unknown(f'argument of {name}', key, known, where)
+        opts[name] = arguments
+    hooks = [META_HOOK_REGISTRY.get(name)(**arguments) for name, arguments in opts.items()]
+    return sorted(hooks, key=lambda hook: get_priority(hook.priority))

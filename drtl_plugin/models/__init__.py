@@ -1,0 +1,5 @@
+"""Models, registered in BasicSR's MODEL_REGISTRY."""
+
+from drtl_plugin.models.drtl_model import DRTLModel
+
+__all__ = ['DRTLModel']

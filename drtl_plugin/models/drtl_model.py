@@ -1,0 +1,363 @@
+"""Pre-training and meta-learning with relation-weighted gradients."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from basicsr.archs import build_network
+from basicsr.models.sr_model import SRModel
+from basicsr.utils import tensor2img
+from basicsr.utils.dist_util import master_only
+from basicsr.utils.registry import MODEL_REGISTRY
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from drtl_plugin.data.distortion_task_dataset import DistortionTaskDataset
+from drtl_plugin.data.patches import paired_patches
+from drtl_plugin.errors import OptionError
+from drtl_plugin.meta.hooks import build_hooks
+from drtl_plugin.meta.learner import accumulate, adapt, functional_loss, outer_gradient, trainable_parameters
+from drtl_plugin.models.report import AFTER, BEFORE, BICUBIC, results_table, save_comparison
+from drtl_plugin.options import DRTLOptions
+from drtl_plugin.relation.estimators import RelationEvidence
+from drtl_plugin.relation.graph import KnowledgeGraph, effective_number, relation_weights
+
+# Images of each validation set that go into the comparison picture.
+_NUM_COMPARED = 3
+
+
+class _RenamedLoader:
+    """A validation loader under another dataset name, so that BasicSR logs each pass under a name of its own."""
+
+    def __init__(self, dataloader, name: str) -> None:
+        self._dataloader = dataloader
+        self.dataset = SimpleNamespace(opt={**dataloader.dataset.opt, 'name': name})
+
+    def __iter__(self):
+        return iter(self._dataloader)
+
+    def __len__(self) -> int:
+        return len(self._dataloader)
+
+
+@MODEL_REGISTRY.register()
+class DRTLModel(SRModel):
+    """DRTL (arXiv 2111.13078): learns from auxiliary tasks, weighted by their relation to a target camera.
+
+    ``SRModel`` with two pipelines (``drtl.pipeline``): ``pretrain`` takes an optimiser step on
+    ``g = (1/N) Σ w_i ∇L_i(θ)``, ``meta`` on ``g = (1/B) Σ w_i ∇_θ L_i^qry(θ_i')``. The relation, the graph, the
+    adaptation and the records are meta-trainer hooks (:mod:`drtl_plugin.meta.hooks`), to which the model is the
+    runner. Without training (``basicsr test``) it is ``SRModel``, and pads for networks with a ``window_size``.
+
+    Validation has three passes, named in log and TensorBoard after the dataset: ``NAME_bicubic`` (upsampling, once),
+    ``NAME`` (before adaptation), ``NAME_adapted`` (after). ``net_g_adapted`` is saved beside ``net_g``.
+
+    Args:
+        opt (dict): BasicSR's options for ``SRModel``, with ``datasets.train`` of type ``DistortionTaskDataset`` and
+            a ``drtl`` section (:class:`drtl_plugin.options.DRTLOptions`).
+
+    Attributes:
+        graph (KnowledgeGraph | None): Set by the RelationHook.
+        weights (Tensor): Gradient weights of the auxiliary tasks, ``(N,)``, mean 1.
+        net_g_adapted (nn.Module | None): Set by the FewShotAdaptHook.
+        validation_results (dict): Metrics by dataset name (with the pass), of the last validation.
+        iter, max_iters (int): As in mmengine: the number of the current iteration, from 0, and of all.
+
+    Raises:
+        OptionError: If the ``drtl`` section or the hooks are not valid.
+        DataError: If the training data is not.
+    """
+
+    def __init__(self, opt: dict) -> None:
+        self.drtl = DRTLOptions.from_opt(opt)
+        self.validation_results: dict[str, dict[str, float]] = {}
+        self.net_g_adapted: nn.Module | None = None
+        self._pass = BEFORE
+        self._compared: dict[str, list] = {}
+        super().__init__(opt)
+
+    # ---- setting up ------------------------------------------------------------------------------------------- #
+
+    def init_training_settings(self) -> None:
+        super().init_training_settings()
+        # BasicSR builds the loader's dataset elsewhere; this one, with the same options, feeds the hooks.
+        self.task_data = DistortionTaskDataset(self.opt['datasets']['train'])
+        self.library = self.task_data.library
+        self.target_pairs = self.task_data.target_pairs
+        self.generator = torch.Generator(self.device).manual_seed(self.opt['manual_seed'])
+        self.patch_generator = torch.Generator().manual_seed(self.opt['manual_seed'])
+        self.graph: KnowledgeGraph | None = None
+        self.weights = torch.ones(len(self.library))
+        self.tb_logger = None
+        self.iter, self.max_iters = 0, int(self.opt['train']['total_iter'])
+        self.num_update = 0
+        self._started = False
+        self._build_relation_net()
+        self.hooks = build_hooks(self.drtl.hooks)
+
+    def _build_relation_net(self) -> None:
+        self.net_r, self.net_r_is_trained = None, False
+        if self.drtl.weighting.relation != 'embedding' or self.target_pairs is None:
+            return
+        if self.opt.get('network_r') is None:
+            raise OptionError("network_r is missing: drtl.weighting.relation 'embedding' needs a DRN.")
+        self.net_r = build_network(self.opt['network_r']).to(self.device)
+        load_path = self.opt['path'].get('pretrain_network_r')
+        if load_path is not None:
+            self.load_network(self.net_r, load_path, self.opt['path'].get('strict_load_r', True))
+            self.net_r_is_trained = True
+
+    def call_hook(self, stage: str, **arguments) -> None:
+        """Call a stage of all hooks, in order of their priorities."""
+        for hook in self.hooks:
+            getattr(hook, stage)(self, **arguments)
+
+    # ---- data ------------------------------------------------------------------------------------------------- #
+
+    def feed_data(self, data: dict) -> None:
+        """Take a validation image (``lq``, ``gt``), or episodes, whose low-quality patches are made here."""
+        if 'support_gt' not in data:
+            super().feed_data(data)
+            return
+        if not self._started:
+            self.call_hook('before_train')
+            self._started = True
+        tasks = data['task']
+        if self.drtl.weighting.mode == 'sampling':
+            tasks = torch.multinomial(self.weights, len(tasks), replacement=True, generator=self.patch_generator)
+        self.episode_tasks = tasks.tolist()
+        gt = torch.cat([data['support_gt'], data['query_gt']], dim=1).to(self.device)
+        self.num_support = data['support_gt'].shape[1]
+        self.episode_gt = gt
+        self.episode_lq = torch.stack(
+            [self.library.tasks[task](gt[i], self.generator) for i, task in enumerate(self.episode_tasks)]
+        )
+        if self.target_pairs is not None:
+            self.target_batch = tuple(data[key].flatten(0, 1).to(self.device) for key in ('target_lq', 'target_gt'))
+
+    def auxiliary_pairs(self, num: int) -> tuple[Tensor, Tensor]:
+        """The same contents under every auxiliary task.
+
+        Args:
+            num (int): P, number of contents.
+
+        Returns:
+            tuple[Tensor, Tensor]: gt ``(P, 3, s h, s w)`` and lq ``(N, P, 3, h, w)``.
+        """
+        gt = self.task_data.gt_patches(num, self.patch_generator).to(self.device)
+        return gt, torch.stack([task(gt, self.generator) for task in self.library.tasks])
+
+    def relation_evidence(self, num: int) -> RelationEvidence:
+        """Auxiliary and target pairs for the relation estimators; ``num`` contents of each."""
+        gt, lq = self.auxiliary_pairs(num)
+        target_lq, target_gt = self._target_patches(num, self.patch_generator)
+        return RelationEvidence(self.library.labels, lq, gt, target_lq, target_gt)
+
+    def _target_patches(self, num: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        lq_size = self.task_data.options.gt_size // self.library.scale
+        lq, gt = paired_patches(self.target_pairs, num, lq_size, generator)
+        return lq.to(self.device), gt.to(self.device)
+
+    # ---- training --------------------------------------------------------------------------------------------- #
+
+    def set_graph(self, graph: KnowledgeGraph) -> None:
+        """Set the knowledge graph, and the weights that follow from it."""
+        weighting = self.drtl.weighting
+        self.graph = graph
+        self.weights = relation_weights(
+            graph.relation, weighting.effective_tasks, weighting.temperature, weighting.floor
+        )
+
+    def _losses(self, output: Tensor, gt: Tensor) -> tuple[Tensor, OrderedDict]:
+        """``SRModel``'s losses: their sum, and each by name."""
+        losses = OrderedDict()
+        if self.cri_pix:
+            losses['l_pix'] = self.cri_pix(output, gt)
+        if self.cri_perceptual:
+            l_percep, l_style = self.cri_perceptual(output, gt)
+            losses.update({k: v for k, v in (('l_percep', l_percep), ('l_style', l_style)) if v is not None})
+        return sum(losses.values()), losses
+
+    def _criterion(self, output: Tensor, gt: Tensor) -> Tensor:
+        return self._losses(output, gt)[0]
+
+    def optimize_parameters(self, current_iter: int) -> None:
+        """One optimiser step on the relation-weighted gradient of the episodes."""
+        self.iter = current_iter - 1
+        self.call_hook('before_train_iter', batch_idx=self.iter)
+        self.optimizer_g.zero_grad()
+        # In sampling mode the weights have had their say in which tasks were drawn.
+        sampling = self.drtl.weighting.mode == 'sampling'
+        weights = [1.0 if sampling else self.weights[task].item() for task in self.episode_tasks]
+        step = self._pretrain_step if self.drtl.pipeline == 'pretrain' else self._meta_step
+        losses = step(weights)
+        if self.drtl.target_weight > 0:
+            lq, gt = self.target_batch
+            loss, _ = self._losses(self.net_g(lq), gt)
+            (self.drtl.target_weight * loss).backward()
+            losses['l_target'] = loss.detach()
+        self.optimizer_g.step()
+        self.num_update += 1
+        if self.ema_decay > 0:
+            self.model_ema(decay=self.ema_decay)
+        self.log_dict = self.reduce_loss_dict(losses)
+        self.log_dict['effective_tasks'] = effective_number(self.weights)
+        self.call_hook('after_train_iter', batch_idx=self.iter, outputs=self.log_dict)
+
+    def _pretrain_step(self, weights: list[float]) -> OrderedDict:
+        """``g = (1/N) Σ w_i ∇L_i(θ)`` (arXiv 2111.13078, pre-training pipeline), over all patches of the episodes."""
+        output = self.net_g(self.episode_lq.flatten(0, 1))
+        if all(weight == 1 for weight in weights):
+            total, losses = self._losses(output, self.episode_gt.flatten(0, 1))
+            total.backward()
+            return OrderedDict((name, loss.detach()) for name, loss in losses.items())
+        log: OrderedDict = OrderedDict()
+        total = 0
+        for weight, out, gt in zip(weights, output.view_as(self.episode_gt), self.episode_gt):
+            loss, losses = self._losses(out, gt)
+            total = total + weight / len(weights) * loss
+            for name, value in losses.items():
+                log[name] = log.get(name, 0) + value.detach() / len(weights)
+        total.backward()
+        return log
+
+    def _meta_step(self, weights: list[float]) -> OrderedDict:
+        """``g = (1/B) Σ w_i ∇_θ L_i^qry(θ_i')`` (arXiv 2111.13078, meta-learning pipeline), task by task."""
+        inner = self.drtl.inner
+        net = self.get_bare_model(self.net_g)
+        parameters = trainable_parameters(net)
+        loss = functional_loss(net, self._criterion)
+        mean_query_loss = 0
+        for weight, lq, gt in zip(weights, self.episode_lq, self.episode_gt):
+            support, query = ((lq[part], gt[part]) for part in (slice(self.num_support), slice(self.num_support, None)))
+            gradient, query_loss = outer_gradient(
+                loss, parameters, support, query, inner.lr, inner.steps, first_order=inner.algorithm == 'fomaml'
+            )
+            accumulate(parameters, gradient, weight / len(weights))
+            mean_query_loss = mean_query_loss + query_loss / len(weights)
+        return OrderedDict(l_query=mean_query_loss)
+
+    # ---- adaptation, validation ------------------------------------------------------------------------------- #
+
+    def _trained_network(self) -> nn.Module:
+        """What is tested: the moving average where there is one."""
+        return self.net_g_ema if hasattr(self, 'net_g_ema') else self.get_bare_model(self.net_g)
+
+    def adapt_to_target(self) -> None:
+        """Adapt a copy of the network to the target's support set; see ``net_g_adapted``.
+
+        The patches are drawn from a generator of their own, so that adapting leaves the course of training alone.
+        """
+        options = self.drtl.adapt
+        generator = torch.Generator().manual_seed(self.opt['manual_seed'])
+
+        def batches() -> Iterator[tuple[Tensor, Tensor]]:
+            for _ in range(options.steps):
+                yield self._target_patches(options.batch_size, generator)
+
+        self.net_g_adapted = adapt(self._trained_network(), self._criterion, batches(), options.lr, options.ema_decay)
+
+    def test(self) -> None:
+        """Restore ``lq`` by what the current pass validates, padded to whole windows where the network has such."""
+        scale = self.opt.get('scale', 1)
+        if self._pass == BICUBIC:
+            height, width = (extent * scale for extent in self.lq.shape[-2:])
+            # With antialias, torch takes MATLAB's a = -0.5; enlarging needs none.
+            self.output = F.interpolate(self.lq, size=(height, width), mode='bicubic', antialias=True)
+            return
+        net = self.net_g_adapted if self._pass == AFTER else self._trained_network()
+        window = self.opt['network_g'].get('window_size', 1)
+        height, width = self.lq.shape[-2:]
+        training = net.training
+        net.eval()
+        with torch.no_grad():
+            output = net(F.pad(self.lq, (0, -width % window, 0, -height % window), 'reflect'))
+        net.train(training)
+        self.output = output[..., : height * scale, : width * scale]
+
+    def nondist_validation(self, dataloader, current_iter, tb_logger, save_img) -> None:
+        """``SRModel``'s validation, once for each pass."""
+        if not self.is_train:
+            super().nondist_validation(dataloader, current_iter, tb_logger, save_img)
+            return
+        self.tb_logger = tb_logger
+        self.call_hook('before_val')
+        name = dataloader.dataset.opt['name']
+        passes = [BICUBIC] if name + BICUBIC not in self.validation_results else []
+        passes += [BEFORE] + [AFTER] * (self.net_g_adapted is not None)
+        visualization = self.opt['path']['visualization']
+        for self._pass in passes:
+            self._compared[name + self._pass] = []
+            # BasicSR names a training run's images by image and iteration; each pass needs a folder of its own.
+            self.opt['path']['visualization'] = visualization + self._pass
+            self._validated = name + self._pass
+            loader = _RenamedLoader(dataloader, self._validated)
+            super().nondist_validation(loader, current_iter, tb_logger, save_img and self._pass != BICUBIC)
+            self.validation_results[self._validated] = dict(getattr(self, 'metric_results', {}))
+        self.opt['path']['visualization'] = visualization
+        self._pass = BEFORE
+        self.call_hook('after_val')
+
+    def get_current_visuals(self) -> OrderedDict:
+        visuals = super().get_current_visuals()
+        if self.is_train and 'gt' in visuals and len(self._compared[self._validated]) < _NUM_COMPARED:
+            self._compared[self._validated].append((tensor2img(visuals['result']), tensor2img(visuals['gt'])))
+        return visuals
+
+    # ---- saving, resuming, ending ----------------------------------------------------------------------------- #
+
+    def save(self, epoch: int, current_iter: int) -> None:
+        """Save ``net_g`` (and its moving average), ``net_g_adapted``, ``net_r`` and the training state."""
+        super().save(epoch, current_iter)
+        if self.net_g_adapted is not None:
+            self.save_network(self.net_g_adapted, 'net_g_adapted', current_iter)
+        if self.net_r is not None:
+            self.save_network(self.net_r, 'net_r', current_iter)
+
+    def save_training_state(self, epoch: int, current_iter: int) -> None:
+        """BasicSR's training state, with the hooks' state and the generators'; it appears when it is complete."""
+        state = {
+            'epoch': epoch,
+            'iter': current_iter,
+            'optimizers': [optimizer.state_dict() for optimizer in self.optimizers],
+            'schedulers': [scheduler.state_dict() for scheduler in self.schedulers],
+            'generator': self.generator.get_state(),
+            'patch_generator': self.patch_generator.get_state(),
+        }
+        self.call_hook('before_save_checkpoint', checkpoint=state)
+        if current_iter != -1:
+            self._write_training_state(state, Path(self.opt['path']['training_states'], f'{current_iter}.state'))
+
+    @master_only
+    def _write_training_state(self, state: dict, path: Path) -> None:
+        unfinished = path.with_suffix('.unfinished')
+        torch.save(state, unfinished)
+        os.replace(unfinished, path)
+
+    def resume_training(self, resume_state: dict) -> None:
+        if 'patch_generator' not in resume_state:
+            raise OptionError('path.resume_state is not a training state of a DRTLModel.')
+        super().resume_training(resume_state)
+        self.generator.set_state(resume_state['generator'])
+        self.patch_generator.set_state(resume_state['patch_generator'])
+        self.num_update = resume_state['iter']
+        self.call_hook('after_load_checkpoint', checkpoint=resume_state)
+
+    def finish(self) -> str:
+        """End the run: call the hooks' ``after_train``, write the comparison picture.
+
+        Returns:
+            str: What came out, for the last lines that the user sees.
+        """
+        self.call_hook('after_train')
+        root = Path(self.opt['path']['experiments_root'])
+        for name in self._compared:
+            if name.endswith(BICUBIC):
+                dataset = name[: -len(BICUBIC)]
+                save_comparison(root / f'comparison_{dataset}.png', self._compared, dataset)
+        return f'Weights, knowledge graph and pictures are in {root}.\n{results_table(self.validation_results)}'

@@ -1,0 +1,73 @@
+"""What a run leaves for people: the table of its last lines, and a picture to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+# What a training run validates: the suffix that names its results after the dataset, and its name in words.
+BICUBIC, BEFORE, AFTER = '_bicubic', '', '_adapted'
+PASSES = {BICUBIC: 'bicubic upsampling', BEFORE: 'before adaptation', AFTER: 'after adaptation'}
+_TILE = 192
+_CAPTION = 22
+
+
+def results_table(results: Mapping[str, Mapping[str, float]]) -> str:
+    """The metrics of each validation set before and after adaptation.
+
+    Args:
+        results (Mapping): Metrics by dataset name and pass.
+
+    Returns:
+        str: A table for each dataset; a row for each pass, a column for each metric, 4 decimals.
+    """
+    tables = []
+    for dataset in (name[: -len(BICUBIC)] for name in results if name.endswith(BICUBIC)):
+        rows = {words: results[dataset + suffix] for suffix, words in PASSES.items() if dataset + suffix in results}
+        metrics = list(rows[PASSES[BICUBIC]])
+        if not metrics:
+            continue
+        lines = [f'{dataset:<24}' + ''.join(f'{metric:>12}' for metric in metrics)]
+        lines += [f'  {words:<22}' + ''.join(f'{row[m]:>12.4f}' for m in metrics) for words, row in rows.items()]
+        tables.append('\n'.join(lines))
+    return '\n'.join(tables)
+
+
+def save_comparison(path: Path, images: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]], dataset: str) -> None:
+    """Write crops side by side: each pass, and the ground truth; a row for each image.
+
+    The crop is where the ground truth has most detail.
+
+    Args:
+        path (Path): PNG file to write.
+        images (Mapping): ``(result, gt)`` of some images, by dataset name and pass; uint8 BGR ``(H, W, 3)``.
+        dataset (str): The validation set.
+    """
+    shown = {suffix: images[dataset + suffix] for suffix in PASSES if images.get(dataset + suffix)}
+    rows = []
+    for results in zip(*shown.values()):
+        gt = results[0][1]
+        top, left = _busiest(gt)
+        tiles = [result for result, _ in results] + [gt]
+        rows.append(np.hstack([tile[top : top + _TILE, left : left + _TILE] for tile in tiles]))
+    if not rows:
+        return
+    width = max(row.shape[1] for row in rows)
+    rows = [cv2.copyMakeBorder(row, 0, 0, 0, width - row.shape[1], cv2.BORDER_CONSTANT) for row in rows]
+    captions = [PASSES[suffix] for suffix in shown] + ['ground truth']
+    head = np.full((_CAPTION, width, 3), 255, np.uint8)
+    for i, caption in enumerate(captions):
+        place = (i * width // len(captions) + 4, _CAPTION - 7)
+        cv2.putText(head, caption, place, cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
+    path.write_bytes(cv2.imencode('.png', np.vstack([head, *rows]))[1].tobytes())
+
+
+def _busiest(gt: np.ndarray) -> tuple[int, int]:
+    """Corner of the tile with the strongest gradients."""
+    grey = cv2.cvtColor(gt, cv2.COLOR_BGR2GRAY) if gt.ndim == 3 else gt
+    detail = cv2.boxFilter(np.abs(cv2.Laplacian(grey, cv2.CV_32F)), -1, (_TILE, _TILE), anchor=(0, 0))
+    height, width = (max(extent - _TILE + 1, 1) for extent in grey.shape)
+    return np.unravel_index(np.argmax(detail[:height, :width]), (height, width))

@@ -1,0 +1,300 @@
+"""Option files at the door: read safely, checked once, turned into typed objects whose defaults stand here alone."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+import sys
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, List, Literal, Optional
+from unittest import mock
+
+import torch
+import yaml
+from basicsr.utils import options as basicsr_options
+
+from drtl_plugin.errors import OptionError, unknown
+
+
+def option(default: Any, doc: str, low: float = -math.inf, high: float = math.inf) -> Any:
+    """A field of an option section: its default, what it means, and its range (inclusive) if it is a number."""
+    metadata = {'doc': doc, 'low': low, 'high': high}
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class WeightingOptions:
+    """``drtl.weighting``: how relations become weights (:func:`drtl_plugin.relation.graph.relation_weights`)."""
+
+    relation: Literal['embedding', 'uniform'] = option('embedding', 'How relations are obtained.')
+    effective_tasks: float = option(
+        6.0, 'Wanted effective number of tasks, exp(entropy of the weights); solved for the temperature.', low=1
+    )
+    temperature: Optional[float] = option(None, 'Softmax temperature; takes the place of effective_tasks.', low=1e-6)
+    floor: float = option(0.2, 'Share of the weights that is spread evenly over all tasks.', 0, 1)
+    mode: Literal['gradient', 'sampling'] = option(
+        'gradient', "Weights multiply the tasks' gradients, or are the probabilities with which tasks are drawn."
+    )
+
+
+@dataclass(frozen=True)
+class InnerOptions:
+    """``drtl.inner``: the inner loop of the meta-learning pipeline (:mod:`drtl_plugin.meta.learner`)."""
+
+    algorithm: Literal['fomaml', 'maml'] = option('fomaml', 'First-order or exact (second-order) outer gradient.')
+    lr: float = option(1e-2, 'Step size of the inner loop.', low=0)
+    steps: int = option(1, 'Gradient steps of the inner loop.', low=1)
+
+
+@dataclass(frozen=True)
+class AdaptOptions:
+    """``drtl.adapt``: few-shot adaptation to the target (:func:`drtl_plugin.meta.learner.adapt`)."""
+
+    steps: int = option(50, 'Adam steps on the support set.', low=0)
+    lr: float = option(1e-4, 'Learning rate of Adam.', low=0)
+    batch_size: int = option(8, 'Support patches a step.', low=1)
+    ema_decay: float = option(0.99, 'Decay of the moving average of the adapted weights (0: none).', 0, 1)
+
+
+@dataclass(frozen=True)
+class DRTLOptions:
+    """The ``drtl:`` section of an option file."""
+
+    pipeline: Literal['pretrain', 'meta'] = option('meta', 'Which of the two pipelines of the paper trains net_g.')
+    weighting: WeightingOptions = field(default_factory=WeightingOptions)
+    inner: InnerOptions = field(default_factory=InnerOptions)
+    adapt: AdaptOptions = field(default_factory=AdaptOptions)
+    target_weight: float = option(0.0, "lambda_t: weight of the target's own gradient in each step.", low=0)
+    hooks: List[dict] = option([], 'Meta-trainer hooks: settings of those shipped, and further ones, by type.')
+
+    @classmethod
+    def from_opt(cls, opt: dict) -> DRTLOptions:
+        """Parse ``opt['drtl']``.
+
+        Raises:
+            OptionError: For unknown keys, wrong types or values out of range; names the key.
+        """
+        return parse_section(cls, opt.get('drtl'), 'drtl')
+
+
+@dataclass(frozen=True)
+class TargetOptions:
+    """``datasets.train.target``: the support set, K pairs of the camera (:class:`FewShotPairDataset`)."""
+
+    dataroot_gt: str = option(dataclasses.MISSING, 'Folder or .lmdb of the good photographs.')
+    dataroot_lq: str = option(dataclasses.MISSING, 'Folder or .lmdb of the poor photographs.')
+    num_shot: int = option(5, 'K, how many pairs are used.', low=1)
+    seed: int = option(0, 'Which K pairs are chosen where there are more.')
+    names: Optional[List[str]] = option(None, 'The pairs by name (without extension), instead of by seed.')
+    meta_info_file: Optional[str] = option(None, 'Text file that lists the images, as in BasicSR.')
+    filename_tmpl: str = option('{}', 'How LQ names derive from GT names, as in BasicSR.')
+    io_backend: dict = option({'type': 'disk'}, 'disk or lmdb.')
+
+
+@dataclass(frozen=True)
+class TaskDatasetOptions:
+    """``datasets.train`` for ``type: DistortionTaskDataset``; the loader's keys are BasicSR's."""
+
+    name: str = option(dataclasses.MISSING, 'Name of the dataset, for the log.')
+    type: str = option(dataclasses.MISSING, 'DistortionTaskDataset.')
+    dataroot_gt: str = option(dataclasses.MISSING, 'Folder or .lmdb of ground-truth images for the auxiliary tasks.')
+    meta_info_file: Optional[str] = option(None, 'Text file that lists the images, as in BasicSR.')
+    io_backend: dict = option({'type': 'disk'}, 'disk or lmdb.')
+    gt_size: int = option(128, 'Side of the ground-truth patches in pixels; a multiple of scale.', low=8)
+    num_support: int = option(4, 'Support patches an episode.', low=1)
+    num_query: int = option(4, 'Query patches an episode.', low=1)
+    num_episodes: int = option(100_000, 'Episodes an epoch; their patches are a function of seed and index.', low=1)
+    seed: int = option(0, 'Seed of the episodes.')
+    use_hflip: bool = option(True, 'Random horizontal flips.')
+    use_rot: bool = option(True, 'Random quarter turns.')
+    distortions: Any = option('default', "The auxiliary tasks: a list, or 'default' for the shipped library.")
+    target: Optional[TargetOptions] = option(None, 'The support set of the target camera.')
+    batch_size_per_gpu: int = option(4, 'Episodes a step: the meta batch.', low=1)
+    num_worker_per_gpu: int = option(1, 'Loader processes.', low=0)
+    dataset_enlarge_ratio: int = option(1, 'As in BasicSR.', low=1)
+    prefetch_mode: Optional[str] = option(None, 'As in BasicSR.')
+    num_prefetch_queue: int = option(1, 'As in BasicSR.', low=1)
+    pin_memory: bool = option(False, 'As in BasicSR.')
+    persistent_workers: bool = option(False, 'As in BasicSR.')
+    phase: str = option('train', 'Set by BasicSR.')
+    scale: int = option(1, 'Set by BasicSR.', low=1)
+
+
+def parse_section(cls: type, mapping: Any, where: str) -> Any:
+    """Turn a section of an option file into its typed object.
+
+    Args:
+        cls (type): One of the dataclasses of this module.
+        mapping (dict | None): The section; None stands for all defaults.
+        where (str): Its key in the option file, for messages.
+
+    Returns:
+        An instance of ``cls``.
+
+    Raises:
+        OptionError: Unknown key (with the nearest known one), missing key, wrong type, value out of range.
+    """
+    if mapping is None:
+        mapping = {}
+    if not isinstance(mapping, dict):
+        raise OptionError(f'{where}: expected a section of keys and values, got {mapping!r}.')
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    for key in mapping:
+        if key not in fields:
+            raise unknown('key', key, fields, where)
+    hints = typing.get_type_hints(cls)
+    values = {}
+    for name, f in fields.items():
+        if name in mapping:
+            values[name] = _convert(mapping[name], hints[name], f.metadata, f'{where}.{name}')
+        elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+            raise OptionError(f'{where}.{name} is missing: {f.metadata["doc"]}')
+    return cls(**values)
+
+
+def _convert(value: Any, hint: Any, metadata: typing.Mapping, where: str) -> Any:
+    """Check one value against its type hint and range; numbers written as strings (1e-4 in YAML) are numbers."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
+    if origin is typing.Union:
+        return None if value is None else _convert(value, args[0], metadata, where)
+    if origin is Literal:
+        if value not in args:
+            raise OptionError(f'{where}: {value!r} is not one of {", ".join(map(str, args))}.')
+        return value
+    if dataclasses.is_dataclass(hint):
+        return parse_section(hint, value, where)
+    if origin is list:
+        if not isinstance(value, (list, tuple)):
+            raise OptionError(f'{where}: expected a list, got {value!r}.')
+        return [_convert(item, args[0], metadata, f'{where}[{i}]') for i, item in enumerate(value)]
+    if hint in (int, float):
+        return _number(value, hint, metadata, where)
+    if not isinstance(value, hint):
+        raise OptionError(f'{where}: expected {hint.__name__}, got {value!r}.')
+    return value
+
+
+def _number(value: Any, hint: type, metadata: typing.Mapping, where: str) -> Any:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if isinstance(value, bool) or math.isnan(number) or (hint is int and not number.is_integer()):
+        kind = 'a whole number' if hint is int else 'a number'
+        raise OptionError(f'{where}: expected {kind}, got {value!r}.')
+    low, high = metadata.get('low', -math.inf), metadata.get('high', math.inf)
+    if not low <= number <= high:
+        bounds = f'at least {low:g}' if high == math.inf else f'between {low:g} and {high:g}'
+        raise OptionError(f'{where}: {value} is out of range; it must be {bounds}.')
+    return hint(number)
+
+
+def load_option_file(path: str) -> dict:
+    """Read an option file with YAML's safe loader: a ``!!python/...`` tag is an error instead of code that runs.
+
+    Raises:
+        OptionError: If the file cannot be read, is not YAML, or holds no mapping.
+    """
+    try:
+        opt = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
+    except OSError as error:
+        raise OptionError(f'{path}: cannot read the option file ({error.strerror}).') from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise OptionError(f'{path}: not a valid option file: {" ".join(str(error).split())}') from None
+    if not isinstance(opt, dict):
+        raise OptionError(f'{path}: expected an option file with keys and values.')
+    return opt
+
+
+def force_yml(opt: dict, entries: list[str]) -> None:
+    """Apply ``--force_yml`` entries ``key:key=value`` to ``opt`` in place.
+
+    Values are read as YAML and never evaluated; a number among the keys is an index into a list.
+
+    Raises:
+        OptionError: If an entry has no ``=`` or its section does not exist.
+    """
+    for entry in entries:
+        path, equals, text = entry.partition('=')
+        keys = [key.strip() for key in path.split(':')]
+        if not equals or not all(keys):
+            raise OptionError(f'--force_yml {entry}: expected key:key=value, e.g. train:ema_decay=0.999.')
+        try:
+            value = yaml.safe_load(text.strip())
+        except yaml.YAMLError:
+            raise OptionError(f'--force_yml {entry}: {text.strip()!r} is not a YAML value.') from None
+        if isinstance(value, str):
+            value = None if value.lower() == 'none' else _float_or_str(value)
+        section: Any = opt
+        try:
+            for key in keys[:-1]:
+                section = section[_index(section, key)]
+            section[_index(section, keys[-1])] = value
+        except (KeyError, IndexError, TypeError, ValueError):
+            raise OptionError(f'--force_yml {entry}: there is no section {":".join(keys[:-1])!r}.') from None
+
+
+def _index(section: Any, key: str) -> Any:
+    return int(key) if isinstance(section, list) else key
+
+
+def _float_or_str(text: str) -> Any:
+    """YAML 1.1 takes 1e-4 for a string; BasicSR's users mean a number."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def parse_options(args: argparse.Namespace, root_path: str, is_train: bool) -> dict:
+    """BasicSR's ``parse_options``, fed with a safely read option file.
+
+    The option file and ``--force_yml`` are read here; all the rest (distributed start, seed, paths, debug mode) is
+    BasicSR's own function.
+
+    Args:
+        args (argparse.Namespace): ``opt``, ``launcher``, ``auto_resume``, ``debug``, ``force_yml``.
+        root_path (str): Where ``experiments/`` and ``results/`` are.
+        is_train (bool): Training or testing.
+
+    Returns:
+        dict: The parsed options.
+
+    Raises:
+        OptionError: If the file is not a BasicSR option file.
+    """
+    opt = load_option_file(args.opt)
+    force_yml(opt, args.force_yml or [])
+    required = ['name', 'model_type', 'num_gpu', 'datasets', 'path'] + (['train', 'logger'] if is_train else ['val'])
+    for key in required:
+        if key not in opt:
+            raise OptionError(f'{args.opt}: the key {key!r} is missing.')
+    for key in {'datasets', 'path', 'train', 'logger', 'val'} & set(opt):
+        if not isinstance(opt[key], dict):
+            raise OptionError(f'{args.opt}: {key!r} must be a section of keys and values.')
+    _fit_device(opt, args.launcher)
+    argv = ['basicsr', '-opt', args.opt, '--launcher', args.launcher]
+    argv += ['--auto_resume'] * args.auto_resume + ['--debug'] * args.debug
+    with mock.patch.object(sys, 'argv', argv), mock.patch.object(basicsr_options.yaml, 'load', lambda *_, **__: opt):
+        return basicsr_options.parse_options(root_path, is_train=is_train)[0]
+
+
+def _fit_device(opt: dict, launcher: str) -> None:
+    """Let an option file that was written for GPUs run where there is none."""
+    if torch.cuda.is_available():
+        return
+    if launcher != 'none':
+        raise OptionError(f'--launcher {launcher}: distributed training needs a GPU, and torch finds none here.')
+    if opt['num_gpu'] not in (0, 'auto'):
+        print(f'No GPU found: num_gpu {opt["num_gpu"]} becomes 0.', file=sys.stderr)
+        opt['num_gpu'] = 0
+    for dataset in opt['datasets'].values():
+        if isinstance(dataset, dict) and dataset.get('prefetch_mode') == 'cuda':
+            dataset['prefetch_mode'] = 'cpu'

@@ -1,0 +1,96 @@
+"""Checks of a run before it touches a file: names, options and data that the option file refers to."""
+
+from __future__ import annotations
+
+import inspect
+from copy import deepcopy
+from pathlib import Path
+
+import basicsr.losses  # noqa: F401  fills LOSS_REGISTRY
+import basicsr.metrics  # noqa: F401  fills METRIC_REGISTRY
+from basicsr.data.paired_image_dataset import PairedImageDataset
+from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
+
+from drtl_plugin.data.distortion_task_dataset import DistortionTaskDataset
+from drtl_plugin.data.image_files import check_pair_sizes, require
+from drtl_plugin.errors import DataError, OptionError, unknown
+from drtl_plugin.meta.hooks import build_hooks
+from drtl_plugin.models.drtl_model import DRTLModel
+from drtl_plugin.options import DRTLOptions
+
+
+def check(opt: dict) -> None:
+    """Check parsed options.
+
+    Args:
+        opt (dict): What :func:`drtl_plugin.options.parse_options` returns. Not changed.
+
+    Raises:
+        OptionError: A name that is in no registry, a network's argument that it doesn't take, a wrong value.
+        DataError: A folder or file that is missing, pairs that don't fit.
+    """
+    model = _registered(MODEL_REGISTRY, opt['model_type'], 'model', 'model_type')
+    for key in opt:
+        if key.startswith('network_') and opt[key] is not None:
+            _check_network(opt[key], key)
+    for key, section in (opt.get('train') or {}).items():
+        if key.endswith('_opt') and isinstance(section, dict):
+            _registered(LOSS_REGISTRY, section.get('type'), 'loss', f'train.{key}.type')
+    for name, metric in ((opt.get('val') or {}).get('metrics') or {}).items():
+        _registered(METRIC_REGISTRY, metric.get('type'), 'metric', f'val.metrics.{name}.type')
+    for key, path in opt['path'].items():
+        if (key.startswith('pretrain_network') or key == 'resume_state') and path and not Path(path).is_file():
+            raise DataError(f'path.{key}: there is no file {path}.')
+    for phase, dataset_opt in opt['datasets'].items():
+        _check_dataset(dataset_opt, f'datasets.{phase}')
+    if issubclass(model, DRTLModel):
+        _check_drtl(opt)
+
+
+def _registered(registry, name: object, kind: str, where: str):
+    if name not in registry:
+        raise unknown(kind, name, registry.keys(), where)
+    return registry.get(name)
+
+
+def _check_network(network_opt: dict, where: str) -> None:
+    network = _registered(ARCH_REGISTRY, network_opt.get('type'), 'network', f'{where}.type')
+    parameters = inspect.signature(network).parameters
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        return
+    for key in network_opt:
+        if key != 'type' and key not in parameters:
+            raise unknown(f'argument of {network_opt["type"]}', key, parameters, where)
+    missing = [n for n, p in parameters.items() if p.default is inspect.Parameter.empty and n not in network_opt]
+    if missing:
+        raise OptionError(f'{where}: {network_opt["type"]} needs {", ".join(missing)}.')
+
+
+def _check_dataset(dataset_opt: dict, where: str) -> None:
+    kind = _registered(DATASET_REGISTRY, dataset_opt.get('type'), 'dataset', f'{where}.type')
+    for key in ('dataroot_gt', 'dataroot_lq'):
+        if dataset_opt.get(key) is not None:
+            require(dataset_opt[key], f'{where}.{key}')
+    if issubclass(kind, (DistortionTaskDataset, PairedImageDataset)):
+        try:
+            dataset = kind(deepcopy(dataset_opt))
+        except KeyError as error:
+            raise OptionError(f'{where}.{error.args[0]} is missing.') from None
+        except (AssertionError, ValueError, OSError) as error:
+            raise DataError(f'{where}: {error}') from None
+        if isinstance(dataset, PairedImageDataset):
+            check_pair_sizes(dataset)
+
+
+def _check_drtl(opt: dict) -> None:
+    drtl = DRTLOptions.from_opt(opt)
+    build_hooks(drtl.hooks)
+    if not opt['is_train']:
+        return
+    train = opt['datasets'].get('train') or {}
+    if train.get('type') != 'DistortionTaskDataset':
+        raise OptionError(f'datasets.train.type: DRTLModel trains on DistortionTaskDataset, not {train.get("type")}.')
+    if drtl.weighting.relation == 'embedding' and train.get('target') and opt.get('network_r') is None:
+        raise OptionError("network_r is missing: drtl.weighting.relation 'embedding' needs a DRN.")
+    if drtl.target_weight > 0 and not train.get('target'):
+        raise OptionError('drtl.target_weight: there is no datasets.train.target whose gradient could be weighted.')

@@ -1,0 +1,157 @@
+"""The knowledge graph, and the weights that follow from it.
+
+Equations (arXiv 2111.13078, knowledge graph and gradient weighting):
+
+- edges ``r_ij = cos(v_i, v_j)`` between embeddings centred over the library: :func:`graph_from_embeddings`
+- weights ``w = softmax(r / τ)`` scaled to mean 1: :func:`relation_weights`
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class KnowledgeGraph:
+    """Auxiliary tasks and the target as nodes, their relations as edges.
+
+    Attributes:
+        labels (tuple[str, ...]): Names of the N auxiliary tasks.
+        edges (Tensor): ``(N + 1, N + 1)``, symmetric, in [-1, 1]; the last row and column are the target's.
+    """
+
+    labels: tuple[str, ...]
+    edges: Tensor
+
+    @property
+    def relation(self) -> Tensor:
+        """``r_i``: relation of each auxiliary task to the target, ``(N,)``."""
+        return self.edges[-1, :-1]
+
+    def save(self, path: str | Path, weights: Tensor) -> None:
+        """Write nodes, edges and weights as JSON."""
+        content = {
+            'labels': list(self.labels),
+            'relation': self.relation.tolist(),
+            'weights': weights.tolist(),
+            'edges': self.edges.tolist(),
+        }
+        Path(path).write_text(json.dumps(content, indent=1), encoding='utf-8')
+
+    @classmethod
+    def load(cls, path: str | Path) -> KnowledgeGraph:
+        """Read what :meth:`save` wrote."""
+        content = json.loads(Path(path).read_text(encoding='utf-8'))
+        return cls(tuple(content['labels']), torch.tensor(content['edges']))
+
+    def draw(self, path: str | Path, weights: Tensor) -> None:
+        """Write a picture: the target in the middle, the tasks around it, nearer where related more.
+
+        Node area is weight, node colour is relation, lines join the tasks that are closest to each other.
+
+        Args:
+            path (str | Path): File to write; its suffix says the format.
+            weights (Tensor): ``(N,)``.
+        """
+        from matplotlib.figure import Figure  # without pyplot no display and no global state are involved
+
+        num = len(self.labels)
+        relation = self.relation.tolist()
+        angles = [2 * math.pi * i / num for i in range(num)]
+        radii = [1.6 - r for r in relation]
+        points = [(radius * math.cos(a), radius * math.sin(a)) for radius, a in zip(radii, angles)]
+        figure = Figure(figsize=(9, 8), layout='constrained')
+        axes = figure.add_subplot()
+        axes.set_aspect('equal')
+        axes.axis('off')
+        for i in range(num):
+            axes.plot(*zip((0, 0), points[i]), color='0.8', linewidth=0.3 + 2 * max(relation[i], 0), zorder=1)
+            for j in range(i):
+                if self.edges[i, j] > 0.7:
+                    axes.plot(*zip(points[i], points[j]), color='tab:orange', alpha=0.25, linewidth=1, zorder=1)
+        area = [40 + 220 * w for w in weights.tolist()]
+        nodes = axes.scatter(*zip(*points), s=area, c=relation, cmap='viridis', vmin=-1, vmax=1, zorder=2)
+        axes.scatter([0], [0], s=260, color='tab:red', marker='*', zorder=3)
+        axes.annotate('target', (0, 0), (0, 10), textcoords='offset points', ha='center')
+        for label, point, weight in zip(self.labels, points, weights.tolist()):
+            axes.annotate(f'{label}\n×{weight:.2f}', point, (0, 9), textcoords='offset points', ha='center', fontsize=7)
+        figure.colorbar(nodes, ax=axes, label='relation to the target', shrink=0.6)
+        figure.savefig(path, dpi=110)
+
+
+def graph_from_embeddings(labels: list[str], auxiliary: Tensor, target: Tensor) -> KnowledgeGraph:
+    """Knowledge graph of distortion embeddings, ``r_ij = cos(v_i - v̄, v_j - v̄)``.
+
+    The embeddings are centred over the library (``v̄`` is the mean of the auxiliary ones): what all of them share
+    says nothing about how they relate.
+
+    Args:
+        labels (list[str]): Names of the N auxiliary tasks.
+        auxiliary (Tensor): ``(N, d)``.
+        target (Tensor): ``(d,)``.
+
+    Returns:
+        KnowledgeGraph
+    """
+    centred = torch.cat([auxiliary, target[None]]) - auxiliary.mean(dim=0)
+    nodes = F.normalize(centred.double(), dim=1)
+    return KnowledgeGraph(tuple(labels), (nodes @ nodes.T).clamp(-1, 1).float().cpu())
+
+
+def uniform_graph(labels: list[str]) -> KnowledgeGraph:
+    """A graph that relates all tasks equally to the target: the baseline without relation."""
+    return KnowledgeGraph(tuple(labels), torch.eye(len(labels) + 1))
+
+
+def effective_number(weights: Tensor) -> float:
+    """``exp(entropy)`` of weights ``(N,)``: N where they are equal, 1 where one task has them all."""
+    p = weights.double() / weights.double().sum()
+    return math.exp(-torch.xlogy(p, p).sum().item())
+
+
+def relation_weights(
+    relation: Tensor, effective_tasks: float = 6.0, temperature: float | None = None, floor: float = 0.0
+) -> Tensor:
+    """``w = N [(1 - φ) softmax(r / τ) + φ / N]``: gradient weights of mean 1 (arXiv 2111.13078, gradient weighting).
+
+    A fixed temperature means something else for each estimator's scale of r; the effective number of tasks,
+    ``exp(entropy(softmax(r / τ)))``, does not. So τ is solved for from it where it is not given.
+
+    Args:
+        relation (Tensor): r, ``(N,)``.
+        effective_tasks (float): Wanted effective number of tasks before the floor; N or more gives equal weights.
+        temperature (float | None): τ; takes the place of ``effective_tasks``.
+        floor (float): φ, the share that is spread evenly, in [0, 1].
+
+    Returns:
+        Tensor: ``(N,)``, mean 1.
+    """
+    r = relation.double()
+    num = len(r)
+    if temperature is None:
+        softmax = _softmax_of_effective_number(r, min(effective_tasks, num))
+    else:
+        softmax = torch.softmax(r / temperature, dim=0)
+    return (num * (1 - floor) * softmax + floor).to(relation.dtype)
+
+
+def _softmax_of_effective_number(r: Tensor, effective_tasks: float) -> Tensor:
+    """Bisect over log τ: the effective number grows with τ, from the number of maxima to N."""
+    spread = (r.max() - r.min()).item()
+    if spread == 0 or effective_tasks >= len(r):
+        return torch.full_like(r, 1 / len(r))
+    low, high = math.log(spread) - 10, math.log(spread) + 10
+    for _ in range(60):
+        middle = (low + high) / 2
+        if effective_number(torch.softmax(r / math.exp(middle), dim=0)) < effective_tasks:
+            low = middle
+        else:
+            high = middle
+    return torch.softmax(r / math.exp(high), dim=0)

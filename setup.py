@@ -1,0 +1,44 @@
+"""Packaging of drtl_plugin; tool settings are in pyproject.toml, exact tested versions in constraints.txt."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r"__version__ = '(.+?)'", (HERE / 'drtl_plugin' / '__init__.py').read_text(encoding='utf-8')).group(
+    1
+)
+
+setup(
+    name='drtl_plugin',
+    version=VERSION,
+    description='Distortion-relation guided transfer learning (DRTL) for the BasicSR image-restoration toolbox',
+    long_description=(HERE / 'README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    packages=find_packages(include=['drtl_plugin', 'drtl_plugin.*']),
+    # The build of basicsr 1.4.2 itself fails from Python 3.13 on.
+    python_requires='>=3.9,<3.13',
+    install_requires=[
+        'basicsr==1.4.2',
+        'torch>=2.1',
+        'mmengine>=0.10',
+        'opencv-python',
+        'lmdb',
+        'pyyaml',
+    ],
+    extras_require={
+        'dev': ['pytest>=8', 'pytest-cov', 'ruff==0.17.6'],
+        'bench': ['higher', 'torchopt'],
+    },
+    entry_points={'console_scripts': ['basicsr = drtl_plugin.cli:main']},
+    classifiers=[
+        'License :: OSI Approved :: Apache Software License',
+        'Programming Language :: Python :: 3.9',
+        'Programming Language :: Python :: 3.10',
+        'Programming Language :: Python :: 3.11',
+        'Programming Language :: Python :: 3.12',
+        'Topic :: Scientific/Engineering :: Image Processing',
+    ],
+)
