@@ -18,7 +18,7 @@ from basicsr.utils.lmdb_util import make_lmdb_from_imgs
 
 import drtl_plugin
 from drtl_plugin import preflight
-from drtl_plugin.compat import without_gpu
+from drtl_plugin.compat import close_basicsr_logs, without_gpu
 from drtl_plugin.data.image_files import image_names
 from drtl_plugin.data.sample_data import SAMPLE_ROOT, prepare_sample_data
 from drtl_plugin.errors import DataError, DRTLError
@@ -106,6 +106,9 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_lmdb)
     command.add_argument('folder', help='folder of images')
     command.add_argument('lmdb', help='LMDB to write; its name ends in .lmdb')
+    command.add_argument(
+        '--strip', default='', metavar='ENDING', help='left out of keys, e.g. x4 to key babyx4.png as baby'
+    )
     command.add_argument('--compress_level', type=int, choices=range(10), default=1, metavar='0-9', help='of the PNGs')
     return parser
 
@@ -116,6 +119,7 @@ def _prepare_run(args: argparse.Namespace, is_train: bool) -> dict:
         sys.path.insert(0, os.getcwd())
     for module in args.modules:
         importlib.import_module(module)
+    close_basicsr_logs()
     opt = parse_options(args, os.getcwd(), is_train)
     if f"'{SAMPLE_ROOT}/" in str(opt['datasets']):
         prepare_sample_data()
@@ -155,7 +159,7 @@ def _lmdb(args: argparse.Namespace) -> None:
         raise DataError(f'lmdb: the name must end in .lmdb, got {args.lmdb}.')
     if target.exists():
         raise DataError(f'lmdb: {args.lmdb} exists already; remove it or choose another name.')
-    keys = [Path(name).stem for name in names]
+    keys = [_without_ending(Path(name).stem, args.strip) for name in names]
     for key in keys:
         if keys.count(key) > 1:
             raise DataError(f'folder: {args.folder} has more than one image named {key}; LMDB keys must differ.')
@@ -163,6 +167,10 @@ def _lmdb(args: argparse.Namespace) -> None:
             raise DataError(f'folder: {key} cannot be an LMDB key in the BasicSR layout; use ASCII names without dots.')
     target.parent.mkdir(parents=True, exist_ok=True)
     make_lmdb_from_imgs(args.folder, str(target), names, keys, compress_level=args.compress_level)
+
+
+def _without_ending(text: str, ending: str) -> str:
+    return text[: -len(ending)] if ending and text.endswith(ending) else text
 
 
 if __name__ == '__main__':

@@ -8,8 +8,10 @@ one repair that reaches into torch; only the command line uses it, around BasicS
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import importlib.util
+import logging
 import os
 import sys
 import types
@@ -120,6 +122,30 @@ def share_lmdb_environments() -> bool:
     return True
 
 
+def let_filter2d_take_any_layout() -> bool:
+    """Let ``filter2D`` blur images of any memory layout.
+
+    Fault: it reshapes by ``view``, which fails on images whose channels lie last, as current torch resizes them
+    (``RealESRNetModel`` on the CPU ends in "view size is not compatible").
+
+    Returns:
+        bool: Whether something had to be repaired.
+    """
+    names = ('utils.img_process_util', 'models.realesrnet_model', 'models.realesrgan_model')
+    modules = [importlib.import_module(f'basicsr.{name}') for name in names]
+    filter2d = modules[0].filter2D
+    if hasattr(filter2d, '__wrapped__'):
+        return False
+
+    @functools.wraps(filter2d)
+    def filter2d_of_any_layout(img, kernel):
+        return filter2d(img.contiguous(), kernel)
+
+    for module in modules:
+        module.filter2D = filter2d_of_any_layout
+    return True
+
+
 def load_resume_state(opt: dict) -> dict | None:
     """Find and load the training state to resume from, on any device.
 
@@ -159,6 +185,20 @@ def resume_on_any_device() -> bool:
     return True
 
 
+def close_basicsr_logs() -> None:
+    """Let the next run of this process write a log file of its own.
+
+    Fault: ``get_root_logger`` gives the first run's logger, and its file, to every later run.
+    """
+    initialized = importlib.import_module('basicsr.utils.logger').initialized_logger
+    for name in initialized:
+        logger = logging.getLogger(name)
+        for handler in logger.handlers[:]:
+            handler.close()
+            logger.removeHandler(handler)
+    initialized.clear()
+
+
 @contextlib.contextmanager
 def without_gpu():
     """Make ``.cuda()`` of tensors and modules the identity while there is no GPU.
@@ -186,4 +226,5 @@ def apply() -> None:
     define_missing_torchvision_operators()
     restore_functional_tensor()
     share_lmdb_environments()
+    let_filter2d_take_any_layout()
     resume_on_any_device()

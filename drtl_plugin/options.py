@@ -283,7 +283,11 @@ def parse_options(args: argparse.Namespace, root_path: str, is_train: bool) -> d
     argv = ['basicsr', '-opt', args.opt, '--launcher', args.launcher]
     argv += ['--auto_resume'] * args.auto_resume + ['--debug'] * args.debug
     with mock.patch.object(sys, 'argv', argv), mock.patch.object(basicsr_options.yaml, 'load', lambda *_, **__: opt):
-        return basicsr_options.parse_options(root_path, is_train=is_train)[0]
+        parsed = basicsr_options.parse_options(root_path, is_train=is_train)[0]
+    train = parsed['datasets'].get('train', {})
+    if train.get('type') == 'DistortionTaskDataset':
+        train.setdefault('seed', parsed['manual_seed'])
+    return parsed
 
 
 def _fit_device(opt: dict, launcher: str) -> None:

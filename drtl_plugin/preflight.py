@@ -6,7 +6,7 @@ import inspect
 from copy import deepcopy
 from pathlib import Path
 
-import basicsr.losses  # noqa: F401  fills LOSS_REGISTRY
+import basicsr.losses
 import basicsr.metrics  # noqa: F401  fills METRIC_REGISTRY
 from basicsr.data.paired_image_dataset import PairedImageDataset
 from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
@@ -48,9 +48,10 @@ def check(opt: dict) -> None:
 
 
 def _registered(registry, name: object, kind: str, where: str):
-    if name not in registry:
-        raise unknown(kind, name, registry.keys(), where)
-    return registry.get(name)
+    for candidate in (name, f'{name}_basicsr'):  # BasicSR finds a few of its classes with this suffix only
+        if candidate in registry:
+            return registry.get(candidate)
+    raise unknown(kind, name, registry.keys(), where)
 
 
 def _check_network(network_opt: dict, where: str) -> None:

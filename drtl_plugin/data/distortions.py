@@ -188,7 +188,7 @@ def jpeg(img: Tensor, generator: torch.Generator, quality: Tensor) -> Tensor:
         return _jpeger(img.device)(padded, quality=quality.clone())[..., :height, :width]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _jpeger(device: torch.device) -> DiffJPEG:
     """Building its tables takes longer than compressing a batch of patches."""
     return DiffJPEG(differentiable=False).to(device)

@@ -34,7 +34,8 @@ class FewShotPairDataset(PairedImageDataset):
         for key in ('dataroot_lq', 'dataroot_gt'):
             require(opt[key], key)
         try:
-            super().__init__({'phase': 'train', 'use_hflip': True, 'use_rot': True, **opt})
+            # PairedImageDataset empties the io_backend that it is given.
+            super().__init__({'use_hflip': True, 'use_rot': True, **opt, 'io_backend': dict(opt['io_backend'])})
         except (AssertionError, ValueError) as error:  # how PairedImageDataset says that folders don't match
             raise DataError(f'{opt["dataroot_lq"]}: {error}') from None
         names = opt.get('names')

@@ -99,10 +99,8 @@ class RelationHook(MetaTrainerHook):
             self.drn_lr,
             runner.generator,
         )
-        loss = float('nan')
-        for loss in tqdm(losses, total=self.drn_steps, desc='DRN', unit='step', disable=None):
-            pass
-        logger.info(f'The DRN is trained; last loss {loss:.3f}.')
+        *_, last = tqdm(losses, total=self.drn_steps, desc='DRN', unit='step', disable=None)
+        logger.info(f'The DRN is trained; last loss {last:.3f}.')
         runner.net_r_is_trained = True
         runner.save_network(runner.net_r, 'net_r', 0)
 

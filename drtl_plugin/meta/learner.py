@@ -113,7 +113,7 @@ def accumulate(parameters: Parameters, gradients: Parameters, weight: float) -> 
     for name, gradient in gradients.items():
         p = parameters[name]
         if p.grad is None:
-            p.grad = gradient * weight
+            p.grad = torch.mul(gradient, weight, out=torch.empty_like(p))
         else:
             p.grad.add_(gradient, alpha=weight)
 

@@ -69,6 +69,8 @@ def train_drn(
     net.train()
     slots = net.memory_bank.slots
     head = nn.Linear(slots.shape[1], num_task).to(slots.device)
+    for p in head.parameters():  # `generator` stays the only source of chance
+        nn.init.zeros_(p)
     groups = [{'params': net.parameters()}, {'params': head.parameters(), 'lr': 5 * lr}]
     optimizer = torch.optim.Adam(groups, lr=lr)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)

@@ -1,0 +1,56 @@
+import pytest
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+from drtl_plugin.errors import OptionError
+from drtl_plugin.meta import META_HOOK_REGISTRY, MetaTrainerHook
+from drtl_plugin.meta.hooks import DEFAULT_HOOKS, build_hooks
+
+
+def types(hooks) -> list[str]:
+    return [type(hook).__name__ for hook in hooks]
+
+
+def test_shipped_hooks_are_there_in_order_of_priority():
+    assert types(build_hooks([])) == ['RelationHook', 'FewShotAdaptHook', 'GraphRecordHook']
+    assert all(isinstance(hook, Hook) for hook in build_hooks([]))
+
+
+def test_shipped_hooks_are_mmengines_too():
+    assert all(HOOKS.get(name) is META_HOOK_REGISTRY.get(name) for name in DEFAULT_HOOKS)
+
+
+def test_entries_set_arguments_of_shipped_hooks():
+    hooks = build_hooks([{'type': 'RelationHook', 'interval': 7}])
+    assert len(hooks) == 3
+    assert hooks[0].interval == 7
+
+
+def test_hooks_of_ones_own_are_added_by_name(monkeypatch):
+    monkeypatch.setattr(META_HOOK_REGISTRY, '_obj_map', dict(META_HOOK_REGISTRY._obj_map))
+
+    @META_HOOK_REGISTRY.register()
+    class FirstHook(MetaTrainerHook):
+        priority = 'HIGHEST'
+
+    assert types(build_hooks([{'type': 'FirstHook'}]))[0] == 'FirstHook'
+
+
+@pytest.mark.parametrize(
+    ('entry', 'message'),
+    [
+        (
+            {'type': 'RelationHok'},
+            r"hooks\[0\]: unknown meta-trainer hook 'RelationHok'; did you mean 'RelationHook'",
+        ),
+        (
+            {'type': 'RelationHook', 'intervall': 5},
+            r"argument of RelationHook 'intervall'; did you mean 'interval'",
+        ),
+        ({'interval': 5}, r"unknown meta-trainer hook 'None'"),
+        ({'type': 'RelationHook', 'interval': 0}, r'must be above 0'),
+    ],
+)
+def test_wrong_entries_are_named(entry, message):
+    with pytest.raises(OptionError, match=message):
+        build_hooks([entry])

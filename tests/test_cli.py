@@ -1,0 +1,335 @@
+"""The command as a user runs it, on the sample data, cut down to seconds."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import yaml
+from basicsr.utils.matlab_functions import imresize
+
+import drtl_plugin
+from drtl_plugin import cli
+from drtl_plugin.data.sample_data import SAMPLE_ROOT
+from tests.conftest import OPTIONS
+
+
+@pytest.fixture
+def plain_opt(quick_opt) -> dict:
+    """A BasicSR option file without anything of this plug-in."""
+    opt = {key: quick_opt[key] for key in ('scale', 'manual_seed', 'network_g', 'val', 'logger', 'train')}
+    camera = 'datasets/drtl_sample/camera'
+    opt.update(
+        name='plain',
+        model_type='SRModel',
+        num_gpu=1,
+        datasets={
+            'train': {
+                'name': 'pairs',
+                'type': 'PairedImageDataset',
+                'dataroot_gt': f'{camera}/support/gt',
+                'dataroot_lq': f'{camera}/support/lq',
+                'io_backend': {'type': 'disk'},
+                'gt_size': 64,
+                'use_hflip': True,
+                'use_rot': True,
+                'num_worker_per_gpu': 1,
+                'batch_size_per_gpu': 2,
+                'dataset_enlarge_ratio': 2,
+                'prefetch_mode': None,
+            },
+            'val': quick_opt['datasets']['val'],
+        },
+        path={'pretrain_network_g': None, 'strict_load_g': True, 'resume_state': None},
+    )
+    return opt
+
+
+def as_test(opt: dict, weights: Path, **dataset) -> dict:
+    """Options that test what ``opt`` has trained."""
+    val = {**opt['datasets']['val'], **dataset}
+    return {
+        **{key: opt[key] for key in ('model_type', 'scale', 'num_gpu', 'manual_seed', 'network_g')},
+        'name': f'test_{opt["name"]}',
+        'datasets': {'test_1': val},
+        'path': {'pretrain_network_g': str(weights), 'strict_load_g': True},
+        'val': {**opt['val'], 'suffix': None},
+    }
+
+
+def logged_metrics(folder: Path) -> dict[str, str]:
+    """Metrics of the last validation in the log, as text."""
+    log = sorted(folder.glob('*.log'))[-1].read_text()
+    return dict(re.findall(r'# (\w+): ([\d.]+)', log[log.rindex('Validation ') :]))
+
+
+class TestTrain:
+    @pytest.mark.parametrize('pipeline', ['meta', 'pretrain'])
+    def test_reports_before_and_after_adaptation(self, workdir, quick_opt, write_opt, capsys, pipeline):
+        quick_opt['drtl']['pipeline'] = pipeline
+        quick_opt['val']['save_img'] = True
+        assert cli.main(['train', '-opt', write_opt(quick_opt)]) == 0
+        lines = capsys.readouterr().out.splitlines()[-4:]
+        assert re.fullmatch(r'sample_camera\s+psnr_y\s+ssim_y', lines[0])
+        for line, words in zip(lines[1:], ('bicubic upsampling', 'before adaptation', 'after adaptation')):
+            assert re.fullmatch(rf'  {words}\s+\d+\.\d{{4}}\s+0\.\d{{4}}', line)
+
+        root = workdir / 'experiments/drtl_x4'
+        for name in ('net_g', 'net_g_adapted', 'net_r'):
+            assert 'params' in torch.load(root / f'models/{name}_latest.pth', weights_only=True)
+        assert cv2.imread(str(root / 'knowledge_graph.png')) is not None
+        assert cv2.imread(str(root / 'comparison_sample_camera.png')) is not None
+        assert len(list(root.glob('visualization*/*/*.png'))) == 6  # three images, before and after
+        log = next(root.glob('*.log')).read_text()
+        for name in ('sample_camera_bicubic', 'sample_camera', 'sample_camera_adapted'):
+            assert f'Validation {name}\n' in log
+        assert 'Relation to the target and gradient weight' in log
+
+    def test_tensorboard_has_both_sets_of_metrics_and_the_weights(self, workdir, quick_opt, write_opt):
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        assert cli.main(['train', '-opt', write_opt(quick_opt)]) == 0
+        events = EventAccumulator(str(workdir / 'tb_logger/drtl_x4')).Reload()
+        tags = events.Tags()['scalars']
+        assert {'metrics/sample_camera/psnr_y', 'metrics/sample_camera_adapted/psnr_y', 'losses/l_query'} <= set(tags)
+        weights = [events.Scalars(tag)[-1].value for tag in tags if tag.startswith('weights/')]
+        assert np.mean(weights) == pytest.approx(1, abs=1e-5)
+
+    def test_same_options_give_the_same_numbers(self, workdir, quick_opt, write_opt):
+        quick_opt['datasets']['train']['num_worker_per_gpu'] = 1
+        results = []
+        for name in ('first', 'second'):
+            assert cli.main(['train', '-opt', write_opt({**quick_opt, 'name': name})]) == 0
+            results.append(torch.load(workdir / f'experiments/{name}/models/net_g_adapted_latest.pth'))
+        for key, value in results[0]['params'].items():
+            assert torch.equal(value, results[1]['params'][key]), key
+
+    def test_adapted_metrics_are_those_of_the_saved_network(self, workdir, quick_opt, write_opt, capsys):
+        """What validation reports is what SRModel gives with the weights that were kept."""
+        assert cli.main(['train', '-opt', write_opt(quick_opt)]) == 0
+        reported = capsys.readouterr().out.splitlines()[-3:]
+        models = workdir / 'experiments/drtl_x4/models'
+        for line, weights, key in (
+            (reported[1], 'net_g_latest.pth', 'params_ema'),
+            (reported[2], 'net_g_adapted_latest.pth', 'params'),
+        ):
+            opt = as_test({**quick_opt, 'model_type': 'SRModel'}, models / weights)
+            opt['path']['param_key_g'] = key
+            assert cli.main(['test', '-opt', write_opt(opt)]) == 0
+            metrics = logged_metrics(workdir / 'results/test_drtl_x4')
+            assert line.split()[-2:] == [metrics['psnr_y'], metrics['ssim_y']]
+
+    def test_auto_resume_goes_on_on_the_cpu(self, workdir, quick_opt, write_opt):
+        quick_opt['logger']['save_checkpoint_freq'] = 1
+        path = write_opt(quick_opt)
+        assert cli.main(['train', '-opt', path]) == 0
+        assert cli.main(['train', '-opt', path, '--auto_resume', '--force_yml', 'train:total_iter=3']) == 0
+        states = sorted(path.name for path in (workdir / 'experiments/drtl_x4/training_states').iterdir())
+        assert states == ['1.state', '2.state', '3.state']
+        assert not list((workdir / 'experiments').glob('*archived*'))
+
+    def test_hooks_of_ones_own_are_imported_from_the_current_folder(self, workdir, quick_opt, write_opt, capsys):
+        (workdir / 'my_hook_module.py').write_text(
+            'from drtl_plugin.meta import META_HOOK_REGISTRY, MetaTrainerHook\n'
+            '@META_HOOK_REGISTRY.register()\n'
+            'class ShoutHook(MetaTrainerHook):\n'
+            '    def after_train(self, runner):\n'
+            '        print("after", runner.num_update, "updates")\n'
+        )
+        quick_opt['drtl']['hooks'].append({'type': 'ShoutHook'})
+        path = write_opt(quick_opt)
+        assert cli.main(['train', '-opt', path]) == 2
+        assert cli.main(['train', '-opt', path, '--import', 'my_hook_module']) == 0
+        assert 'after 2 updates' in capsys.readouterr().out
+
+    def test_sample_data_is_written_where_it_is_missing(self, tmp_path, monkeypatch, quick_opt, write_opt):
+        monkeypatch.chdir(tmp_path)
+        assert cli.main(['train', '-opt', write_opt(quick_opt)]) == 0
+        assert (tmp_path / SAMPLE_ROOT / 'camera/val/lq/coffee.png').is_file()
+
+
+class TestPlainBasicSR:
+    def test_plain_option_files_train_and_test(self, workdir, plain_opt, write_opt):
+        assert cli.main(['train', '-opt', write_opt(plain_opt)]) == 0
+        opt = as_test(plain_opt, workdir / 'experiments/plain/models/net_g_latest.pth')
+        opt['val']['save_img'] = True
+        assert cli.main(['test', '-opt', write_opt(opt)]) == 0
+        assert len(list((workdir / 'results/test_plain/visualization/sample_camera').glob('*_test_plain.png'))) == 3
+        assert float(logged_metrics(workdir / 'results/test_plain')['psnr_y']) > 5
+
+    def test_models_that_call_cuda_run_without(self, workdir, plain_opt, write_opt, monkeypatch):
+        monkeypatch.setattr('torch.cuda.is_available', lambda: False)
+        plain_opt['model_type'] = 'RealESRNetModel'
+        for name in ('resize_prob', 'resize_prob2'):
+            plain_opt[name] = [0.2, 0.7, 0.1]
+        plain_opt.update(
+            resize_range=[0.5, 1.5], gaussian_noise_prob=0.5, noise_range=[1, 30], poisson_scale_range=[0.05, 3],
+            gray_noise_prob=0.4, jpeg_range=[30, 95], second_blur_prob=0.8, resize_range2=[0.5, 1.2],
+            gaussian_noise_prob2=0.5, noise_range2=[1, 25], poisson_scale_range2=[0.05, 2.5], gray_noise_prob2=0.4,
+            jpeg_range2=[30, 95], gt_usm=True, queue_size=4, high_order_degradation=True,
+        )  # fmt: skip
+        blur = {
+            'blur_kernel_size': 21, 'kernel_list': ['iso', 'aniso'], 'kernel_prob': [0.5, 0.5], 'sinc_prob': 0.1,
+            'blur_sigma': [0.2, 3], 'betag_range': [0.5, 4], 'betap_range': [1, 2],
+        }  # fmt: skip
+        dataset = plain_opt['datasets']['train']
+        del dataset['dataroot_lq']
+        (workdir / 'meta.txt').write_text('brick.png\ngrass.png\n')
+        dataset.update(blur, type='RealESRGANDataset', dataroot_gt=f'{SAMPLE_ROOT}/auxiliary', meta_info='meta.txt')
+        dataset.update({f'{key}2': value for key, value in blur.items()}, final_sinc_prob=0.8)
+        plain_opt['gt_size'] = 64
+        assert cli.main(['train', '-opt', write_opt(plain_opt)]) == 0
+
+
+class TestLmdb:
+    @pytest.fixture
+    def benchmark(self, workdir) -> dict[str, Path]:
+        """Ground truth and x4 bicubic reduction of some images, as folders and as LMDBs."""
+        folders = {key: workdir / 'bench' / key for key in ('gt', 'lq')}
+        for folder in folders.values():
+            folder.mkdir(parents=True)
+        for path in sorted((workdir / SAMPLE_ROOT / 'camera/val/gt').iterdir()):
+            gt = cv2.imread(str(path))
+            lq = imresize(gt / 255, 0.25)
+            cv2.imwrite(str(folders['gt'] / path.name), gt)
+            cv2.imwrite(str(folders['lq'] / path.name.replace('.png', 'x4.png')), (lq * 255).round().clip(0, 255))
+        return folders
+
+    def test_metrics_equal_those_from_disk(self, workdir, benchmark, quick_opt, write_opt):
+        assert cli.main(['train', '-opt', write_opt(quick_opt)]) == 0
+        weights = workdir / 'experiments/drtl_x4/models/net_g_adapted_latest.pth'
+        assert cli.main(['lmdb', str(benchmark['gt']), 'bench/gt.lmdb']) == 0
+        assert cli.main(['lmdb', str(benchmark['lq']), 'bench/lq.lmdb', '--strip', 'x4']) == 0
+        disk = as_test(
+            quick_opt, weights, dataroot_gt='bench/gt', dataroot_lq='bench/lq', filename_tmpl='{}x4', name='bench'
+        )
+        lmdb = as_test(
+            quick_opt, weights, dataroot_gt='bench/gt.lmdb', dataroot_lq='bench/lq.lmdb', name='bench',
+            io_backend={'type': 'lmdb'},
+        )  # fmt: skip
+        results = []
+        for opt in (disk, lmdb):
+            assert cli.main(['test', '-opt', write_opt(opt)]) == 0
+            results.append(logged_metrics(workdir / 'results/test_drtl_x4'))
+        assert results[0] == results[1]
+        assert set(results[0]) == {'psnr_y', 'ssim_y'}
+
+    @pytest.mark.parametrize(
+        ('arguments', 'message'),
+        [
+            (['nowhere', 'x.lmdb'], 'folder: there is no folder nowhere'),
+            (['empty', 'x.lmdb'], 'holds no images'),
+            (['bench/gt', 'x'], 'the name must end in .lmdb'),
+            (['bench/gt', 'empty.lmdb'], 'empty.lmdb exists already'),
+            (['dots', 'x.lmdb'], 'a.b cannot be an LMDB key'),
+            (['twice', 'x.lmdb'], 'more than one image named a'),
+        ],
+    )
+    def test_wrong_calls_are_named(self, workdir, benchmark, capsys, arguments, message):
+        for name in ('empty', 'empty.lmdb', 'dots', 'twice'):
+            (workdir / name).mkdir()
+        for name in ('dots/a.b.png', 'twice/a.png', 'twice/a.jpg'):
+            cv2.imwrite(str(workdir / name), np.zeros((8, 8, 3), np.uint8))
+        assert cli.main(['lmdb', *arguments]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count('\n') == 1
+        assert not (workdir / 'x.lmdb').exists()
+
+
+class TestWrongInput:
+    """One line that says what, where and what to do; exit code 2; the older experiment is left as it is."""
+
+    CASES = [
+        (['datasets', 'train', 'dataroot_gt'], 'nowhere', 'datasets.train.dataroot_gt: there is no folder nowhere'),
+        (['datasets', 'val', 'dataroot_lq'], 'nowhere', 'datasets.val.dataroot_lq: there is no folder nowhere'),
+        (['datasets', 'train', 'target', 'dataroot_lq'], 'nowhere', 'dataroot_lq: there is no folder nowhere'),
+        (['scale'], 2, "don't fit scale 2"),
+        (['datasets', 'train', 'target', 'num_shot'], 6, 'num_shot is 6, but there are 5 pairs'),
+        (['datasets', 'train', 'distortions'], [{'name': 'gausian_blur'}], "did you mean 'gaussian_blur'?"),
+        (['drtl', 'pipelines'], 'meta', "drtl: unknown key 'pipelines'; did you mean 'pipeline'?"),
+        (['drtl', 'adapt', 'step'], 5, "drtl.adapt: unknown key 'step'; did you mean 'steps'?"),
+        (['drtl', 'hooks'], [{'type': 'RelatonHook'}], "did you mean 'RelationHook'?"),
+        (['network_g', 'type'], 'EDSRR', "network_g.type: unknown network 'EDSRR'; did you mean 'EDSR'?"),
+        (['network_g', 'num_blocks'], 4, "unknown argument of EDSR 'num_blocks'; did you mean 'num_block'?"),
+        (['network_r'], None, "network_r is missing: drtl.weighting.relation 'embedding' needs a DRN"),
+        (['model_type'], 'DRTModel', "model_type: unknown model 'DRTModel'; did you mean 'DRTLModel'?"),
+        (['datasets', 'train', 'type'], 'DistortionTask', "did you mean 'DistortionTaskDataset'?"),
+        (['datasets', 'train', 'type'], 'PairedImageDataset', 'datasets.train.dataroot_lq is missing'),
+        (['train', 'pixel_opt', 'type'], 'L1', "train.pixel_opt.type: unknown loss 'L1'"),
+        (['val', 'metrics', 'psnr_y', 'type'], 'psnr', "val.metrics.psnr_y.type: unknown metric 'psnr'"),
+        (['path', 'pretrain_network_g'], 'no.pth', 'path.pretrain_network_g: there is no file no.pth'),
+        (['drtl', 'target_weight'], -1, 'drtl.target_weight: -1 is out of range'),
+    ]
+
+    @pytest.mark.parametrize(('keys', 'value', 'message'), CASES, ids=lambda case: None)
+    def test_is_named_before_anything_is_touched(self, workdir, quick_opt, write_opt, capsys, keys, value, message):
+        older = workdir / 'experiments/drtl_x4'
+        older.mkdir(parents=True)
+        section = quick_opt
+        for key in keys[:-1]:
+            section = section[key]
+        section[keys[-1]] = value
+        assert cli.main(['train', '-opt', write_opt(quick_opt)]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith('basicsr: error: ')
+        assert message in error
+        assert error.count('\n') == 1
+        assert [path.name for path in (workdir / 'experiments').iterdir()] == ['drtl_x4']
+        assert not (workdir / 'tb_logger').exists()
+
+    def test_network_arguments_that_are_missing(self, workdir, quick_opt, write_opt, capsys):
+        del quick_opt['network_g']['num_in_ch']
+        assert cli.main(['train', '-opt', write_opt(quick_opt)]) == 2
+        assert 'network_g: EDSR needs num_in_ch' in capsys.readouterr().err
+
+    def test_weights_for_a_test_that_are_missing(self, workdir, capsys):
+        assert cli.main(['test', '-opt', str(OPTIONS / 'test_drtl_x4.yml')]) == 2
+        assert 'there is no file experiments/drtl_x4/models/net_g_adapted_latest.pth' in capsys.readouterr().err
+
+    def test_option_file_that_is_missing(self, workdir, capsys):
+        assert cli.main(['train', '-opt', 'nowhere.yml']) == 2
+        assert 'nowhere.yml: cannot read the option file' in capsys.readouterr().err
+
+
+class TestCommand:
+    def test_version_names_both_packages(self):
+        result = subprocess.run([sys.executable, '-m', 'drtl_plugin.cli', '--version'], capture_output=True, text=True)
+        assert result.stdout.strip() == f'drtl_plugin {drtl_plugin.__version__} (basicsr 1.4.2)'
+
+    def test_prepare_writes_the_sample_data_where_the_options_look(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)
+        assert cli.main(['prepare']) == 0
+        assert capsys.readouterr().out == f'The sample data is in {SAMPLE_ROOT}.\n'
+        opt = yaml.safe_load((OPTIONS / 'drtl_x4.yml').read_text())
+        assert all(Path(opt['datasets']['val'][key]).is_dir() for key in ('dataroot_gt', 'dataroot_lq'))
+
+    @pytest.mark.parametrize('command', ['train', 'test', 'prepare', 'lmdb'])
+    def test_every_command_has_help(self, command, capsys):
+        with pytest.raises(SystemExit) as exit_info:
+            cli.main([command, '--help'])
+        assert exit_info.value.code == 0
+        assert len(capsys.readouterr().out) > 200
+
+    @pytest.mark.parametrize('name', sorted(path.name for path in OPTIONS.glob('*.yml')))
+    def test_option_files_say_what_they_do_want_and_take(self, name):
+        head = (OPTIONS / name).read_text().split('\n\n')[0]
+        assert all(line.startswith('#') for line in head.splitlines())
+        assert '# Data: ' in head and '# Time: ' in head
+
+
+def test_real_photographs_train_and_adapt(workdir, quick_opt, write_opt, real_data, capsys):
+    """The shipped options on a real camera: only the folders change."""
+    camera = real_data / 'city100_nikon'
+    quick_opt['datasets']['train']['dataroot_gt'] = str(real_data / 'bsds500_train')
+    quick_opt['datasets']['train']['target'].update(
+        dataroot_gt=str(camera / 'support/hr'), dataroot_lq=str(camera / 'support/lr_x4')
+    )
+    quick_opt['datasets']['val'].update(dataroot_gt=str(camera / 'val/hr'), dataroot_lq=str(camera / 'val/lr_x4'))
+    assert cli.main(['train', '-opt', write_opt(quick_opt)]) == 0
+    bicubic = float(capsys.readouterr().out.splitlines()[-3].split()[-2])
+    assert 25 < bicubic < 30

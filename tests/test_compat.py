@@ -1,0 +1,159 @@
+import os
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+from basicsr.utils.file_client import FileClient, LmdbBackend
+
+from drtl_plugin import compat
+
+FAKE_TORCHVISION = """
+import torch
+for op in {operators}:
+    @torch.library.register_fake('torchvision::' + op)
+    def fake(dets, scores, iou_threshold):
+        return dets
+imported = True
+"""
+DRIVER = """
+import importlib.util, sys
+sys.path.insert(0, {folder!r})
+spec = importlib.util.spec_from_file_location('compat', {compat!r})
+compat = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(compat)
+print(compat.define_missing_torchvision_operators())
+import torchvision
+print(torchvision.imported)
+"""
+
+
+def run_with_torchvision(tmp_path, source: str) -> subprocess.CompletedProcess:
+    (tmp_path / 'torchvision').mkdir()
+    (tmp_path / 'torchvision' / '__init__.py').write_text(source)
+    driver = DRIVER.format(folder=str(tmp_path), compat=compat.__file__)
+    return subprocess.run([sys.executable, '-c', driver], capture_output=True, text=True)
+
+
+def test_missing_operators_are_defined(tmp_path):
+    result = run_with_torchvision(tmp_path, FAKE_TORCHVISION.format(operators=['nms', 'qnms']))
+    assert result.stdout.split() == ['True', 'True'], result.stderr
+
+
+def test_healthy_torchvision_is_left_alone(tmp_path):
+    assert run_with_torchvision(tmp_path, 'imported = True').stdout.split() == ['False', 'True']
+
+
+def test_unknown_missing_operator_names_the_versions(tmp_path):
+    result = run_with_torchvision(tmp_path, FAKE_TORCHVISION.format(operators=['brand_new']))
+    assert result.returncode != 0
+    assert f'torchvision cannot be imported beside torch {torch.__version__}' in result.stderr
+
+
+def test_other_import_errors_of_torchvision_pass_through(tmp_path):
+    result = run_with_torchvision(tmp_path, "raise RuntimeError('disk on fire')")
+    assert 'disk on fire' in result.stderr
+    assert 'cannot be imported beside' not in result.stderr
+
+
+def test_functional_tensor_gives_torchvisions_function():
+    from torchvision.transforms.functional import rgb_to_grayscale
+    from torchvision.transforms.functional_tensor import rgb_to_grayscale as restored
+
+    image = torch.rand(2, 3, 4, 4)
+    assert torch.equal(restored(image), rgb_to_grayscale(image))
+    assert not compat.restore_functional_tensor()  # nothing left to repair
+
+
+@pytest.fixture
+def small_lmdb(tmp_path):
+    import lmdb
+
+    path = str(tmp_path / 'small.lmdb')
+    with lmdb.open(path) as env, env.begin(write=True) as txn:
+        txn.put(b'key', b'value')
+    return path
+
+
+def test_one_lmdb_serves_several_datasets_and_forked_workers(small_lmdb):
+    clients = [FileClient('lmdb', db_paths=[small_lmdb], client_keys=['gt']) for _ in range(2)]
+    assert [client.get('key', 'gt') for client in clients] == [b'value'] * 2
+    child = os.fork()
+    if child == 0:
+        value = FileClient('lmdb', db_paths=[small_lmdb], client_keys=['gt']).get('key', 'gt')
+        os._exit(0 if value == b'value' else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_the_lmdb_fault_exists_upstream(small_lmdb):
+    first = LmdbBackend([small_lmdb], ['gt'])
+    with pytest.raises(Exception, match='already open'):
+        LmdbBackend([small_lmdb], ['gt'])
+    assert first.get('key', 'gt') == b'value'
+
+
+def test_writable_lmdb_backends_are_basicsrs_own(small_lmdb):
+    backend = FileClient('lmdb', db_paths=small_lmdb, client_keys='gt', readonly=False)
+    assert backend.get('key', 'gt') == b'value'
+    assert os.path.realpath(small_lmdb) not in compat._lmdb_environments
+
+
+def test_shared_lmdb_wants_a_key_for_each_path(small_lmdb):
+    with pytest.raises(ValueError, match='differ in length'):
+        FileClient('lmdb', db_paths=[small_lmdb], client_keys=['lq', 'gt'])
+
+
+def test_filter2d_takes_images_of_any_layout():
+    from basicsr.models import realesrnet_model
+    from basicsr.utils.img_process_util import filter2D
+
+    image, kernel = torch.rand(2, 3, 16, 16), torch.rand(2, 5, 5)
+    channels_last = image.contiguous(memory_format=torch.channels_last)
+    assert realesrnet_model.filter2D is filter2D
+    assert torch.equal(filter2D(channels_last, kernel), filter2D(image, kernel))
+    with pytest.raises(RuntimeError, match='view'):
+        filter2D.__wrapped__(channels_last, kernel)  # the fault upstream
+    assert not compat.let_filter2d_take_any_layout()  # nothing left to repair
+
+
+class TestLoadResumeState:
+    def opt(self, folder, auto_resume=True):
+        path = {'training_states': str(folder), 'models': 'models', 'resume_state': None}
+        return {'auto_resume': auto_resume, 'path': path, 'network_g': {}}
+
+    def test_takes_the_newest_state_by_number(self, tmp_path):
+        for iteration in (900, 1000):
+            torch.save({'iter': iteration, 'optimizers': []}, tmp_path / f'{iteration}.state')
+        opt = self.opt(tmp_path)
+        assert compat.load_resume_state(opt)['iter'] == 1000
+        assert opt['path']['pretrain_network_g'] == 'models/net_g_1000.pth'
+
+    def test_starts_anew_where_there_is_no_state(self, tmp_path):
+        assert compat.load_resume_state(self.opt(tmp_path / 'missing')) is None
+        assert compat.load_resume_state(self.opt(tmp_path, auto_resume=False)) is None
+
+    def test_runs_no_code_of_a_file(self, tmp_path):
+        class Bomb:
+            def __reduce__(self):
+                return (os.mkdir, (str(tmp_path / 'exploded'),))
+
+        torch.save({'iter': 1, 'bomb': Bomb()}, tmp_path / '1.state')
+        with pytest.raises(pickle.UnpicklingError):
+            compat.load_resume_state(self.opt(tmp_path))
+        assert not (tmp_path / 'exploded').exists()
+
+    def test_is_what_the_pipeline_calls(self):
+        import basicsr.train
+
+        assert basicsr.train.load_resume_state is compat.load_resume_state
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
+def test_without_gpu_cuda_calls_stay_on_the_cpu():
+    tensor, module = torch.zeros(1), torch.nn.Linear(1, 1)
+    with compat.without_gpu():
+        assert tensor.cuda() is tensor
+        assert module.cuda() is module
+    with pytest.raises((AssertionError, RuntimeError)):
+        tensor.cuda()
