@@ -28,7 +28,9 @@ lint: .venv/installed-dev
 		'later ones); none was found. Install one, or name it: make PYTHON=/path/to/python3.11'; exit 2; }
 	$(PYTHON) -m venv .venv
 
+# The pip that Python 3.9 and 3.10 bring builds basicsr in an old way that fails.
 .venv/installed: .venv/bin/pip setup.py constraints.txt
+	$(PIP) install --quiet --upgrade pip
 	$(PIP) install --quiet --editable .
 	@touch $@
 

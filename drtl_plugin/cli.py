@@ -6,6 +6,7 @@ import argparse
 import importlib
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from unittest import mock
@@ -19,7 +20,7 @@ from basicsr.utils.lmdb_util import make_lmdb_from_imgs
 import drtl_plugin
 from drtl_plugin import preflight
 from drtl_plugin.compat import close_basicsr_logs, without_gpu
-from drtl_plugin.data.image_files import image_names
+from drtl_plugin.data.image_files import image_names, image_size
 from drtl_plugin.data.sample_data import SAMPLE_ROOT, prepare_sample_data
 from drtl_plugin.errors import DataError, DRTLError
 from drtl_plugin.options import parse_options
@@ -165,8 +166,16 @@ def _lmdb(args: argparse.Namespace) -> None:
             raise DataError(f'folder: {args.folder} has more than one image named {key}; LMDB keys must differ.')
         if not key.isascii() or '.' in key:
             raise DataError(f'folder: {key} cannot be an LMDB key in the BasicSR layout; use ASCII names without dots.')
+    # BasicSR reserves space by the first image alone, which is too little where it is the smallest. PNG files of 16
+    # bits with alpha are the largest; the file stays as small as its content.
+    sizes = [image_size(os.path.join(args.folder, name)) for name in names]
+    map_size = sum(9 * height * width for height, width in sizes) + (1 << 24)
     target.parent.mkdir(parents=True, exist_ok=True)
-    make_lmdb_from_imgs(args.folder, str(target), names, keys, compress_level=args.compress_level)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix='.lmdb_') as folder:
+        unfinished = os.path.join(folder, 'unfinished.lmdb')
+        make_lmdb_from_imgs(args.folder, unfinished, names, keys, compress_level=args.compress_level, map_size=map_size)
+        os.rename(unfinished, target)
+    print(f'{len(keys)} images are in {target}.')
 
 
 def _without_ending(text: str, ending: str) -> str:

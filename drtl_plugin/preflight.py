@@ -81,6 +81,8 @@ def _check_dataset(dataset_opt: dict, where: str) -> None:
             raise DataError(f'{where}: {error}') from None
         if isinstance(dataset, PairedImageDataset):
             check_pair_sizes(dataset)
+        else:
+            dataset.check_image_sizes()
 
 
 def _check_drtl(opt: dict) -> None:
@@ -88,6 +90,8 @@ def _check_drtl(opt: dict) -> None:
     build_hooks(drtl.hooks)
     if not opt['is_train']:
         return
+    if opt['dist']:
+        raise OptionError('--launcher: DRTLModel trains on one device; leave the launcher out.')
     train = opt['datasets'].get('train') or {}
     if train.get('type') != 'DistortionTaskDataset':
         raise OptionError(f'datasets.train.type: DRTLModel trains on DistortionTaskDataset, not {train.get("type")}.')

@@ -218,9 +218,33 @@ class TestLmdb:
         assert results[0] == results[1]
         assert set(results[0]) == {'psnr_y', 'ssim_y'}
 
+    def test_holds_images_that_differ_much_in_size(self, workdir):
+        """BasicSR's own reservation of space, ten times the first image, is too small for these."""
+        from basicsr.utils import FileClient, imfrombytes
+
+        (workdir / 'mixed').mkdir()
+        noise = np.random.default_rng(0).integers(0, 256, (600, 600, 3)).astype(np.uint8)
+        for name, image in (('a', noise[:8, :8]), ('b', noise), ('c', noise)):
+            cv2.imwrite(str(workdir / 'mixed' / f'{name}.png'), image)
+        assert cli.main(['lmdb', 'mixed', 'mixed.lmdb']) == 0
+        client = FileClient('lmdb', db_paths='mixed.lmdb', client_keys='gt')
+        assert np.array_equal(imfrombytes(client.get('c', 'gt')), noise)
+
+    def test_a_failure_leaves_nothing_under_the_final_name(self, workdir, benchmark, monkeypatch):
+        def fail(folder, path, *_, **__):
+            Path(path).mkdir()
+            raise OSError('disk full')
+
+        monkeypatch.setattr(cli, 'make_lmdb_from_imgs', fail)
+        before = sorted(workdir.iterdir())
+        with pytest.raises(OSError, match='disk full'):
+            cli.main(['lmdb', 'bench/gt', 'x.lmdb'])
+        assert sorted(workdir.iterdir()) == before
+
     @pytest.mark.parametrize(
         ('arguments', 'message'),
         [
+            (['broken', 'x.lmdb'], 'a.png: cannot be read as an image'),
             (['nowhere', 'x.lmdb'], 'folder: there is no folder nowhere'),
             (['empty', 'x.lmdb'], 'holds no images'),
             (['bench/gt', 'x'], 'the name must end in .lmdb'),
@@ -230,8 +254,9 @@ class TestLmdb:
         ],
     )
     def test_wrong_calls_are_named(self, workdir, benchmark, capsys, arguments, message):
-        for name in ('empty', 'empty.lmdb', 'dots', 'twice'):
+        for name in ('empty', 'empty.lmdb', 'dots', 'twice', 'broken'):
             (workdir / name).mkdir()
+        (workdir / 'broken/a.png').write_bytes(b'no image')
         for name in ('dots/a.b.png', 'twice/a.png', 'twice/a.jpg'):
             cv2.imwrite(str(workdir / name), np.zeros((8, 8, 3), np.uint8))
         assert cli.main(['lmdb', *arguments]) == 2
@@ -249,6 +274,7 @@ class TestWrongInput:
         (['datasets', 'val', 'dataroot_lq'], 'nowhere', 'datasets.val.dataroot_lq: there is no folder nowhere'),
         (['datasets', 'train', 'target', 'dataroot_lq'], 'nowhere', 'dataroot_lq: there is no folder nowhere'),
         (['scale'], 2, "don't fit scale 2"),
+        (['datasets', 'train', 'gt_size'], 256, 'is smaller than gt_size 256'),
         (['datasets', 'train', 'target', 'num_shot'], 6, 'num_shot is 6, but there are 5 pairs'),
         (['datasets', 'train', 'distortions'], [{'name': 'gausian_blur'}], "did you mean 'gaussian_blur'?"),
         (['drtl', 'pipelines'], 'meta', "drtl: unknown key 'pipelines'; did you mean 'pipeline'?"),

@@ -16,8 +16,8 @@ _RESIDUAL_GAIN = 60.0
 class MemoryBank(nn.Module):
     """Prior knowledge about distortions in learnable slots, read by attention.
 
-    ``a = softmax(q Mᵀ / √d)``, ``v = a M`` (arXiv 2111.13078, the DRN's memory bank; equation 1 of the design). A
-    distortion that was never seen is expressed in what the auxiliary tasks taught.
+    ``a = softmax(q Mᵀ / √d)``, ``v = a M`` (arXiv 2111.13078, distortion relation network). A distortion that was never
+    seen is expressed in what the auxiliary tasks taught.
 
     Args:
         num_slot (int): m, number of slots.

@@ -14,7 +14,7 @@ from torch.utils import data
 
 from drtl_plugin.data.distortions import DistortionLibrary
 from drtl_plugin.data.few_shot_pair_dataset import FewShotPairDataset
-from drtl_plugin.data.image_files import image_names, require
+from drtl_plugin.data.image_files import image_names, image_size, lmdb_sizes, require
 from drtl_plugin.data.patches import augment, paired_patches, random_crop
 from drtl_plugin.errors import DataError, OptionError
 from drtl_plugin.options import TaskDatasetOptions, parse_section
@@ -102,9 +102,25 @@ class DistortionTaskDataset(data.Dataset):
         image = imfrombytes(content) if content else None
         if image is None:
             raise DataError(f'{key} of {self.options.dataroot_gt}: cannot be read as an image.')
-        if min(image.shape[:2]) < self.options.gt_size:
-            raise DataError(f'{key}: {image.shape[1]}x{image.shape[0]} is smaller than gt_size {self.options.gt_size}.')
+        self._check_size(key, image.shape[:2])
         return image
+
+    def _check_size(self, key: str, size: tuple[int, int]) -> None:
+        if min(size) < self.options.gt_size:
+            raise DataError(f'{key}: {size[1]}x{size[0]} is smaller than gt_size {self.options.gt_size}.')
+
+    def check_image_sizes(self) -> None:
+        """Check every image's header, or an LMDB's list, before training.
+
+        Raises:
+            DataError: Names the first image that cannot be read or is smaller than ``gt_size``.
+        """
+        if self.options.io_backend['type'] == 'lmdb':
+            sizes = lmdb_sizes(self.options.dataroot_gt)
+        else:
+            sizes = {key: image_size(key) for key in self.keys}
+        for key, size in sizes.items():
+            self._check_size(key, size)
 
     def gt_patches(self, num: int, generator: torch.Generator) -> Tensor:
         """Draw ground-truth patches.

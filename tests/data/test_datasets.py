@@ -124,6 +124,15 @@ class TestDistortionTaskDataset:
         with pytest.raises(DataError, match=r'tiny\.png.*cannot be read as an image'):
             DistortionTaskDataset({**task_opt, 'dataroot_gt': str(tmp_path)})[0]
 
+    def test_sizes_are_checked_without_decoding(self, task_opt, tmp_path):
+        cv2.imwrite(str(tmp_path / 'flat.png'), np.zeros((64, 63, 3), np.uint8))
+        with pytest.raises(DataError, match=r'flat\.png: 63x64 is smaller than gt_size 64'):
+            DistortionTaskDataset({**task_opt, 'dataroot_gt': str(tmp_path)}).check_image_sizes()
+        lmdb = str(tmp_path / 'flat.lmdb')
+        cli.main(['lmdb', str(tmp_path), lmdb])
+        with pytest.raises(DataError, match='flat: 63x64 is smaller'):
+            DistortionTaskDataset({**task_opt, 'dataroot_gt': lmdb, 'io_backend': {'type': 'lmdb'}}).check_image_sizes()
+
 
 class TestFewShotPairDataset:
     def test_seed_chooses_k_pairs_and_says_which_again(self, pair_opt):
