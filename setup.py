@@ -18,10 +18,11 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['drtl_plugin', 'drtl_plugin.*']),
-    # The build of basicsr 1.4.2 itself fails from Python 3.13 on.
+    # The build of basicsr 1.4.2 itself fails from Python 3.13 on; the marker keeps pip from trying before it looks at
+    # python_requires.
     python_requires='>=3.9,<3.13',
     install_requires=[
-        'basicsr==1.4.2',
+        "basicsr==1.4.2; python_version < '3.13'",
         'torch>=2.1',
         'mmengine>=0.10',
         'opencv-python',
@@ -34,7 +35,6 @@ setup(
     },
     entry_points={'console_scripts': ['basicsr = drtl_plugin.cli:main']},
     classifiers=[
-        'License :: OSI Approved :: Apache Software License',
         'Programming Language :: Python :: 3.9',
         'Programming Language :: Python :: 3.10',
         'Programming Language :: Python :: 3.11',

@@ -1,3 +1,5 @@
+import pickle
+
 import cv2
 import numpy as np
 import pytest
@@ -67,6 +69,12 @@ class TestDistortionTaskDataset:
         for batch, other in zip(*loaders):
             for key in batch:
                 assert torch.equal(batch[key], other[key]), key
+
+    def test_can_be_sent_to_a_spawned_process(self, task_opt):
+        dataset = DistortionTaskDataset(task_opt)
+        episode = dataset[2]  # files are open by now
+        again = pickle.loads(pickle.dumps(dataset))[2]
+        assert torch.equal(episode['query_gt'], again['query_gt'])
 
     def test_seed_and_index_change_the_episode(self, task_opt):
         dataset, other = DistortionTaskDataset(task_opt), DistortionTaskDataset({**task_opt, 'seed': 1})
