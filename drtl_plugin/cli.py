@@ -7,6 +7,7 @@ import importlib
 import os
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from unittest import mock
@@ -19,10 +20,10 @@ from basicsr.utils.lmdb_util import make_lmdb_from_imgs
 
 import drtl_plugin
 from drtl_plugin import preflight
-from drtl_plugin.compat import close_basicsr_logs, without_gpu
-from drtl_plugin.data.image_files import image_names, image_size
+from drtl_plugin.compat import close_basicsr_logs, resuming_within_epoch, without_gpu
+from drtl_plugin.data.image_files import image_names, image_size, is_turned
 from drtl_plugin.data.sample_data import SAMPLE_ROOT, prepare_sample_data
-from drtl_plugin.errors import DataError, DRTLError
+from drtl_plugin.errors import DataError, DRTLError, OptionError
 from drtl_plugin.options import parse_options
 
 _DESCRIPTION = """\
@@ -51,7 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args.run(args)
     except DRTLError as error:
-        print(f'basicsr: error: {error}', file=sys.stderr)
+        *traceback, line = str(error).strip().splitlines()
+        if traceback:  # of a loader process, in front of the error
+            line = line.partition('Error: ')[2]
+        print(f'basicsr: error: {line}', file=sys.stderr)
         return 2
     return 0
 
@@ -119,7 +123,10 @@ def _prepare_run(args: argparse.Namespace, is_train: bool) -> dict:
     if args.modules:
         sys.path.insert(0, os.getcwd())
     for module in args.modules:
-        importlib.import_module(module)
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            raise OptionError(f'--import {module}: {error}.') from None
     close_basicsr_logs()
     opt = parse_options(args, os.getcwd(), is_train)
     if f"'{SAMPLE_ROOT}/" in str(opt['datasets']):
@@ -137,7 +144,7 @@ def _train(args: argparse.Namespace) -> None:
         return models[0]
 
     parsed = mock.patch.object(basicsr.train, 'parse_options', lambda *_, **__: (opt, args))
-    with parsed, mock.patch.object(basicsr.train, 'build_model', build), without_gpu():
+    with parsed, mock.patch.object(basicsr.train, 'build_model', build), without_gpu(), resuming_within_epoch():
         basicsr.train.train_pipeline(os.getcwd())
     if hasattr(models[0], 'finish'):
         print(models[0].finish())
@@ -160,12 +167,15 @@ def _lmdb(args: argparse.Namespace) -> None:
         raise DataError(f'lmdb: the name must end in .lmdb, got {args.lmdb}.')
     if target.exists():
         raise DataError(f'lmdb: {args.lmdb} exists already; remove it or choose another name.')
-    keys = [_without_ending(Path(name).stem, args.strip) for name in names]
-    for key in keys:
-        if keys.count(key) > 1:
+    keys = [Path(name).stem.removesuffix(args.strip) for name in names]
+    for key, count in Counter(keys).items():
+        if count > 1:
             raise DataError(f'folder: {args.folder} has more than one image named {key}; LMDB keys must differ.')
         if not key.isascii() or '.' in key:
             raise DataError(f'folder: {key} cannot be an LMDB key in the BasicSR layout; use ASCII names without dots.')
+    for name in names:
+        if is_turned(os.path.join(args.folder, name)):
+            raise DataError(f'folder: {name} is turned by its EXIF header, which an LMDB cannot hold; save it upright.')
     # BasicSR reserves space by the first image alone, which is too little where it is the smallest. PNG files of 16
     # bits with alpha are the largest; the file stays as small as its content.
     sizes = [image_size(os.path.join(args.folder, name)) for name in names]
@@ -176,10 +186,6 @@ def _lmdb(args: argparse.Namespace) -> None:
         make_lmdb_from_imgs(args.folder, unfinished, names, keys, compress_level=args.compress_level, map_size=map_size)
         os.rename(unfinished, target)
     print(f'{len(keys)} images are in {target}.')
-
-
-def _without_ending(text: str, ending: str) -> str:
-    return text[: -len(ending)] if ending and text.endswith(ending) else text
 
 
 if __name__ == '__main__':

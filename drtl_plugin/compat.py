@@ -14,6 +14,7 @@ import importlib.util
 import logging
 import os
 import sys
+import tempfile
 import types
 from pathlib import Path
 
@@ -96,9 +97,18 @@ def share_lmdb_environments() -> bool:
         bool: Whether something had to be repaired.
     """
     file_client = importlib.import_module('basicsr.utils.file_client')
-    if file_client.FileClient._backends['lmdb'] is not file_client.LmdbBackend:
-        return False
     lmdb = importlib.import_module('lmdb')
+    client = file_client.FileClient
+    with tempfile.TemporaryDirectory() as path:
+        lmdb.open(path).close()
+        try:
+            backends = [client('lmdb', db_paths=path, client_keys='probe') for _ in range(2)]
+            for backend in backends:
+                backend.client._client['probe'].close()
+            _lmdb_environments.pop(os.path.realpath(path), None)
+            return False
+        except lmdb.Error:
+            pass
 
     class SharedLmdbBackend(file_client.LmdbBackend):
         """``LmdbBackend`` whose read-only environments are shared within the process."""
@@ -134,7 +144,9 @@ def let_filter2d_take_any_layout() -> bool:
     names = ('utils.img_process_util', 'models.realesrnet_model', 'models.realesrgan_model')
     modules = [importlib.import_module(f'basicsr.{name}') for name in names]
     filter2d = modules[0].filter2D
-    if hasattr(filter2d, '__wrapped__'):
+    with contextlib.suppress(RuntimeError):
+        image = torch.ones(2, 3, 4, 4).contiguous(memory_format=torch.channels_last)
+        filter2d(image, torch.ones(2, 3, 3))
         return False
 
     @functools.wraps(filter2d)
@@ -173,16 +185,56 @@ def load_resume_state(opt: dict) -> dict | None:
 
 
 def resume_on_any_device() -> bool:
-    """Put :func:`load_resume_state` in the place of BasicSR's own.
+    """Put :func:`load_resume_state` in the place of BasicSR's own, where there is no GPU.
 
     Returns:
         bool: Whether something had to be repaired.
     """
     train = importlib.import_module('basicsr.train')
-    if train.load_resume_state is load_resume_state:
+    if torch.cuda.is_available() or train.load_resume_state is load_resume_state:
         return False
     train.load_resume_state = load_resume_state
     return True
+
+
+@contextlib.contextmanager
+def resuming_within_epoch():
+    """Let a resumed run go on with the samples that it has not seen yet.
+
+    Fault: a resumed run starts the interrupted epoch anew, with the same order of samples: it trains on its first
+    part again, and never on the rest. A run that is not resumed sees no difference.
+    """
+    train = importlib.import_module('basicsr.train')
+    load, sampler_class = train.load_resume_state, train.EnlargedSampler
+    resumed = {}
+
+    def remember(opt):
+        state = load(opt)
+        if state is not None:
+            resumed.update(epoch=state['epoch'], iter=state['iter'], batch=_loader_batch_size(opt))
+        return state
+
+    class ResumingSampler(sampler_class):
+        """``EnlargedSampler`` that leaves out, in the epoch that was interrupted, what was seen before."""
+
+        def __iter__(self):
+            indices = list(super().__iter__())
+            if not resumed or self.epoch != resumed['epoch']:
+                return iter(indices)
+            steps_an_epoch = len(indices) // resumed['batch']
+            return iter(indices[(resumed['iter'] - self.epoch * steps_an_epoch) * resumed['batch'] :])
+
+    train.load_resume_state, train.EnlargedSampler = remember, ResumingSampler
+    try:
+        yield
+    finally:
+        train.load_resume_state, train.EnlargedSampler = load, sampler_class
+
+
+def _loader_batch_size(opt: dict) -> int:
+    """Samples a step that a process loads, as ``build_dataloader`` has it."""
+    devices = 1 if opt['dist'] else max(opt['num_gpu'], 1)
+    return opt['datasets']['train']['batch_size_per_gpu'] * devices
 
 
 def close_basicsr_logs() -> None:

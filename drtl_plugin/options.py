@@ -108,7 +108,7 @@ class TaskDatasetOptions:
     gt_size: int = option(128, 'Side of the ground-truth patches in pixels; a multiple of scale.', low=8)
     num_support: int = option(4, 'Support patches an episode.', low=1)
     num_query: int = option(4, 'Query patches an episode.', low=1)
-    num_episodes: int = option(100_000, 'Episodes an epoch; their patches are a function of seed and index.', low=1)
+    num_episodes: int = option(1_000_000, 'Different episodes; each is a function of seed and index.', low=1)
     seed: int = option(0, 'Seed of the episodes.')
     use_hflip: bool = option(True, 'Random horizontal flips.')
     use_rot: bool = option(True, 'Random quarter turns.')
@@ -116,7 +116,6 @@ class TaskDatasetOptions:
     target: Optional[TargetOptions] = option(None, 'The support set of the target camera.')
     batch_size_per_gpu: int = option(4, 'Episodes a step: the meta batch.', low=1)
     num_worker_per_gpu: int = option(1, 'Loader processes.', low=0)
-    dataset_enlarge_ratio: int = option(1, 'As in BasicSR.', low=1)
     prefetch_mode: Optional[str] = option(None, 'As in BasicSR.')
     num_prefetch_queue: int = option(1, 'As in BasicSR.', low=1)
     pin_memory: bool = option(False, 'As in BasicSR.')
@@ -175,25 +174,28 @@ def _convert(value: Any, hint: Any, metadata: typing.Mapping, where: str) -> Any
             raise OptionError(f'{where}: expected a list, got {value!r}.')
         return [_convert(item, args[0], metadata, f'{where}[{i}]') for i, item in enumerate(value)]
     if hint in (int, float):
-        return _number(value, hint, metadata, where)
+        return number(value, hint, where, metadata.get('low', -math.inf), metadata.get('high', math.inf))
     if not isinstance(value, hint):
         raise OptionError(f'{where}: expected {hint.__name__}, got {value!r}.')
     return value
 
 
-def _number(value: Any, hint: type, metadata: typing.Mapping, where: str) -> Any:
+def number(value: Any, kind: type, where: str, low: float = -math.inf, high: float = math.inf) -> Any:
+    """Check that an option is a number of a kind (int or float) within a range, and convert it.
+
+    Raises:
+        OptionError: If it is not; names ``where``.
+    """
     try:
-        number = float(value)
+        converted = float(value)
     except (TypeError, ValueError):
-        number = math.nan
-    if isinstance(value, bool) or math.isnan(number) or (hint is int and not number.is_integer()):
-        kind = 'a whole number' if hint is int else 'a number'
-        raise OptionError(f'{where}: expected {kind}, got {value!r}.')
-    low, high = metadata.get('low', -math.inf), metadata.get('high', math.inf)
-    if not low <= number <= high:
+        converted = math.nan
+    if isinstance(value, bool) or math.isnan(converted) or (kind is int and not converted.is_integer()):
+        raise OptionError(f'{where}: expected {"a whole number" if kind is int else "a number"}, got {value!r}.')
+    if not low <= converted <= high:
         bounds = f'at least {low:g}' if high == math.inf else f'between {low:g} and {high:g}'
         raise OptionError(f'{where}: {value} is out of range; it must be {bounds}.')
-    return hint(number)
+    return kind(converted)
 
 
 def load_option_file(path: str) -> dict:
@@ -272,13 +274,7 @@ def parse_options(args: argparse.Namespace, root_path: str, is_train: bool) -> d
     """
     opt = load_option_file(args.opt)
     force_yml(opt, args.force_yml or [])
-    required = ['name', 'model_type', 'num_gpu', 'datasets', 'path'] + (['train', 'logger'] if is_train else ['val'])
-    for key in required:
-        if key not in opt:
-            raise OptionError(f'{args.opt}: the key {key!r} is missing.')
-    for key in {'datasets', 'path', 'train', 'logger', 'val'} & set(opt):
-        if not isinstance(opt[key], dict):
-            raise OptionError(f'{args.opt}: {key!r} must be a section of keys and values.')
+    _check_shape(opt, args.opt, is_train)
     _fit_device(opt, args.launcher)
     argv = ['basicsr', '-opt', args.opt, '--launcher', args.launcher]
     argv += ['--auto_resume'] * args.auto_resume + ['--debug'] * args.debug
@@ -286,8 +282,59 @@ def parse_options(args: argparse.Namespace, root_path: str, is_train: bool) -> d
         parsed = basicsr_options.parse_options(root_path, is_train=is_train)[0]
     train = parsed['datasets'].get('train', {})
     if train.get('type') == 'DistortionTaskDataset':
-        train.setdefault('seed', parsed['manual_seed'])
+        _complete_task_dataset(train, parsed)
     return parsed
+
+
+# What BasicSR's pipelines look up without asking whether it is there.
+_REQUIRED_IN_TRAINING = {
+    'datasets.train': ('name', 'type', 'batch_size_per_gpu', 'num_worker_per_gpu'),
+    'train': ('total_iter', 'optim_g', 'scheduler'),
+    'logger': ('print_freq', 'save_checkpoint_freq', 'use_tb_logger'),
+    'val': ('val_freq', 'save_img'),
+}
+_REQUIRED_IN_TESTING = {'val': ('save_img', 'suffix')}
+
+
+def _check_shape(opt: dict, path: str, is_train: bool) -> None:
+    """Check that the sections which every option file has are there and have what BasicSR looks up."""
+    for key in ['name', 'model_type', 'num_gpu', 'datasets', 'path'] + (['train', 'logger'] if is_train else ['val']):
+        if opt.get(key) is None:
+            raise OptionError(f'{path}: the key {key!r} is missing.')
+    if not isinstance(opt['name'], str) or Path(opt['name']).name != opt['name']:
+        raise OptionError(f'name: expected the name of a folder, got {opt["name"]!r}.')
+    if opt.get('manual_seed') is not None:
+        opt['manual_seed'] = number(opt['manual_seed'], int, 'manual_seed', 0, 2**32 - 1)
+    for key, value in opt.items():
+        known = key in ('datasets', 'path', 'train', 'logger', 'val') or key.startswith('network_')
+        if known and value is not None and not isinstance(value, dict):
+            raise OptionError(f'{key}: expected a section of keys and values, got {value!r}.')
+    for phase, dataset in opt['datasets'].items():
+        if not isinstance(dataset, dict) or not {'name', 'type'} <= set(dataset):
+            raise OptionError(f'datasets.{phase}: expected a section with name and type.')
+    if is_train and 'train' not in opt['datasets']:
+        raise OptionError('datasets.train is missing.')
+    sections = {**opt, 'datasets.train': opt['datasets'].get('train')}
+    for name, keys in (_REQUIRED_IN_TRAINING if is_train else _REQUIRED_IN_TESTING).items():
+        section = sections.get(name)
+        for key in keys if section is not None else ():
+            # The datasets of this plug-in have defaults for the loader's keys.
+            if key not in section and section.get('type') != 'DistortionTaskDataset':
+                raise OptionError(f'{name}.{key} is missing.')
+
+
+def _complete_task_dataset(train: dict, opt: dict) -> None:
+    """Give BasicSR's loader the defaults, and numbers for numbers, of a DistortionTaskDataset's options."""
+    train.setdefault('seed', opt['manual_seed'])
+    for root in ('dataroot_gt', 'dataroot_lq'):
+        target = train.get('target')
+        if isinstance(target, dict) and isinstance(target.get(root), str):
+            target[root] = str(Path(target[root]).expanduser())
+    options = parse_section(TaskDatasetOptions, train, 'datasets.train')
+    train.update({key: value for key, value in vars(options).items() if key != 'target'})
+    if opt['is_train'] and opt['num_gpu'] > 1:
+        print(f'DRTLModel trains on one device: num_gpu {opt["num_gpu"]} becomes 1.', file=sys.stderr)
+        opt['num_gpu'] = 1
 
 
 def _fit_device(opt: dict, launcher: str) -> None:

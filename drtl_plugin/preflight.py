@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import logging
+import pickle
+import random
 from copy import deepcopy
 from pathlib import Path
 
 import basicsr.losses
 import basicsr.metrics  # noqa: F401  fills METRIC_REGISTRY
+import numpy as np
+import torch
 from basicsr.data.paired_image_dataset import PairedImageDataset
+from basicsr.utils import FileClient
 from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
 
+from drtl_plugin.compat import close_basicsr_logs, without_gpu
 from drtl_plugin.data.distortion_task_dataset import DistortionTaskDataset
 from drtl_plugin.data.image_files import check_pair_sizes, require
 from drtl_plugin.errors import DataError, OptionError, unknown
@@ -37,7 +45,8 @@ def check(opt: dict) -> None:
         if key.endswith('_opt') and isinstance(section, dict):
             _registered(LOSS_REGISTRY, section.get('type'), 'loss', f'train.{key}.type')
     for name, metric in ((opt.get('val') or {}).get('metrics') or {}).items():
-        _registered(METRIC_REGISTRY, metric.get('type'), 'metric', f'val.metrics.{name}.type')
+        kind = metric.get('type') if isinstance(metric, dict) else metric
+        _registered(METRIC_REGISTRY, kind, 'metric', f'val.metrics.{name}.type')
     for key, path in opt['path'].items():
         if (key.startswith('pretrain_network') or key == 'resume_state') and path and not Path(path).is_file():
             raise DataError(f'path.{key}: there is no file {path}.')
@@ -45,6 +54,38 @@ def check(opt: dict) -> None:
         _check_dataset(dataset_opt, f'datasets.{phase}')
     if issubclass(model, DRTLModel):
         _check_drtl(opt)
+    if not opt['dist']:
+        _rehearse(model, opt)
+
+
+def _rehearse(model_class: type, opt: dict) -> None:
+    """Build the model once, and restore a small image with it, without leaving a trace.
+
+    That finds what has no check of its own: options that are missing, weights that don't fit the network, a network
+    of another scale.
+    """
+    random_state, numpy_state = random.getstate(), np.random.get_state()
+    logging.disable(logging.CRITICAL)
+    try:
+        with torch.random.fork_rng(), contextlib.redirect_stdout(None), without_gpu():
+            model = model_class(deepcopy(opt))
+            if isinstance(model, DRTLModel):
+                model.feed_data({'lq': torch.rand(1, 3, 16, 16)})
+                model.test()
+                height, scale = model.output.shape[-2], opt.get('scale', 1)
+                if height != 16 * scale:
+                    raise OptionError(f'network_g enlarges {height / 16:g} times, but scale is {scale}.')
+    except KeyError as error:
+        raise OptionError(f'{opt["model_type"]} wants the option {error}, which is missing.') from None
+    except (TypeError, ValueError, RuntimeError, NotImplementedError, AttributeError, AssertionError) as error:
+        raise OptionError(f'{opt["model_type"]} cannot be built: {" ".join(str(error).split())}') from None
+    except pickle.UnpicklingError:
+        raise DataError('path.pretrain_network_g: the file holds something else than weights.') from None
+    finally:
+        logging.disable(logging.NOTSET)
+        close_basicsr_logs()
+        random.setstate(random_state)
+        np.random.set_state(numpy_state)
 
 
 def _registered(registry, name: object, kind: str, where: str):
@@ -69,20 +110,26 @@ def _check_network(network_opt: dict, where: str) -> None:
 
 def _check_dataset(dataset_opt: dict, where: str) -> None:
     kind = _registered(DATASET_REGISTRY, dataset_opt.get('type'), 'dataset', f'{where}.type')
+    for section, key in ((dataset_opt, where), (dataset_opt.get('target') or {}, f'{where}.target')):
+        backend = section.get('io_backend')
+        if backend is not None and (not isinstance(backend, dict) or backend.get('type') not in FileClient._backends):
+            raise OptionError(
+                f'{key}.io_backend: expected a type of {", ".join(FileClient._backends)}, got {backend!r}.'
+            )
     for key in ('dataroot_gt', 'dataroot_lq'):
         if dataset_opt.get(key) is not None:
             require(dataset_opt[key], f'{where}.{key}')
     if issubclass(kind, (DistortionTaskDataset, PairedImageDataset)):
         try:
             dataset = kind(deepcopy(dataset_opt))
+            if isinstance(dataset, PairedImageDataset):
+                check_pair_sizes(dataset)
+            else:
+                dataset.check_image_sizes()
         except KeyError as error:
             raise OptionError(f'{where}.{error.args[0]} is missing.') from None
         except (AssertionError, ValueError, OSError) as error:
             raise DataError(f'{where}: {error}') from None
-        if isinstance(dataset, PairedImageDataset):
-            check_pair_sizes(dataset)
-        else:
-            dataset.check_image_sizes()
 
 
 def _check_drtl(opt: dict) -> None:

@@ -14,11 +14,6 @@ from drtl_plugin.data.sample_data import prepare_sample_data
 OPTIONS = Path(__file__).parent.parent / 'options'
 
 
-def pytest_configure(config):
-    # Loader processes and two threads in each of them would only wait for each other.
-    torch.set_num_threads(int(os.environ.get('DRTL_TEST_THREADS', 2)))
-
-
 @pytest.fixture(scope='session')
 def sample_root(tmp_path_factory) -> Path:
     return prepare_sample_data(tmp_path_factory.mktemp('sample') / 'datasets' / 'drtl_sample')

@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 from basicsr.utils.file_client import FileClient, LmdbBackend
+from torch.utils.data import DataLoader
 
 from drtl_plugin import compat
 
@@ -86,6 +87,13 @@ def test_one_lmdb_serves_several_datasets_and_forked_workers(small_lmdb):
     assert os.waitpid(child, 0)[1] == 0
 
 
+def test_lmdb_is_repaired_only_where_it_fails():
+    backend = FileClient._backends['lmdb']
+    assert backend is not LmdbBackend
+    assert not compat.share_lmdb_environments()  # probes, and finds no fault any more
+    assert FileClient._backends['lmdb'] is backend
+
+
 def test_the_lmdb_fault_exists_upstream(small_lmdb):
     first = LmdbBackend([small_lmdb], ['gt'])
     with pytest.raises(Exception, match='already open'):
@@ -114,7 +122,8 @@ def test_filter2d_takes_images_of_any_layout():
     assert torch.equal(filter2D(channels_last, kernel), filter2D(image, kernel))
     with pytest.raises(RuntimeError, match='view'):
         filter2D.__wrapped__(channels_last, kernel)  # the fault upstream
-    assert not compat.let_filter2d_take_any_layout()  # nothing left to repair
+    assert not compat.let_filter2d_take_any_layout()  # probes, and finds no fault any more
+    assert realesrnet_model.filter2D is filter2D
 
 
 class TestLoadResumeState:
@@ -143,10 +152,47 @@ class TestLoadResumeState:
             compat.load_resume_state(self.opt(tmp_path))
         assert not (tmp_path / 'exploded').exists()
 
-    def test_is_what_the_pipeline_calls(self):
+    def test_takes_basicsrs_place_only_without_gpu(self, monkeypatch):
         import basicsr.train
 
+        def original(opt):
+            """BasicSR's."""
+
+        monkeypatch.setattr(basicsr.train, 'load_resume_state', original)
+        monkeypatch.setattr('torch.cuda.is_available', lambda: True)
+        assert not compat.resume_on_any_device()
+        assert basicsr.train.load_resume_state is original
+        monkeypatch.setattr('torch.cuda.is_available', lambda: False)
+        assert compat.resume_on_any_device()
         assert basicsr.train.load_resume_state is compat.load_resume_state
+
+
+class TestResumingWithinEpoch:
+    SIZE, BATCH = 10, 3  # three steps an epoch, a sample left over
+
+    def samples(self, state) -> list[int]:
+        """What a run trains on from a state to the end of the second epoch."""
+        import basicsr.train
+
+        opt = {'dist': False, 'num_gpu': 0, 'datasets': {'train': {'batch_size_per_gpu': self.BATCH}}}
+        with compat.resuming_within_epoch():
+            basicsr.train.load_resume_state(opt)
+            sampler = basicsr.train.EnlargedSampler(range(self.SIZE), 1, 0)
+            loader = DataLoader(range(self.SIZE), batch_size=self.BATCH, sampler=sampler, drop_last=True)
+            seen = []
+            for epoch in range(state['epoch'] if state else 0, 2):
+                sampler.set_epoch(epoch)
+                seen += [batch.tolist() for batch in loader]
+        return seen
+
+    @pytest.mark.parametrize('iteration', range(6))
+    def test_goes_on_where_the_run_was_interrupted(self, monkeypatch, iteration):
+        monkeypatch.setattr('basicsr.train.load_resume_state', lambda opt: None)
+        whole = self.samples(None)
+        assert len(whole) == 6
+        state = {'epoch': max(iteration - 1, 0) // 3, 'iter': iteration}
+        monkeypatch.setattr('basicsr.train.load_resume_state', lambda opt: state)
+        assert self.samples(state) == whole[iteration:]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')

@@ -135,9 +135,11 @@ class TestParseOptions:
         ours = parse_options(arguments(path), str(workdir), is_train=True)
         monkeypatch.setattr('sys.argv', ['train.py', '-opt', path])
         theirs, _ = basicsr_options.parse_options(str(workdir), is_train=True)
-        seed = ours['datasets']['train'].pop('seed')
-        assert seed == theirs['manual_seed']
+        ours_train, theirs_train = ours['datasets'].pop('train'), theirs['datasets'].pop('train')
         assert ours == theirs
+        assert theirs_train.items() <= ours_train.items()  # completed by defaults
+        assert ours_train['seed'] == theirs['manual_seed']
+        assert ours_train['num_episodes'] == TaskDatasetOptions.num_episodes
 
     def test_gpu_option_files_run_without_gpu(self, workdir, quick_opt, write_opt, monkeypatch, capsys):
         monkeypatch.setattr('torch.cuda.is_available', lambda: False)
@@ -161,5 +163,18 @@ class TestParseOptions:
 
     def test_sections_must_be_mappings(self, workdir, quick_opt, write_opt):
         quick_opt['train'] = 'fast'
-        with pytest.raises(OptionError, match="'train' must be a section"):
+        with pytest.raises(OptionError, match="train: expected a section of keys and values, got 'fast'"):
             parse_options(arguments(write_opt(quick_opt)), str(workdir), is_train=True)
+
+    def test_several_gpus_are_not_taken_for_a_larger_batch(self, workdir, quick_opt, write_opt, monkeypatch, capsys):
+        monkeypatch.setattr('torch.cuda.is_available', lambda: True)
+        monkeypatch.setattr('torch.cuda.device_count', lambda: 4)
+        opt = parse_options(arguments(write_opt(quick_opt)), str(workdir), is_train=True)
+        assert opt['num_gpu'] == 1
+        assert 'num_gpu 4 becomes 1' in capsys.readouterr().err
+
+    def test_home_is_expanded_in_the_target_too(self, workdir, quick_opt, write_opt, monkeypatch):
+        monkeypatch.setenv('HOME', '/home/someone')
+        quick_opt['datasets']['train']['target']['dataroot_lq'] = '~/pairs'
+        opt = parse_options(arguments(write_opt(quick_opt)), str(workdir), is_train=True)
+        assert opt['datasets']['train']['target']['dataroot_lq'] == '/home/someone/pairs'

@@ -19,8 +19,8 @@ from drtl_plugin.data.patches import augment, paired_patches, random_crop
 from drtl_plugin.errors import DataError, OptionError
 from drtl_plugin.options import TaskDatasetOptions, parse_section
 
-# Decoded images that a process keeps: at 2 megapixels each, 64 are 400 MB.
-_CACHED_IMAGES = 64
+# Bytes of decoded images that a process keeps.
+_CACHE_SIZE = 512 * 1024**2
 
 
 def build_target(opt: TaskDatasetOptions) -> FewShotPairDataset | None:
@@ -86,9 +86,10 @@ class DistortionTaskDataset(data.Dataset):
     def _image(self, index: int) -> np.ndarray:
         """An image as uint8 ``(H, W, 3)``, BGR; decoding is most of a patch's cost, so that the last ones are kept."""
         if index not in self._decoded:
-            if len(self._decoded) >= _CACHED_IMAGES:
+            image = self._read_image(index)
+            while self._decoded and sum(kept.nbytes for kept in self._decoded.values()) + image.nbytes > _CACHE_SIZE:
                 self._decoded.pop(next(iter(self._decoded)))
-            self._decoded[index] = self._read_image(index)
+            self._decoded[index] = image
         return self._decoded[index]
 
     def _read_image(self, index: int) -> np.ndarray:
@@ -126,7 +127,7 @@ class DistortionTaskDataset(data.Dataset):
         """Draw ground-truth patches.
 
         Args:
-            num (int): How many; each from an image of its own.
+            num (int): How many; each from an image that is drawn anew.
             generator (torch.Generator): On the CPU.
 
         Returns:
@@ -158,7 +159,7 @@ class DistortionTaskDataset(data.Dataset):
         if self.target_pairs is not None:
             lq_size = options.gt_size // options.scale
             episode['target_lq'], episode['target_gt'] = paired_patches(
-                self.target_pairs, options.num_query, lq_size, generator
+                self.target_pairs, options.num_query, lq_size, generator, options.use_hflip, options.use_rot
             )
         return episode
 

@@ -369,13 +369,15 @@ def default_library(scale: int) -> list[dict]:
         list[dict]: Entries as in an option file; 17 tasks.
     """
     blurs = {'sharp': None, 'soft': [0.2 * scale, 0.4 * scale], 'blurred': [0.5 * scale, 0.75 * scale]}
+    kernel_size = max(21, 2 * math.ceil(2.25 * scale) + 1)  # three times the widest sigma
     noises = {'clean': None, 'noisy': [4, 16]}
     qualities = {'raw': None, 'jpeg': [40, 85]}
     entries = []
     for blur, sigma in blurs.items():
         for noise, level in noises.items():
             for compression, quality in qualities.items():
-                steps: list[dict] = [{'name': 'gaussian_blur', 'sigma': sigma}] if sigma else []
+                blurred = {'name': 'gaussian_blur', 'sigma': sigma, 'kernel_size': kernel_size}
+                steps: list[dict] = [blurred] if sigma else []
                 steps.append({'name': REDUCTION})
                 if level:
                     steps.append({'name': 'gaussian_noise', 'sigma': level})
@@ -384,9 +386,9 @@ def default_library(scale: int) -> list[dict]:
                 entries.append({'name': COMPOSE, 'label': f'{blur} {noise} {compression}', 'steps': steps})
     wide = [0.15 * scale, 0.75 * scale]
     others = [
-        {'name': 'anisotropic_blur', 'sigma_x': wide, 'sigma_y': wide},
-        {'name': 'plateau_blur', 'sigma': [0.2 * scale, 0.6 * scale]},
-        {'name': 'sinc', 'cutoff': [0.8 * math.pi / scale, 1.6 * math.pi / scale]},
+        {'name': 'anisotropic_blur', 'sigma_x': wide, 'sigma_y': wide, 'kernel_size': kernel_size},
+        {'name': 'plateau_blur', 'sigma': [0.2 * scale, 0.6 * scale], 'kernel_size': kernel_size},
+        {'name': 'sinc', 'cutoff': [0.8 * math.pi / scale, min(1.6 / scale, 1) * math.pi], 'kernel_size': kernel_size},
         {'name': 'poisson_noise'},
         {'name': 'sharpen'},
     ]

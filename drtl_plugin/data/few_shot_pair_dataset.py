@@ -11,6 +11,7 @@ from torch import Tensor
 
 from drtl_plugin.data.image_files import check_pair_sizes, require
 from drtl_plugin.errors import DataError, unknown
+from drtl_plugin.options import TargetOptions
 
 
 @DATASET_REGISTRY.register()
@@ -39,12 +40,12 @@ class FewShotPairDataset(PairedImageDataset):
         except (AssertionError, ValueError) as error:  # how PairedImageDataset says that folders don't match
             raise DataError(f'{opt["dataroot_lq"]}: {error}') from None
         names = opt.get('names')
-        num_shot = len(names) if names is not None else opt.get('num_shot', 5)
+        num_shot = len(names) if names is not None else opt.get('num_shot', TargetOptions.num_shot)
         if len(self.paths) < num_shot:
             raise DataError(f'{opt["dataroot_lq"]}: num_shot is {num_shot}, but there are {len(self.paths)} pairs.')
         if names is None:
             self.paths = sorted(self.paths, key=lambda path: path['gt_path'])
-            chosen = sorted(random.Random(opt.get('seed', 0)).sample(range(len(self.paths)), num_shot))
+            chosen = sorted(random.Random(opt.get('seed', TargetOptions.seed)).sample(range(len(self.paths)), num_shot))
             self.paths = [self.paths[i] for i in chosen]
         else:
             by_name = {Path(path['gt_path']).stem: path for path in self.paths}
@@ -58,10 +59,12 @@ class FewShotPairDataset(PairedImageDataset):
         """All K pairs in full.
 
         Returns:
-            list[tuple[Tensor, Tensor]]: ``(lq, gt)``, RGB in [0, 1], ``(3, H, W)`` and ``(3, scale H, scale W)``.
+            list[tuple[Tensor, Tensor]]: ``(lq, gt)``, RGB, uint8 (BasicSR reads 8 bits; photographs are large),
+            ``(3, H, W)`` and ``(3, scale H, scale W)``.
         """
         phase, self.opt['phase'] = self.opt['phase'], 'val'  # PairedImageDataset crops patches in training
         try:
-            return [(item['lq'], item['gt']) for item in (self[i] for i in range(len(self)))]
+            items = (self[i] for i in range(len(self)))
+            return [tuple((item[key] * 255).round().byte() for key in ('lq', 'gt')) for item in items]
         finally:
             self.opt['phase'] = phase

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from basicsr.utils import scandir
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image
 from torch.utils.data import Dataset
 
 from drtl_plugin.errors import DataError
@@ -44,15 +44,25 @@ def lmdb_sizes(root: str) -> dict[str, tuple[int, int]]:
 
 
 def image_size(path: str) -> tuple[int, int]:
-    """Height and width from an image's header.
+    """Height and width from an image's header, as it is seen upright.
 
     Raises:
         DataError: If the file is missing or no image.
     """
+    height, width, orientation = _read_header(path)
+    return (width, height) if orientation >= 5 else (height, width)
+
+
+def is_turned(path: str) -> bool:
+    """Whether an image's EXIF header says that its pixels must be turned or flipped to be seen upright."""
+    return _read_header(path)[2] > 1
+
+
+def _read_header(path: str) -> tuple[int, int, int]:
     try:
         with Image.open(path) as image:
-            return image.height, image.width
-    except (OSError, UnidentifiedImageError) as error:
+            return image.height, image.width, image.getexif().get(ExifTags.Base.Orientation, 1)
+    except OSError as error:
         raise DataError(f'{path}: cannot be read as an image ({error}).') from None
 
 

@@ -54,19 +54,24 @@ def random_crop(images: Sequence[Tensor], sides: Sequence[int], generator: torch
 
 
 def paired_patches(
-    pairs: Sequence[tuple[Tensor, Tensor]], num: int, lq_size: int, generator: torch.Generator, flip: bool = True
+    pairs: Sequence[tuple[Tensor, Tensor]],
+    num: int,
+    lq_size: int,
+    generator: torch.Generator,
+    hflip: bool = True,
+    rot: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Draw aligned patches from pairs.
 
     Args:
-        pairs (Sequence[tuple[Tensor, Tensor]]): ``(lq, gt)``, each ``(C, H, W)`` and ``(C, sH, sW)``.
+        pairs (Sequence[tuple[Tensor, Tensor]]): ``(lq, gt)``, uint8, ``(C, H, W)`` and ``(C, sH, sW)``.
         num (int): How many patches; the pairs are visited in turn.
         lq_size (int): Side of the low-quality patches; cut down to what the smallest pair has.
         generator (torch.Generator): On the CPU.
-        flip (bool): Augment by flips and turns.
+        hflip, rot (bool): As in :func:`augment`.
 
     Returns:
-        tuple[Tensor, Tensor]: ``(num, C, lq_size, lq_size)`` and ``(num, C, s lq_size, s lq_size)``.
+        tuple[Tensor, Tensor]: ``(num, C, lq_size, lq_size)`` and ``(num, C, s lq_size, s lq_size)`` in [0, 1].
     """
     scale = pairs[0][1].shape[-1] // pairs[0][0].shape[-1]
     lq_size = min(lq_size, *(extent for lq, _ in pairs for extent in lq.shape[-2:]))
@@ -74,5 +79,6 @@ def paired_patches(
     patches = []
     for i in range(num):
         crop = random_crop(pairs[order[i % len(pairs)]], (lq_size, lq_size * scale), generator)
-        patches.append(augment(crop, generator) if flip else crop)
-    return torch.stack([lq for lq, _ in patches]), torch.stack([gt for _, gt in patches])
+        patches.append(augment(crop, generator, hflip, rot))
+    lq, gt = (torch.stack(images) / 255 for images in zip(*patches))
+    return lq, gt

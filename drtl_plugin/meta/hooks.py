@@ -19,6 +19,7 @@ and in the option file ``drtl: {hooks: [{type: WeightLogHook}]}``.
 from __future__ import annotations
 
 import inspect
+import typing
 from pathlib import Path
 
 from basicsr.utils import get_root_logger
@@ -30,6 +31,7 @@ from mmengine.runner.priority import get_priority
 from tqdm import tqdm
 
 from drtl_plugin.errors import OptionError, unknown
+from drtl_plugin.options import number
 from drtl_plugin.relation.drn_training import train_drn
 from drtl_plugin.relation.estimators import ESTIMATORS
 from drtl_plugin.relation.graph import KnowledgeGraph, effective_number
@@ -75,13 +77,14 @@ class RelationHook(MetaTrainerHook):
             raise OptionError('RelationHook: interval, drn_steps, drn_patches and num_patches must be above 0.')
         self.interval = interval
         self.drn_steps = drn_steps
-        self.drn_lr = float(drn_lr)
+        self.drn_lr = drn_lr
         self.drn_patches = drn_patches
         self.num_patches = num_patches
 
     def before_train(self, runner) -> None:
         """Train the DRN where there is none yet, and measure the graph where none was resumed."""
         if runner.target_pairs is None:
+            get_root_logger().info('There is no datasets.train.target: all auxiliary tasks weigh alike.')
             return
         if runner.net_r is not None and not runner.net_r_is_trained:
             self._train_drn(runner)
@@ -106,7 +109,8 @@ class RelationHook(MetaTrainerHook):
 
     def _measure(self, runner) -> None:
         estimate = ESTIMATORS[runner.drtl.weighting.relation]
-        runner.set_graph(estimate(runner.relation_evidence(self.num_patches), runner.net_r))
+        labels = runner.library.labels
+        runner.set_graph(estimate(labels, lambda: runner.relation_evidence(self.num_patches), runner.net_r))
 
     def after_train_iter(self, runner, batch_idx: int, data_batch: DATA_BATCH = None, outputs=None) -> None:
         """Measure the graph anew every ``interval`` iterations."""
@@ -122,6 +126,11 @@ class RelationHook(MetaTrainerHook):
         """Take the graph from the training state."""
         if 'knowledge_graph' in checkpoint:
             graph = checkpoint['knowledge_graph']
+            if graph['labels'] != runner.library.labels:
+                raise OptionError(
+                    'datasets.train.distortions: these are not the tasks that the run to resume has learned; '
+                    'restore them, or start a new run.'
+                )
             runner.set_graph(KnowledgeGraph(tuple(graph['labels']), graph['edges']))
 
 
@@ -203,7 +212,7 @@ def build_hooks(hook_opts: list[dict]) -> list[MetaTrainerHook]:
 
     Args:
         hook_opts (list[dict]): ``{type: name, **arguments}``. Those in ``DEFAULT_HOOKS`` are there anyway; an entry
-            of their type sets their arguments.
+            of their type sets their arguments. Others are added.
 
     Returns:
         list[MetaTrainerHook]: In order of priority.
@@ -211,17 +220,25 @@ def build_hooks(hook_opts: list[dict]) -> list[MetaTrainerHook]:
     Raises:
         OptionError: Unknown hook or argument.
     """
-    opts = {name: {} for name in DEFAULT_HOOKS}
+    defaults: dict[str, dict] = {name: {} for name in DEFAULT_HOOKS}
+    added = []
     for i, hook_opt in enumerate(hook_opts):
         where = f'drtl.hooks[{i}]'
         arguments = dict(hook_opt)
         name = arguments.pop('type', None)
         if name not in META_HOOK_REGISTRY:
             raise unknown('meta-trainer hook', name, META_HOOK_REGISTRY.keys(), where)
-        known = inspect.signature(META_HOOK_REGISTRY.get(name)).parameters
-        for key in arguments:
+        hook = META_HOOK_REGISTRY.get(name)
+        known = inspect.signature(hook).parameters
+        hints = typing.get_type_hints(hook.__init__)
+        for key, value in arguments.items():
             if key not in known:
                 raise unknown(f'argument of {name}', key, known, where)
-        opts[name] = arguments
-    hooks = [META_HOOK_REGISTRY.get(name)(**arguments) for name, arguments in opts.items()]
+            if hints.get(key) in (int, float):
+                arguments[key] = number(value, hints[key], f'{where}.{key}')
+        if name in defaults:
+            defaults[name] = arguments
+        else:
+            added.append((name, arguments))
+    hooks = [META_HOOK_REGISTRY.get(name)(**arguments) for name, arguments in [*defaults.items(), *added]]
     return sorted(hooks, key=lambda hook: get_priority(hook.priority))

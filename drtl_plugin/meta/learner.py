@@ -113,6 +113,7 @@ def accumulate(parameters: Parameters, gradients: Parameters, weight: float) -> 
     for name, gradient in gradients.items():
         p = parameters[name]
         if p.grad is None:
+            # In the parameter's memory layout, as autograd would make it.
             p.grad = torch.mul(gradient, weight, out=torch.empty_like(p))
         else:
             p.grad.add_(gradient, alpha=weight)

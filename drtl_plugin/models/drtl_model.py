@@ -156,11 +156,12 @@ class DRTLModel(SRModel):
         """Auxiliary and target pairs for the relation estimators; ``num`` contents of each."""
         gt, lq = self.auxiliary_pairs(num)
         target_lq, target_gt = self._target_patches(num, self.patch_generator)
-        return RelationEvidence(self.library.labels, lq, gt, target_lq, target_gt)
+        return RelationEvidence(lq, gt, target_lq, target_gt)
 
     def _target_patches(self, num: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         lq_size = self.task_data.options.gt_size // self.library.scale
-        lq, gt = paired_patches(self.target_pairs, num, lq_size, generator)
+        options = self.task_data.options
+        lq, gt = paired_patches(self.target_pairs, num, lq_size, generator, options.use_hflip, options.use_rot)
         return lq.to(self.device), gt.to(self.device)
 
     # ---- training --------------------------------------------------------------------------------------------- #
@@ -212,7 +213,10 @@ class DRTLModel(SRModel):
     def _pretrain_step(self, weights: list[float]) -> OrderedDict:
         """``g = (1/N) Σ w_i ∇L_i(θ)`` (arXiv 2111.13078, pre-training pipeline), over all patches of the episodes."""
         output = self.net_g(self.episode_lq.flatten(0, 1))
-        if all(weight == 1 for weight in weights):
+        # With equal weights, one loss over all patches, as SRModel takes it, is the mean of the tasks' losses, unless
+        # losses are sums.
+        averaged = (self.opt['train'].get('pixel_opt') or {}).get('reduction', 'mean') == 'mean'
+        if averaged and all(weight == 1 for weight in weights):
             total, losses = self._losses(output, self.episode_gt.flatten(0, 1))
             total.backward()
             return OrderedDict((name, loss.detach()) for name, loss in losses.items())
@@ -312,16 +316,25 @@ class DRTLModel(SRModel):
     # ---- saving, resuming, ending ----------------------------------------------------------------------------- #
 
     def save(self, epoch: int, current_iter: int) -> None:
-        """Save ``net_g`` (and its moving average), ``net_g_adapted``, ``net_r`` and the training state."""
-        super().save(epoch, current_iter)
+        """Save ``net_g`` (and its moving average), ``net_g_adapted``, ``net_r``, and last the training state.
+
+        Where there is a state to resume from, the networks that belong to it are there, too.
+        """
+        self._hook_state: dict = {}
+        self.call_hook('before_save_checkpoint', checkpoint=self._hook_state)
         if self.net_g_adapted is not None:
             self.save_network(self.net_g_adapted, 'net_g_adapted', current_iter)
         if self.net_r is not None:
             self.save_network(self.net_r, 'net_r', current_iter)
+        super().save(epoch, current_iter)
 
+    @master_only
     def save_training_state(self, epoch: int, current_iter: int) -> None:
         """BasicSR's training state, with the hooks' state and the generators'; it appears when it is complete."""
+        if current_iter == -1:
+            return
         state = {
+            **self._hook_state,
             'epoch': epoch,
             'iter': current_iter,
             'optimizers': [optimizer.state_dict() for optimizer in self.optimizers],
@@ -329,12 +342,7 @@ class DRTLModel(SRModel):
             'generator': self.generator.get_state(),
             'patch_generator': self.patch_generator.get_state(),
         }
-        self.call_hook('before_save_checkpoint', checkpoint=state)
-        if current_iter != -1:
-            self._write_training_state(state, Path(self.opt['path']['training_states'], f'{current_iter}.state'))
-
-    @master_only
-    def _write_training_state(self, state: dict, path: Path) -> None:
+        path = Path(self.opt['path']['training_states'], f'{current_iter}.state')
         unfinished = path.with_suffix('.unfinished')
         torch.save(state, unfinished)
         os.replace(unfinished, path)

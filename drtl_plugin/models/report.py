@@ -67,7 +67,7 @@ def save_comparison(path: Path, images: Mapping[str, Sequence[tuple[np.ndarray, 
 
 def _busiest(gt: np.ndarray) -> tuple[int, int]:
     """Corner of the tile with the strongest gradients."""
-    grey = cv2.cvtColor(gt, cv2.COLOR_BGR2GRAY) if gt.ndim == 3 else gt
+    grey = cv2.cvtColor(gt, cv2.COLOR_BGR2GRAY)
     detail = cv2.boxFilter(np.abs(cv2.Laplacian(grey, cv2.CV_32F)), -1, (_TILE, _TILE), anchor=(0, 0))
     height, width = (max(extent - _TILE + 1, 1) for extent in grey.shape)
     return np.unravel_index(np.argmax(detail[:height, :width]), (height, width))

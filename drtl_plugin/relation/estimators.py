@@ -17,13 +17,11 @@ class RelationEvidence:
     """What an estimator looks at.
 
     Attributes:
-        labels (list[str]): Names of the N auxiliary tasks.
         auxiliary_lq (Tensor): ``(N, P, 3, h, w)``: the same P contents under each task.
         auxiliary_gt (Tensor): ``(P, 3, s h, s w)``: the contents.
         target_lq, target_gt (Tensor): ``(Q, 3, h, w)`` and ``(Q, 3, s h, s w)``: patches of the support pairs.
     """
 
-    labels: list[str]
     auxiliary_lq: Tensor
     auxiliary_gt: Tensor
     target_lq: Tensor
@@ -44,27 +42,30 @@ def embed_pairs(net: nn.Module, lq: Tensor, gt: Tensor) -> Tensor:
     return net(lq, bicubic(gt, gt.shape[-1] // lq.shape[-1]))
 
 
+# estimator(labels of the N tasks, draws evidence, DRN) -> graph. Evidence is costly: drawn by those who need it.
+RelationEstimator = Callable[[list[str], Callable[[], RelationEvidence], nn.Module], KnowledgeGraph]
+
+
 @torch.no_grad()
-def embedding_relation(evidence: RelationEvidence, net: nn.Module) -> KnowledgeGraph:
+def embedding_relation(labels: list[str], draw: Callable[[], RelationEvidence], net: nn.Module) -> KnowledgeGraph:
     """The paper's relation: cosines between the tasks' mean embeddings (arXiv 2111.13078, knowledge graph).
 
     Costs one forward pass of the DRN over the evidence. It judges what a distortion looks like, and is right as far
     as the library holds something that looks like the camera.
     """
+    evidence = draw()
     training = net.training
     net.eval()
     auxiliary = torch.stack([embed_pairs(net, lq, evidence.auxiliary_gt).mean(0) for lq in evidence.auxiliary_lq])
     target = embed_pairs(net, evidence.target_lq, evidence.target_gt).mean(0)
     net.train(training)
-    return graph_from_embeddings(evidence.labels, auxiliary, target)
+    return graph_from_embeddings(labels, auxiliary, target)
 
 
-def uniform_relation(evidence: RelationEvidence, net: nn.Module | None) -> KnowledgeGraph:
+def uniform_relation(labels: list[str], draw: Callable[[], RelationEvidence], net: nn.Module | None) -> KnowledgeGraph:
     """All tasks relate alike: the baseline. Costs nothing."""
-    return uniform_graph(evidence.labels)
+    return uniform_graph(labels)
 
-
-RelationEstimator = Callable[[RelationEvidence, nn.Module], KnowledgeGraph]
 
 # By the name that `drtl.weighting.relation` chooses.
 ESTIMATORS: dict[str, RelationEstimator] = {'embedding': embedding_relation, 'uniform': uniform_relation}

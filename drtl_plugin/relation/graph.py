@@ -45,12 +45,6 @@ class KnowledgeGraph:
         }
         Path(path).write_text(json.dumps(content, indent=1), encoding='utf-8')
 
-    @classmethod
-    def load(cls, path: str | Path) -> KnowledgeGraph:
-        """Read what :meth:`save` wrote."""
-        content = json.loads(Path(path).read_text(encoding='utf-8'))
-        return cls(tuple(content['labels']), torch.tensor(content['edges']))
-
     def draw(self, path: str | Path, weights: Tensor) -> None:
         """Write a picture: the target in the middle, the tasks around it, nearer where related more.
 

@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 import torch
 from basicsr.data import build_dataset
+from PIL import ExifTags, Image
 from torch.utils.data import DataLoader
 
 from drtl_plugin import cli
 from drtl_plugin.data import DistortionTaskDataset, FewShotPairDataset
-from drtl_plugin.data.image_files import check_pair_sizes, image_names, image_size, require
+from drtl_plugin.data.image_files import check_pair_sizes, image_names, image_size, is_turned, require
 from drtl_plugin.data.patches import augment, paired_patches, random_crop
 from drtl_plugin.errors import DataError, OptionError
 
@@ -81,6 +82,13 @@ class TestDistortionTaskDataset:
         assert not torch.equal(dataset[0]['query_gt'], dataset[1]['query_gt'])
         assert not torch.equal(dataset[0]['query_gt'], other[0]['query_gt'])
 
+    def test_flips_and_turns_can_be_switched_off(self, task_opt):
+        dataset = DistortionTaskDataset({**task_opt, 'use_hflip': False, 'use_rot': False, 'num_query': 8})
+        lq_pictures = [lq.float() / 255 for lq, _ in dataset.target_pairs]
+        for patch in dataset[0]['target_lq']:
+            places = [picture.unfold(1, 16, 1).unfold(2, 16, 1).permute(1, 2, 0, 3, 4) for picture in lq_pictures]
+            assert any((place == patch).flatten(2).all(-1).any() for place in places)
+
     def test_tasks_are_drawn_evenly(self, task_opt):
         task_opt['distortions'] = [{'name': 'bicubic'}, {'name': 'jpeg'}]
         dataset = DistortionTaskDataset({**task_opt, 'num_support': 1, 'num_query': 1, 'target': None})
@@ -105,11 +113,12 @@ class TestDistortionTaskDataset:
         assert [key.rpartition('/')[2] for key in dataset.keys] == ['brick.png']
 
     def test_decoded_images_are_kept_within_bounds(self, task_opt, monkeypatch):
-        monkeypatch.setattr('drtl_plugin.data.distortion_task_dataset._CACHED_IMAGES', 2)
+        monkeypatch.setattr('drtl_plugin.data.distortion_task_dataset._CACHE_SIZE', 2 * 512 * 512 * 3)
         dataset = DistortionTaskDataset(task_opt)
-        for index in range(4):
+        textures = [i for i, key in enumerate(dataset.keys) if key.endswith(('brick.png', 'grass.png', 'gravel.png'))]
+        for index in textures:  # of 512 x 512 pixels each
             dataset._image(index)
-        assert list(dataset._decoded) == [2, 3]
+        assert list(dataset._decoded) == textures[1:]
 
     @pytest.mark.parametrize(
         ('change', 'error', 'message'),
@@ -211,6 +220,14 @@ class TestPairSizes:
         with pytest.raises(DataError, match="don't fit scale 3"):
             FewShotPairDataset({**pair_opt, **lmdb, 'io_backend': {'type': 'lmdb'}, 'scale': 3})
 
+    def test_sizes_are_those_of_upright_images(self, tmp_path):
+        path = str(tmp_path / 'turned.jpg')
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = 6
+        Image.new('RGB', (64, 32)).save(path, exif=exif)
+        assert image_size(path) == cv2.imread(path).shape[:2] == (64, 32)
+        assert is_turned(path)
+
     def test_files_that_are_no_images(self, tmp_path):
         (tmp_path / 'a.png').write_bytes(b'')
         with pytest.raises(DataError, match=r'a\.png: cannot be read as an image'):
@@ -225,20 +242,22 @@ class TestPairSizes:
 
 class TestPatches:
     def test_pairs_are_cropped_at_the_same_place(self, generator):
-        lq = torch.arange(20 * 30).view(1, 20, 30).float()
+        lq = (torch.arange(20 * 30) % 256).byte().view(1, 20, 30)
         gt = lq.repeat_interleave(2, 1).repeat_interleave(2, 2)
         lq_patches, gt_patches = paired_patches([(lq, gt)], 16, 8, generator)
         assert lq_patches.shape == (16, 1, 8, 8)
         assert torch.equal(gt_patches[..., ::2, ::2], lq_patches)
+        assert lq_patches.max() <= 1
         assert len({patch.sum().item() for patch in lq_patches}) > 8
 
     def test_every_pair_is_visited(self, generator):
-        pairs = [(torch.full((1, 8, 8), i), torch.full((1, 16, 16), i)) for i in range(5)]
+        pairs = [tuple(torch.full((1, side, side), i, dtype=torch.uint8) for side in (8, 16)) for i in range(5)]
         lq, _ = paired_patches(pairs, 5, 8, generator)
-        assert sorted(lq[:, 0, 0, 0].tolist()) == [0, 1, 2, 3, 4]
+        assert sorted((lq[:, 0, 0, 0] * 255).round().tolist()) == [0, 1, 2, 3, 4]
 
     def test_patches_shrink_to_the_smallest_pair(self, generator):
-        lq, gt = paired_patches([(torch.rand(3, 6, 9), torch.rand(3, 24, 36))], 2, 48, generator)
+        pair = (torch.zeros(3, 6, 9, dtype=torch.uint8), torch.zeros(3, 24, 36, dtype=torch.uint8))
+        lq, gt = paired_patches([pair], 2, 48, generator)
         assert lq.shape == (2, 3, 6, 6) and gt.shape == (2, 3, 24, 24)
 
     def test_crops_reach_all_corners(self, generator):

@@ -137,7 +137,7 @@ def test_sharpen_overshoots_at_edges_and_leaves_flats(generator):
     assert torch.allclose(result[..., :8], edge[..., :8], atol=1e-6)
 
 
-@pytest.mark.parametrize('scale', [2, 3, 4])
+@pytest.mark.parametrize('scale', [1, 2, 3, 4, 8])
 def test_default_library_gives_valid_pictures(scale, generator):
     library = DistortionLibrary('default', scale)
     gt = smooth_images(2, 96)
@@ -149,10 +149,23 @@ def test_default_library_gives_valid_pictures(scale, generator):
 
 
 def test_default_library_covers_the_plane_evenly():
-    labels = [entry['label'] for entry in default_library(4)]
-    assert len(labels) >= 12
-    grid = {f'{b} {n} {c}' for b in ('sharp', 'soft', 'blurred') for n in ('clean', 'noisy') for c in ('raw', 'jpeg')}
-    assert grid <= set(labels)
+    """Blur and noise as measured on what the tasks make of a point and of a flat image."""
+    tasks = {task.label: task for task in DistortionLibrary(default_library(4), 4).tasks}
+    assert len(tasks) >= 12
+    point = torch.zeros(32, 3, 128, 128)
+    point[..., 60:64, 60:64] = 1  # a pixel of the low-quality grid
+    flat = torch.full((32, 3, 128, 128), 0.5)
+    peaks = []
+    for blur in ('sharp', 'soft', 'blurred'):
+        peaks.append(tasks[f'{blur} clean raw'](point, torch.Generator().manual_seed(0))[..., 15, 15].mean().item())
+        for noise in ('clean', 'noisy'):
+            for compression in ('raw', 'jpeg'):
+                task = tasks[f'{blur} {noise} {compression}']
+                grain = task(flat, torch.Generator().manual_seed(0)).std() * 255
+                assert (grain > 3) == (noise == 'noisy')
+                kinds = [step.kind.name for step in task.steps if step.kind]
+                assert ('jpeg' in kinds) == (compression == 'jpeg')
+    assert peaks[0] > 1.2 * peaks[1] > 1.2 * 1.5 * peaks[2]
 
 
 def test_tasks_are_a_function_of_the_generators_state():

@@ -33,7 +33,7 @@ def test_hooks_of_ones_own_are_added_by_name(monkeypatch):
     class FirstHook(MetaTrainerHook):
         priority = 'HIGHEST'
 
-    assert types(build_hooks([{'type': 'FirstHook'}]))[0] == 'FirstHook'
+    assert types(build_hooks([{'type': 'FirstHook'}] * 2))[:3] == ['FirstHook', 'FirstHook', 'RelationHook']
 
 
 @pytest.mark.parametrize(
@@ -49,6 +49,8 @@ def test_hooks_of_ones_own_are_added_by_name(monkeypatch):
         ),
         ({'interval': 5}, r"unknown meta-trainer hook 'None'"),
         ({'type': 'RelationHook', 'interval': 0}, r'must be above 0'),
+        ({'type': 'RelationHook', 'interval': 1.5}, r'hooks\[0\]\.interval: expected a whole number, got 1\.5'),
+        ({'type': 'RelationHook', 'drn_lr': 'fast'}, r"hooks\[0\]\.drn_lr: expected a number, got 'fast'"),
     ],
 )
 def test_wrong_entries_are_named(entry, message):

@@ -7,6 +7,7 @@ import torch
 from basicsr.models import build_model
 from torch import nn
 
+from drtl_plugin.errors import OptionError
 from drtl_plugin.meta.learner import functional_loss, outer_gradient, trainable_parameters
 from drtl_plugin.models.drtl_model import DRTLModel
 from drtl_plugin.options import load_option_file, parse_options
@@ -76,6 +77,18 @@ class TestWeightedGradients:
         for p, q in zip(model.net_g.parameters(), net.parameters()):
             assert torch.allclose(p.grad, q.grad, rtol=1e-4, atol=1e-7)
         assert model.get_current_log()['l_pix'] == pytest.approx(sum(losses).item() / 2, rel=1e-4)
+
+    @pytest.mark.parametrize('weights', [[1.0, 1.0], [1.0, 1.0 + 1e-6]])
+    def test_losses_that_add_up_are_averaged_over_tasks(self, build, quick_opt, weights):
+        quick_opt['train']['pixel_opt']['reduction'] = 'sum'
+        model = self.prepared(build, quick_opt, 'pretrain')
+        model.weights = torch.tensor([*weights, 1.0, 1.0])
+        model.feed_data(episodes(model, [0, 1]))
+        net = copy.deepcopy(model.net_g)
+        model.optimize_parameters(1)
+        sum((net(lq) - gt).abs().sum() / 2 for lq, gt in zip(model.episode_lq, model.episode_gt)).backward()
+        for p, q in zip(model.net_g.parameters(), net.parameters()):
+            assert torch.allclose(p.grad, q.grad, rtol=1e-3, atol=1e-2)
 
     def test_target_term(self, build, quick_opt):
         quick_opt['drtl']['target_weight'] = 0.5
@@ -261,9 +274,27 @@ def test_interrupted_training_goes_on_as_if_it_had_not_been(build, quick_opt, wo
     assert torch.equal(resumed.weights, whole.weights)
 
 
-def test_states_of_other_models_are_refused(build, quick_opt):
-    from drtl_plugin.errors import OptionError
+def test_states_of_other_tasks_are_refused(build, quick_opt):
+    model = build(quick_opt)
+    model.feed_data(episodes(model, [0, 1]))
+    model.save(epoch=0, current_iter=1)
+    state = torch.load(f'{model.opt["path"]["training_states"]}/1.state', weights_only=True)
+    quick_opt['datasets']['train']['distortions'].reverse()
+    with pytest.raises(OptionError, match='not the tasks that the run to resume has learned'):
+        build(quick_opt).resume_training(state)
 
+
+def test_networks_are_saved_before_the_state_that_needs_them(build, quick_opt, monkeypatch):
+    model = build(quick_opt)
+    model.feed_data(episodes(model, [0, 1]))
+    saved = []
+    monkeypatch.setattr(model, 'save_network', lambda net, label, *_, **__: saved.append(label))
+    monkeypatch.setattr(model, 'save_training_state', lambda *_: saved.append('state'))
+    model.save(epoch=0, current_iter=1)
+    assert saved == ['net_g_adapted', 'net_r', 'net_g', 'state']
+
+
+def test_states_of_other_models_are_refused(build, quick_opt):
     model = build(quick_opt)
     with pytest.raises(OptionError, match='not a training state of a DRTLModel'):
         model.resume_training({'iter': 1, 'optimizers': [], 'schedulers': []})

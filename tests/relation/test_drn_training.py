@@ -59,7 +59,8 @@ def test_training_teaches_distortions_and_not_contents(generator):
     gt, lq = draw_pairs(16)
     unseen = contents(16, generator)
     for i, task in enumerate(library.tasks):
-        graph = embedding_relation(RelationEvidence(library.labels, lq, gt, task(unseen, generator), unseen), net)
+        evidence = RelationEvidence(lq, gt, task(unseen, generator), unseen)
+        graph = embedding_relation(library.labels, lambda evidence=evidence: evidence, net)
         assert graph.relation.argmax() == i
 
 

@@ -1,3 +1,4 @@
+import pytest
 import torch
 from torch import nn
 
@@ -15,12 +16,12 @@ class MeanResidual(nn.Module):
 def evidence(generator) -> RelationEvidence:
     gt = torch.rand(3, 3, 16, 16, generator=generator)
     lq = torch.stack([bicubic(gt, 4) + shift for shift in (-0.1, 0.0, 0.1)])
-    return RelationEvidence(['darker', 'same', 'brighter'], lq, gt, bicubic(gt, 4) + 0.05, gt)
+    return RelationEvidence(lq, gt, bicubic(gt, 4) + 0.05, gt)
 
 
 def test_embedding_relation_orders_tasks_by_cosine(generator):
     net = MeanResidual().train()
-    graph = ESTIMATORS['embedding'](evidence(generator), net)
+    graph = ESTIMATORS['embedding'](['darker', 'same', 'brighter'], lambda: evidence(generator), net)
     # About the library's mean, tasks lie at -0.1, 0, 0.1 along (1, 1), and the target at +0.05.
     assert graph.labels == ('darker', 'same', 'brighter')
     assert graph.relation[[0, 2]].tolist() == torch.tensor([-1.0, 1.0]).tolist()
@@ -32,6 +33,6 @@ def test_embed_pairs_reduces_the_ground_truth(generator):
     assert torch.allclose(embed_pairs(MeanResidual(), bicubic(gt, 4), gt)[:, 1], torch.zeros(2), atol=1e-7)
 
 
-def test_uniform_relation_needs_no_network(generator):
-    graph = ESTIMATORS['uniform'](evidence(generator), None)
+def test_uniform_relation_needs_neither_evidence_nor_network():
+    graph = ESTIMATORS['uniform'](['a', 'b', 'c'], lambda: pytest.fail('evidence was drawn'), None)
     assert torch.equal(graph.relation, torch.zeros(3))

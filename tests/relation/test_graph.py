@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from drtl_plugin.relation.graph import (
-    KnowledgeGraph,
     effective_number,
     graph_from_embeddings,
     relation_weights,
@@ -73,15 +72,14 @@ class TestGraph:
     def test_uniform_graph_weights_all_tasks_alike(self):
         assert torch.equal(relation_weights(uniform_graph(list('abc')).relation, effective_tasks=2), torch.ones(3))
 
-    def test_is_saved_loaded_and_drawn(self, tmp_path, generator):
+    def test_is_saved_and_drawn(self, tmp_path, generator):
         embeddings = torch.randn(4, 8, generator=generator)
         graph = graph_from_embeddings(['a', 'b', 'c', 'd'], embeddings, embeddings[2])
         weights = relation_weights(graph.relation, effective_tasks=2)
         graph.save(tmp_path / 'graph.json', weights)
-        loaded = KnowledgeGraph.load(tmp_path / 'graph.json')
-        assert loaded.labels == graph.labels
-        assert torch.equal(loaded.edges, graph.edges)
         content = json.loads((tmp_path / 'graph.json').read_text())
+        assert content['labels'] == ['a', 'b', 'c', 'd']
+        assert torch.equal(torch.tensor(content['edges']), graph.edges)
         assert content['weights'] == pytest.approx(weights.tolist())
         assert content['relation'][2] == pytest.approx(1)
         graph.draw(tmp_path / 'graph.png', weights)
