@@ -61,7 +61,9 @@ def is_turned(path: str) -> bool:
 def _read_header(path: str) -> tuple[int, int, int]:
     try:
         with Image.open(path) as image:
-            return image.height, image.width, image.getexif().get(ExifTags.Base.Orientation, 1)
+            # Of a PNG, Pillow would decode everything in search of a header that cameras don't write there.
+            exif = {} if image.format == 'PNG' else image.getexif()
+            return image.height, image.width, exif.get(ExifTags.Base.Orientation, 1)
     except OSError as error:
         raise DataError(f'{path}: cannot be read as an image ({error}).') from None
 
