@@ -26,6 +26,9 @@ from drtl_plugin.meta.hooks import build_hooks
 from drtl_plugin.models.drtl_model import DRTLModel
 from drtl_plugin.options import DRTLOptions
 
+# Side of the image that the rehearsal restores; as large as the windows of common networks.
+_SIZE = 32
+
 
 def check(opt: dict) -> None:
     """Check parsed options.
@@ -70,11 +73,11 @@ def _rehearse(model_class: type, opt: dict) -> None:
         with torch.random.fork_rng(), contextlib.redirect_stdout(None), without_gpu():
             model = model_class(deepcopy(opt))
             if isinstance(model, DRTLModel):
-                model.feed_data({'lq': torch.rand(1, 3, 16, 16)})
+                model.feed_data({'lq': torch.rand(1, 3, _SIZE, _SIZE)})
                 model.test()
                 height, scale = model.output.shape[-2], opt.get('scale', 1)
-                if height != 16 * scale:
-                    raise OptionError(f'network_g enlarges {height / 16:g} times, but scale is {scale}.')
+                if height != _SIZE * scale:
+                    raise OptionError(f'network_g enlarges {height / _SIZE:g} times, but scale is {scale}.')
     except KeyError as error:
         raise OptionError(f'{opt["model_type"]} wants the option {error}, which is missing.') from None
     except (TypeError, ValueError, RuntimeError, NotImplementedError, AttributeError, AssertionError) as error:
@@ -135,6 +138,8 @@ def _check_dataset(dataset_opt: dict, where: str) -> None:
 def _check_drtl(opt: dict) -> None:
     drtl = DRTLOptions.from_opt(opt)
     build_hooks(drtl.hooks)
+    if opt.get('network_g') is None:
+        raise OptionError('network_g is missing.')
     if not opt['is_train']:
         return
     if opt['dist']:

@@ -84,6 +84,7 @@ class DRTLModel(SRModel):
     # ---- setting up ------------------------------------------------------------------------------------------- #
 
     def init_training_settings(self) -> None:
+        """``SRModel``'s training settings, the auxiliary tasks, the DRN and the hooks."""
         super().init_training_settings()
         # BasicSR builds the loader's dataset elsewhere; this one, with the same options, feeds the hooks.
         self.task_data = DistortionTaskDataset(self.opt['datasets']['train'])

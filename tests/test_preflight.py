@@ -1,0 +1,114 @@
+"""What happens where the options or the data are wrong."""
+
+import pytest
+import torch
+
+from drtl_plugin import cli
+from drtl_plugin.data.sample_data import SAMPLE_ROOT
+from tests.conftest import OPTIONS
+
+
+class TestWrongInput:
+    """One line that says what, where and what to do; exit code 2; the older experiment is left as it is."""
+
+    CASES = [
+        (['datasets', 'train', 'dataroot_gt'], 'nowhere', 'datasets.train.dataroot_gt: there is no folder nowhere'),
+        (['datasets', 'val', 'dataroot_lq'], 'nowhere', 'datasets.val.dataroot_lq: there is no folder nowhere'),
+        (['datasets', 'train', 'target', 'dataroot_lq'], 'nowhere', 'dataroot_lq: there is no folder nowhere'),
+        (['scale'], 2, "don't fit scale 2"),
+        (['datasets', 'train', 'gt_size'], 256, 'is smaller than gt_size 256'),
+        (['datasets', 'train', 'target', 'num_shot'], 6, 'num_shot is 6, but there are 5 pairs'),
+        (['datasets', 'train', 'distortions'], [{'name': 'gausian_blur'}], "did you mean 'gaussian_blur'?"),
+        (['drtl', 'pipelines'], 'meta', "drtl: unknown key 'pipelines'; did you mean 'pipeline'?"),
+        (['drtl', 'adapt', 'step'], 5, "drtl.adapt: unknown key 'step'; did you mean 'steps'?"),
+        (['drtl', 'hooks'], [{'type': 'RelatonHook'}], "did you mean 'RelationHook'?"),
+        (['network_g', 'type'], 'EDSRR', "network_g.type: unknown network 'EDSRR'; did you mean 'EDSR'?"),
+        (['network_g', 'num_blocks'], 4, "unknown argument of EDSR 'num_blocks'; did you mean 'num_block'?"),
+        (['network_r'], None, "network_r is missing: drtl.weighting.relation 'embedding' needs a DRN"),
+        (['model_type'], 'DRTModel', "model_type: unknown model 'DRTModel'; did you mean 'DRTLModel'?"),
+        (['datasets', 'train', 'type'], 'DistortionTask', "did you mean 'DistortionTaskDataset'?"),
+        (['datasets', 'train', 'type'], 'PairedImageDataset', 'datasets.train.dataroot_lq is missing'),
+        (['train', 'pixel_opt', 'type'], 'L1', "train.pixel_opt.type: unknown loss 'L1'"),
+        (['val', 'metrics', 'psnr_y', 'type'], 'psnr', "val.metrics.psnr_y.type: unknown metric 'psnr'"),
+        (['path', 'pretrain_network_g'], 'no.pth', 'path.pretrain_network_g: there is no file no.pth'),
+        (['drtl', 'target_weight'], -1, 'drtl.target_weight: -1 is out of range'),
+        (['network_g', 'upscale'], 2, 'network_g enlarges 2 times, but scale is 4'),
+        (['network_g'], None, 'network_g is missing'),
+        (['network_g'], 'EDSR', "network_g: expected a section of keys and values, got 'EDSR'"),
+        (['train', 'optim_g', 'type'], 'Adamm', 'optimizer Adamm is not supperted yet'),
+        (['train', 'optim_g'], {}, "DRTLModel wants the option 'type', which is missing"),
+        (['train', 'scheduler', 'type'], 'Step', 'Scheduler Step is not implemented yet'),
+        (['train', 'pixel_opt', 'loss_wait'], 1, "unexpected keyword argument 'loss_wait'"),
+        (['train', 'pixel_opt'], None, 'Both pixel and perceptual losses are None'),
+        (['datasets', 'train', 'io_backend', 'type'], 'dsk', 'datasets.train.io_backend: expected a type of disk'),
+        (['datasets', 'val', 'io_backend'], {}, 'datasets.val.io_backend: expected a type of disk'),
+        (['datasets', 'val'], None, 'datasets.val: expected a section with name and type'),
+        (['datasets', 'train', 'batch_size_per_gpu'], 'many', 'batch_size_per_gpu: expected a whole number'),
+        (['val', 'metrics', 'psnr_y'], None, "val.metrics.psnr_y.type: unknown metric 'None'"),
+        (['name'], 'a/b', "name: expected the name of a folder, got 'a/b'"),
+        (['name'], 123, 'name: expected the name of a folder, got 123'),
+        (['manual_seed'], 'abc', "manual_seed: expected a whole number, got 'abc'"),
+        (['drtl', 'hooks'], [{'type': 'RelationHook', 'interval': 'abc'}], 'interval: expected a whole number'),
+    ]
+
+    @pytest.mark.parametrize(('keys', 'value', 'message'), CASES, ids=lambda case: None)
+    def test_is_named_before_anything_is_touched(self, workdir, quick_opt, write_opt, capsys, keys, value, message):
+        older = workdir / 'experiments/drtl_x4'
+        older.mkdir(parents=True)
+        section = quick_opt
+        for key in keys[:-1]:
+            section = section[key]
+        section[keys[-1]] = value
+        assert cli.main(['train', '-opt', write_opt(quick_opt)]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith('basicsr: error: ')
+        assert message in error
+        assert error.count('\n') == 1
+        assert [path.name for path in (workdir / 'experiments').iterdir()] == ['drtl_x4']
+        assert not (workdir / 'tb_logger').exists()
+
+    @pytest.mark.parametrize(
+        'keys', ['train:total_iter', 'logger:print_freq', 'val:save_img', 'val:val_freq', 'train:scheduler']
+    )
+    def test_keys_that_basicsr_looks_up(self, workdir, quick_opt, write_opt, capsys, keys):
+        section, key = keys.split(':')
+        del quick_opt[section][key]
+        assert cli.main(['train', '-opt', write_opt(quick_opt)]) == 2
+        assert f'{section}.{key} is missing' in capsys.readouterr().err
+
+    def test_weights_that_are_none(self, workdir, quick_opt, write_opt, capsys):
+        (workdir / 'weights.pth').write_text('no weights')
+        quick_opt['path']['pretrain_network_g'] = 'weights.pth'
+        assert cli.main(['train', '-opt', write_opt(quick_opt)]) == 2
+        assert 'the file holds something else than weights' in capsys.readouterr().err
+        torch.save({'params': {'other.weight': torch.zeros(1)}}, workdir / 'weights.pth')
+        assert cli.main(['train', '-opt', write_opt(quick_opt)]) == 2
+        error = capsys.readouterr().err
+        assert 'DRTLModel cannot be built: Error(s) in loading state_dict for EDSR' in error
+        assert error.count('\n') == 1
+
+    def test_images_that_loader_processes_cannot_decode(self, workdir, quick_opt, write_opt, capsys):
+        whole = (workdir / SAMPLE_ROOT / 'auxiliary/brick.png').read_bytes()
+        (workdir / 'gt').mkdir()
+        (workdir / 'gt/cut.png').write_bytes(whole[:5000])  # a good header
+        quick_opt['datasets']['train'].update(dataroot_gt='gt', num_worker_per_gpu=1)
+        assert cli.main(['train', '-opt', write_opt(quick_opt)]) == 2
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert last == 'basicsr: error: gt/cut.png of gt: cannot be read as an image.'
+
+    def test_modules_that_are_missing(self, workdir, quick_opt, write_opt, capsys):
+        assert cli.main(['train', '-opt', write_opt(quick_opt), '--import', 'nosuchmodule']) == 2
+        assert "--import nosuchmodule: No module named 'nosuchmodule'" in capsys.readouterr().err
+
+    def test_network_arguments_that_are_missing(self, workdir, quick_opt, write_opt, capsys):
+        del quick_opt['network_g']['num_in_ch']
+        assert cli.main(['train', '-opt', write_opt(quick_opt)]) == 2
+        assert 'network_g: EDSR needs num_in_ch' in capsys.readouterr().err
+
+    def test_weights_for_a_test_that_are_missing(self, workdir, capsys):
+        assert cli.main(['test', '-opt', str(OPTIONS / 'test_drtl_x4.yml')]) == 2
+        assert 'there is no file experiments/drtl_x4/models/net_g_adapted_latest.pth' in capsys.readouterr().err
+
+    def test_option_file_that_is_missing(self, workdir, capsys):
+        assert cli.main(['train', '-opt', 'nowhere.yml']) == 2
+        assert 'nowhere.yml: cannot read the option file' in capsys.readouterr().err
