@@ -335,4 +335,5 @@ def test_shipped_rrdb_options_differ_in_network_name_and_schedule_only():
             ('train', 'total_iter'), ('train', 'scheduler'), ('val', 'val_freq'), ('logger', 'save_checkpoint_freq')
         ):  # fmt: skip
             del opt[section][key]
+        del opt['train']['optim_g']['lr']
     assert edsr == rrdb
