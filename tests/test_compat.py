@@ -30,6 +30,30 @@ print(torchvision.imported)
 """
 
 
+@pytest.mark.parametrize(
+    ('environment', 'expected'),
+    [({}, '5000'), ({'GOMP_SPINCOUNT': '7'}, '7'), ({'OMP_WAIT_POLICY': 'ACTIVE'}, 'None')],
+)
+def test_threads_spin_little_unless_the_user_says_otherwise(environment, expected):
+    clean = {key: value for key, value in os.environ.items() if key not in ('GOMP_SPINCOUNT', 'OMP_WAIT_POLICY')}
+    # What the environment is by the time torch, and OpenMP with it, is loaded.
+    script = """
+import os, sys
+
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        if name == 'torch':
+            sys.exit(os.environ.get('GOMP_SPINCOUNT'))
+
+sys.meta_path.insert(0, Watch())
+import drtl_plugin
+"""
+    result = subprocess.run(
+        [sys.executable, '-c', script], capture_output=True, text=True, env={**clean, **environment}
+    )
+    assert (result.stderr.strip() or 'None') == expected
+
+
 def run_with_torchvision(tmp_path, source: str) -> subprocess.CompletedProcess:
     (tmp_path / 'torchvision').mkdir()
     (tmp_path / 'torchvision' / '__init__.py').write_text(source)
