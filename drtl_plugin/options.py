@@ -293,7 +293,6 @@ _REQUIRED_IN_TRAINING = {
     'logger': ('print_freq', 'save_checkpoint_freq', 'use_tb_logger'),
     'val': ('val_freq', 'save_img'),
 }
-_REQUIRED_IN_TESTING = {'val': ('save_img', 'suffix')}
 
 
 def _check_shape(opt: dict, path: str, is_train: bool) -> None:
@@ -315,7 +314,9 @@ def _check_shape(opt: dict, path: str, is_train: bool) -> None:
     if is_train and 'train' not in opt['datasets']:
         raise OptionError('datasets.train is missing.')
     sections = {**opt, 'datasets.train': opt['datasets'].get('train')}
-    for name, keys in (_REQUIRED_IN_TRAINING if is_train else _REQUIRED_IN_TESTING).items():
+    saves_images = not is_train and opt['val'].get('save_img')
+    required = _REQUIRED_IN_TRAINING if is_train else {'val': ('save_img', 'suffix') if saves_images else ('save_img',)}
+    for name, keys in required.items():
         section = sections.get(name)
         for key in keys if section is not None else ():
             # The datasets of this plug-in have defaults for the loader's keys.

@@ -178,3 +178,10 @@ class TestParseOptions:
         quick_opt['datasets']['train']['target']['dataroot_lq'] = '~/pairs'
         opt = parse_options(arguments(write_opt(quick_opt)), str(workdir), is_train=True)
         assert opt['datasets']['train']['target']['dataroot_lq'] == '/home/someone/pairs'
+
+    def test_suffix_is_wanted_only_for_images(self, workdir, write_opt):
+        opt = {'name': 'n', 'model_type': 'm', 'num_gpu': 0, 'datasets': {}, 'path': {}, 'val': {'save_img': False}}
+        assert parse_options(arguments(write_opt(opt)), str(workdir), is_train=False)['name'] == 'n'
+        opt['val']['save_img'] = True
+        with pytest.raises(OptionError, match=r'val\.suffix is missing'):
+            parse_options(arguments(write_opt(opt)), str(workdir), is_train=False)

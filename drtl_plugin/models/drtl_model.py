@@ -138,7 +138,7 @@ class DRTLModel(SRModel):
         self.episode_lq = torch.stack(
             [self.library.tasks[task](gt[i], self.generator) for i, task in enumerate(self.episode_tasks)]
         )
-        if self.target_pairs is not None:
+        if self.drtl.target_weight > 0:
             self.target_batch = tuple(data[key].flatten(0, 1).to(self.device) for key in ('target_lq', 'target_gt'))
 
     def auxiliary_pairs(self, num: int) -> tuple[Tensor, Tensor]:
