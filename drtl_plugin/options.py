@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import difflib
 import math
 import sys
 import typing
@@ -221,7 +222,8 @@ def force_yml(opt: dict, entries: list[str]) -> None:
     Values are read as YAML and never evaluated; a number among the keys is an index into a list.
 
     Raises:
-        OptionError: If an entry has no ``=`` or its section does not exist.
+        OptionError: If an entry has no ``=``, its section does not exist, or its key is new and nearly that of another
+            option: a slip.
     """
     for entry in entries:
         path, equals, text = entry.partition('=')
@@ -238,6 +240,9 @@ def force_yml(opt: dict, entries: list[str]) -> None:
         try:
             for key in keys[:-1]:
                 section = section[_index(section, key)]
+            is_slip = isinstance(section, dict) and keys[-1] not in section
+            if is_slip and difflib.get_close_matches(keys[-1], section, n=1, cutoff=0.8):
+                raise unknown('key', keys[-1], section, f'--force_yml {entry}')
             section[_index(section, keys[-1])] = value
         except (KeyError, IndexError, TypeError, ValueError):
             raise OptionError(f'--force_yml {entry}: there is no section {":".join(keys[:-1])!r}.') from None
