@@ -34,7 +34,7 @@ class WeightingOptions:
 
     relation: Literal['embedding', 'uniform'] = option('embedding', 'How relations are obtained.')
     effective_tasks: float = option(
-        6.0, 'Wanted effective number of tasks, exp(entropy of the weights); solved for the temperature.', low=1
+        6.0, 'Wanted effective number of tasks, exp(entropy of the weights), before the floor.', low=1
     )
     temperature: Optional[float] = option(None, 'Softmax temperature; takes the place of effective_tasks.', low=1e-6)
     floor: float = option(0.2, 'Share of the weights that is spread evenly over all tasks.', 0, 1)

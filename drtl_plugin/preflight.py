@@ -20,11 +20,12 @@ from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTR
 
 from drtl_plugin.compat import close_basicsr_logs, without_gpu
 from drtl_plugin.data.distortion_task_dataset import DistortionTaskDataset
+from drtl_plugin.data.distortions import DistortionLibrary
 from drtl_plugin.data.image_files import check_pair_sizes, require
 from drtl_plugin.errors import DataError, OptionError, unknown
 from drtl_plugin.meta.hooks import build_hooks
 from drtl_plugin.models.drtl_model import DRTLModel
-from drtl_plugin.options import DRTLOptions
+from drtl_plugin.options import DRTLOptions, number
 
 # Side of the image that the rehearsal restores; as large as the windows of common networks.
 _SIZE = 32
@@ -52,7 +53,9 @@ def check(opt: dict) -> None:
         _registered(METRIC_REGISTRY, kind, 'metric', f'val.metrics.{name}.type')
     for key, path in opt['path'].items():
         if (key.startswith('pretrain_network') or key == 'resume_state') and path and not Path(path).is_file():
-            raise DataError(f'path.{key}: there is no file {path}.')
+            raise DataError(f'path.{key}: there is no file {path}; train it first, or name another.')
+    if opt['is_train']:
+        _check_schedule(opt['train'])
     for phase, dataset_opt in opt['datasets'].items():
         _check_dataset(dataset_opt, f'datasets.{phase}')
     if issubclass(model, DRTLModel):
@@ -96,6 +99,13 @@ def _registered(registry, name: object, kind: str, where: str):
         if candidate in registry:
             return registry.get(candidate)
     raise unknown(kind, name, registry.keys(), where)
+
+
+def _check_schedule(train_opt: dict) -> None:
+    total_iter = number(train_opt['total_iter'], int, 'train.total_iter', 1)
+    periods = (train_opt.get('scheduler') or {}).get('periods')
+    if isinstance(periods, list) and sum(periods) < total_iter:
+        raise OptionError(f'train.scheduler.periods: {periods} end before total_iter {total_iter}; extend them.')
 
 
 def _check_network(network_opt: dict, where: str) -> None:
@@ -149,5 +159,13 @@ def _check_drtl(opt: dict) -> None:
         raise OptionError(f'datasets.train.type: DRTLModel trains on DistortionTaskDataset, not {train.get("type")}.')
     if drtl.weighting.relation == 'embedding' and train.get('target') and opt.get('network_r') is None:
         raise OptionError("network_r is missing: drtl.weighting.relation 'embedding' needs a DRN.")
+    if train.get('target') and drtl.weighting.relation != 'uniform' and drtl.weighting.temperature is None:
+        num = len(DistortionLibrary(train.get('distortions', 'default'), opt['scale']))
+        wanted = drtl.weighting.effective_tasks
+        if wanted >= num:
+            raise OptionError(
+                f'drtl.weighting.effective_tasks: {wanted:g} of {num} tasks means equal weights; '
+                'lower it, or say relation: uniform.'
+            )
     if drtl.target_weight > 0 and not train.get('target'):
         raise OptionError('drtl.target_weight: there is no datasets.train.target whose gradient could be weighted.')

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+# Before torch, so that its threads don't spin while others work.
+import drtl_plugin  # noqa: F401  isort: skip
 import os
 from pathlib import Path
 

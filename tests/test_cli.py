@@ -169,6 +169,16 @@ class TestTrain:
         for key in ('params', 'params_ema'):
             assert all(torch.equal(value, resumed[key][name]) for name, value in expected[key].items())
 
+    def test_finished_runs_can_be_extended(self, workdir, quick_opt, write_opt):
+        cosine = {'type': 'CosineAnnealingRestartLR', 'periods': [2], 'restart_weights': [1], 'eta_min': 1e-7}
+        quick_opt['train']['scheduler'] = cosine
+        quick_opt['logger']['save_checkpoint_freq'] = 2
+        assert cli.main(['train', '-opt', write_opt(quick_opt)]) == 0
+        longer = ['--auto_resume', '--force_yml', 'train:total_iter=5', 'train:scheduler:periods=[5]']
+        assert cli.main(['train', '-opt', write_opt(quick_opt), *longer]) == 0
+        log = sorted((workdir / 'experiments/drtl_x4').glob('*.log'))[-1].read_text()
+        assert 'iter:       5' in log
+
     def test_hooks_of_ones_own_are_imported_from_the_current_folder(self, workdir, quick_opt, write_opt, capsys):
         (workdir / 'my_hook_module.py').write_text(
             'from drtl_plugin.meta import META_HOOK_REGISTRY, MetaTrainerHook\n'

@@ -93,5 +93,5 @@ def check_pair_sizes(dataset: Dataset) -> None:
         if not all(0 <= g - scale * s <= slack for g, s in zip(gt, lq)):
             raise DataError(
                 f'{path["lq_path"]}: LQ of {lq[1]}x{lq[0]} and GT of {gt[1]}x{gt[0]} ({path["gt_path"]}) '
-                f"don't fit scale {scale}."
+                f"don't fit scale {scale}{'; are the folders swapped?' if lq[0] > gt[0] else '.'}"
             )

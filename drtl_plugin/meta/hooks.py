@@ -227,7 +227,9 @@ def build_hooks(hook_opts: list[dict]) -> list[MetaTrainerHook]:
         arguments = dict(hook_opt)
         name = arguments.pop('type', None)
         if name not in META_HOOK_REGISTRY:
-            raise unknown('meta-trainer hook', name, META_HOOK_REGISTRY.keys(), where)
+            raise unknown(
+                'meta-trainer hook', name, META_HOOK_REGISTRY.keys(), f'{where} (--import brings in your own)'
+            )
         hook = META_HOOK_REGISTRY.get(name)
         known = inspect.signature(hook).parameters
         hints = typing.get_type_hints(hook.__init__)

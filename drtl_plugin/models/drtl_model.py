@@ -351,7 +351,10 @@ class DRTLModel(SRModel):
     def resume_training(self, resume_state: dict) -> None:
         if 'patch_generator' not in resume_state:
             raise OptionError('path.resume_state is not a training state of a DRTLModel.')
-        super().resume_training(resume_state)
+        # The schedule is the option file's, which may have been extended; the state says how far in it the run is.
+        position = ('last_epoch', '_step_count', '_last_lr', 'base_lrs')
+        schedulers = [{key: state[key] for key in position} for state in resume_state['schedulers']]
+        super().resume_training({**resume_state, 'schedulers': schedulers})
         self.generator.set_state(resume_state['generator'])
         self.patch_generator.set_state(resume_state['patch_generator'])
         self.num_update = resume_state['iter']

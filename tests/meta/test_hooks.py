@@ -41,7 +41,7 @@ def test_hooks_of_ones_own_are_added_by_name(monkeypatch):
     [
         (
             {'type': 'RelationHok'},
-            r"hooks\[0\]: unknown meta-trainer hook 'RelationHok'; did you mean 'RelationHook'",
+            r"hooks\[0\] \(--import .*\): unknown meta-trainer hook 'RelationHok'; did you mean 'RelationHook'",
         ),
         (
             {'type': 'RelationHook', 'intervall': 5},
