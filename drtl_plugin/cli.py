@@ -16,7 +16,9 @@ import basicsr
 import basicsr.test
 import basicsr.train
 from basicsr.models import build_model
+from basicsr.utils import mkdir_and_rename
 from basicsr.utils.lmdb_util import make_lmdb_from_imgs
+from basicsr.utils.registry import MODEL_REGISTRY
 
 import drtl_plugin
 from drtl_plugin import preflight
@@ -24,13 +26,17 @@ from drtl_plugin.compat import close_basicsr_logs, resuming_within_epoch, withou
 from drtl_plugin.data.image_files import image_names, image_size, is_turned
 from drtl_plugin.data.sample_data import SAMPLE_ROOT, prepare_sample_data
 from drtl_plugin.errors import DataError, DRTLError, OptionError
-from drtl_plugin.options import parse_options
+from drtl_plugin.models import DRTLModel
+from drtl_plugin.options import DRTLOptions, parse_options
+from drtl_plugin.relation.estimators import NEED_TRAINED_NETWORK
+from drtl_plugin.relation.graph import relation_table
 
 _DESCRIPTION = """\
 BasicSR with distortion-relation guided transfer learning (DRTL).
 
   basicsr train -opt options/drtl_x4.yml        train, adapt to the camera, report the gain
   basicsr test -opt options/test_drtl_x4.yml    test a trained network
+  basicsr relation -opt options/adapt_x4.yml    which synthetic distortions is my camera like?
   basicsr lmdb FOLDER FOLDER.lmdb               turn a folder of images into an LMDB
   basicsr prepare                               write the sample data
 
@@ -74,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     ):
         command = commands.add_parser(name, help=doc, description=doc)
         command.set_defaults(run=run)
-        command.add_argument('-opt', required=True, metavar='FILE', help='option file (YAML)')
+        _add_option_file(command)
         command.add_argument(
             '--launcher', choices=['none', 'pytorch', 'slurm'], default='none', help='how a distributed run is started'
         )
@@ -83,22 +89,13 @@ def _parser() -> argparse.ArgumentParser:
             '--debug', action='store_true', help='log each iteration, validate every 8, no TensorBoard'
         )
         command.add_argument('--local_rank', type=int, default=0, help='set by torch.distributed.launch; not used')
-        command.add_argument(
-            '--force_yml',
-            nargs='+',
-            metavar='KEY:KEY=VALUE',
-            help='change options of the file, e.g. train:total_iter=500 network_g:num_feat=32 '
-            '(values are read as YAML; a number among the keys is a place in a list)',
-        )
-        command.add_argument(
-            '--import',
-            dest='modules',
-            nargs='+',
-            default=[],
-            metavar='MODULE',
-            help='import modules of your own first (from the current folder too), e.g. with hooks or networks '
-            'that register themselves',
-        )
+
+    doc = 'Measure how the camera of datasets.train.target relates to the auxiliary tasks: a table with bars, and the '
+    doc += 'knowledge graph as picture and JSON in results/. The relation network is trained first, unless '
+    doc += 'path.pretrain_network_r names one. Nothing else is trained.'
+    command = commands.add_parser('relation', help='which synthetic distortions is my camera like?', description=doc)
+    command.set_defaults(run=_relation, launcher='none', auto_resume=False, debug=False)
+    _add_option_file(command)
 
     doc = f'Write the sample data to {SAMPLE_ROOT}: photographs that scikit-image ships, and five pairs of a simulated '
     doc += 'camera. Training and testing on it do this by themselves.'
@@ -116,6 +113,26 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument('--compress_level', type=int, choices=range(10), default=1, metavar='0-9', help='of the PNGs')
     return parser
+
+
+def _add_option_file(command: argparse.ArgumentParser) -> None:
+    command.add_argument('-opt', required=True, metavar='FILE', help='option file (YAML)')
+    command.add_argument(
+        '--force_yml',
+        nargs='+',
+        metavar='KEY:KEY=VALUE',
+        help='change options of the file, e.g. train:total_iter=500 network_g:num_feat=32 '
+        '(values are read as YAML; a number among the keys is a place in a list)',
+    )
+    command.add_argument(
+        '--import',
+        dest='modules',
+        nargs='+',
+        default=[],
+        metavar='MODULE',
+        help='import modules of your own first (from the current folder too), e.g. with hooks or networks '
+        'that register themselves',
+    )
 
 
 def _prepare_run(args: argparse.Namespace, is_train: bool) -> dict:
@@ -154,6 +171,31 @@ def _test(args: argparse.Namespace) -> None:
     opt = _prepare_run(args, is_train=False)
     with mock.patch.object(basicsr.test, 'parse_options', lambda *_, **__: (opt, args)), without_gpu():
         basicsr.test.test_pipeline(os.getcwd())
+
+
+def _relation(args: argparse.Namespace) -> None:
+    opt = _prepare_run(args, is_train=True)
+    if not issubclass(MODEL_REGISTRY.get(opt['model_type']), DRTLModel):
+        raise OptionError(f'model_type: the relation is measured by DRTLModel, not by {opt["model_type"]}.')
+    if not opt['datasets']['train'].get('target'):
+        raise OptionError('datasets.train.target is missing: the pairs of the camera.')
+    drtl = DRTLOptions.from_opt(opt)
+    relation = drtl.weighting.relation
+    if relation == 'uniform':
+        raise OptionError("drtl.weighting.relation: 'uniform' measures nothing; choose another.")
+    if relation in NEED_TRAINED_NETWORK and not opt['path'].get('pretrain_network_g'):
+        raise OptionError(f'path.pretrain_network_g is missing: relation {relation!r} asks a trained network.')
+    folder = Path('results', f'{opt["name"]}_relation')
+    mkdir_and_rename(str(folder))
+    opt['path'].update(experiments_root=str(folder), models=str(folder))
+    with without_gpu():
+        model = build_model(opt)
+        model.start()
+    model.graph.save(folder / 'knowledge_graph.json', model.weights)
+    model.graph.draw(folder / 'knowledge_graph.png', model.weights)
+    print(f'Relation to the target ({relation}), and the weight that follows from it:')
+    print(relation_table(model.graph, model.weights))
+    print(f'The knowledge graph is in {folder}.')
 
 
 def _prepare(args: argparse.Namespace) -> None:

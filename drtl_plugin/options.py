@@ -32,7 +32,9 @@ def option(default: Any, doc: str, low: float = -math.inf, high: float = math.in
 class WeightingOptions:
     """``drtl.weighting``: how relations become weights (:func:`drtl_plugin.relation.graph.relation_weights`)."""
 
-    relation: Literal['embedding', 'uniform'] = option('embedding', 'How relations are obtained.')
+    relation: Literal['embedding', 'gradient', 'transfer', 'uniform'] = option(
+        'embedding', 'How relations are obtained (drtl_plugin.relation.estimators).'
+    )
     effective_tasks: float = option(
         6.0, 'Wanted effective number of tasks, exp(entropy of the weights), before the floor.', low=1
     )
@@ -47,19 +49,35 @@ class WeightingOptions:
 class InnerOptions:
     """``drtl.inner``: the inner loop of the meta-learning pipeline (:mod:`drtl_plugin.meta.learner`)."""
 
-    algorithm: Literal['fomaml', 'maml'] = option('fomaml', 'First-order or exact (second-order) outer gradient.')
-    lr: float = option(1e-2, 'Step size of the inner loop.', low=0)
+    algorithm: Literal['fomaml', 'maml', 'reptile'] = option(
+        'fomaml', 'How the outer gradient is obtained: first order, exact (second order), or Reptile.'
+    )
+    lr: float = option(1e-2, 'Step size of the inner loop.', low=1e-12)
     steps: int = option(1, 'Gradient steps of the inner loop.', low=1)
+    parameters: List[str] = option(
+        ['*'], 'Patterns of the names of the parameters that the inner loop adapts (ANIL), e.g. conv_last.*.'
+    )
+    rate_lr: float = option(
+        0.0, 'Meta-SGD: learning rate of Adam for step sizes of each weight, which begin with lr; 0: fixed.', low=0
+    )
 
 
 @dataclass(frozen=True)
 class AdaptOptions:
-    """``drtl.adapt``: few-shot adaptation to the target (:func:`drtl_plugin.meta.learner.adapt`)."""
+    """``drtl.adapt``: few-shot adaptation to the target (:mod:`drtl_plugin.meta.adaptation`)."""
 
-    steps: int = option(50, 'Adam steps on the support set.', low=0)
+    steps: int = option(50, 'Steps on the support set; the most that early_stop may take.', low=0)
     lr: float = option(1e-4, 'Learning rate of Adam.', low=0)
-    batch_size: int = option(8, 'Support patches a step.', low=1)
+    optimizer: Literal['adam', 'inner'] = option(
+        'adam', "Adam, or plain gradient descent with the inner loop's step sizes and parameters."
+    )
+    batch_size: int = option(8, 'Patches a step.', low=1)
+    replay: float = option(0.0, 'Share of auxiliary patches in a batch, of tasks drawn by weight.', 0, 1)
     ema_decay: float = option(0.99, 'Decay of the moving average of the adapted weights (0: none).', 0, 1)
+    early_stop: bool = option(
+        False, 'Find the number of steps on a fifth of the pairs that is held out, then adapt to all of them.'
+    )
+    rank: int = option(0, 'Learn low-rank adapters of this rank, merged in the end, instead of the weights (0).', low=0)
 
 
 @dataclass(frozen=True)
@@ -80,7 +98,12 @@ class DRTLOptions:
         Raises:
             OptionError: For unknown keys, wrong types or values out of range; names the key.
         """
-        return parse_section(cls, opt.get('drtl'), 'drtl')
+        options = parse_section(cls, opt.get('drtl'), 'drtl')
+        if options.inner.algorithm == 'reptile' and options.inner.rate_lr > 0:
+            raise OptionError('drtl.inner.rate_lr: reptile has no gradient for step sizes; use maml or fomaml.')
+        if options.adapt.optimizer == 'inner' and options.adapt.rank:
+            raise OptionError('drtl.adapt.rank: low-rank adapters have no inner step sizes; use optimizer: adam.')
+        return options
 
 
 @dataclass(frozen=True)
@@ -279,6 +302,8 @@ def parse_options(args: argparse.Namespace, root_path: str, is_train: bool) -> d
     """
     opt = load_option_file(args.opt)
     force_yml(opt, args.force_yml or [])
+    if opt.get('model_type') == 'DRTLAdaptModel' and is_train:
+        _complete_adaptation(opt)
     _check_shape(opt, args.opt, is_train)
     _fit_device(opt, args.launcher)
     argv = ['basicsr', '-opt', args.opt, '--launcher', args.launcher]
@@ -327,6 +352,20 @@ def _check_shape(opt: dict, path: str, is_train: bool) -> None:
             # The datasets of this plug-in have defaults for the loader's keys.
             if key not in section and section.get('type') != 'DistortionTaskDataset':
                 raise OptionError(f'{name}.{key} is missing.')
+
+
+def _complete_adaptation(opt: dict) -> None:
+    """Give BasicSR's training pipeline a schedule without iterations."""
+    train = opt.setdefault('train', {})
+    if isinstance(train, dict):
+        unread = sorted(set(train) & {'total_iter', 'optim_g', 'scheduler', 'ema_decay', 'warmup_iter'})
+        if unread:
+            raise OptionError(f'train.{unread[0]}: DRTLAdaptModel does not train; its settings are in drtl.adapt.')
+        schedule = {'type': 'MultiStepLR', 'milestones': [1], 'gamma': 1}
+        train.update(total_iter=0, optim_g={'type': 'Adam', 'lr': 0.0}, scheduler=schedule)
+    opt['logger'] = {'print_freq': 1, 'save_checkpoint_freq': 1, 'use_tb_logger': False, **(opt.get('logger') or {})}
+    if isinstance(opt.get('val'), dict):
+        opt['val'] = {'val_freq': 1, 'save_img': False, **opt['val']}
 
 
 def _complete_task_dataset(train: dict, opt: dict) -> None:

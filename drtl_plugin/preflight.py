@@ -102,7 +102,8 @@ def _registered(registry, name: object, kind: str, where: str):
 
 
 def _check_schedule(train_opt: dict) -> None:
-    total_iter = number(train_opt['total_iter'], int, 'train.total_iter', 1)
+    # None are what a model asks for that adapts only.
+    total_iter = number(train_opt['total_iter'], int, 'train.total_iter', 0)
     periods = (train_opt.get('scheduler') or {}).get('periods')
     if isinstance(periods, list) and sum(periods) < total_iter:
         raise OptionError(f'train.scheduler.periods: {periods} end before total_iter {total_iter}; extend them.')

@@ -22,19 +22,20 @@ import inspect
 import typing
 from pathlib import Path
 
-from basicsr.utils import get_root_logger
+from basicsr.utils import get_root_logger, imfrombytes
 from basicsr.utils.registry import Registry
 from mmengine.hooks import Hook
 from mmengine.hooks.hook import DATA_BATCH
 from mmengine.registry import HOOKS
 from mmengine.runner.priority import get_priority
+from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from drtl_plugin.errors import OptionError, unknown
 from drtl_plugin.options import number
 from drtl_plugin.relation.drn_training import train_drn
-from drtl_plugin.relation.estimators import ESTIMATORS
-from drtl_plugin.relation.graph import KnowledgeGraph, effective_number
+from drtl_plugin.relation.estimators import ESTIMATORS, NEED_TRAINED_NETWORK, RelationQuestion
+from drtl_plugin.relation.graph import KnowledgeGraph, relation_table
 
 META_HOOK_REGISTRY = Registry('meta_hook')
 
@@ -57,10 +58,13 @@ class RelationHook(MetaTrainerHook):
 
     Args:
         interval (int): Iterations between two measurements. Default: 500.
-        drn_steps (int): Training steps of the DRN. Default: 250.
+        drn_steps (int): Training steps of the DRN. Default: 300.
         drn_lr (float): Its initial learning rate. Default: 2e-3.
-        drn_patches (int): Contents a step; each is seen under every task. Default: 4.
-        num_patches (int): Contents to measure with, a task; and patches of the target. Default: 32.
+        drn_patches (int): Contents a step; each is seen under every task. Default: 16.
+        drn_contents (int): Contents that are drawn from for all steps. Default: 256.
+        num_patches (int): Contents to measure with, a task; and patches of the target. Default: 64.
+        transfer_steps (int): Adam steps on each task (``transfer`` only). Default: 20.
+        transfer_lr (float): Their size. Default: 1e-4.
     """
 
     priority = 'HIGH'
@@ -68,18 +72,24 @@ class RelationHook(MetaTrainerHook):
     def __init__(
         self,
         interval: int = 500,
-        drn_steps: int = 250,
+        drn_steps: int = 300,
         drn_lr: float = 2e-3,
-        drn_patches: int = 4,
-        num_patches: int = 32,
+        drn_patches: int = 16,
+        drn_contents: int = 256,
+        num_patches: int = 64,
+        transfer_steps: int = 20,
+        transfer_lr: float = 1e-4,
     ) -> None:
-        if min(interval, drn_steps, drn_patches, num_patches) < 1:
-            raise OptionError('RelationHook: interval, drn_steps, drn_patches and num_patches must be above 0.')
+        if min(interval, drn_steps, drn_contents, num_patches, transfer_steps) < 1 or drn_patches < 2:
+            raise OptionError('RelationHook: intervals, steps and numbers must be above 0, and drn_patches above 1.')
         self.interval = interval
         self.drn_steps = drn_steps
         self.drn_lr = drn_lr
         self.drn_patches = drn_patches
+        self.drn_contents = drn_contents
         self.num_patches = num_patches
+        self.transfer_steps = transfer_steps
+        self.transfer_lr = transfer_lr
 
     def before_train(self, runner) -> None:
         """Train the DRN where there is none yet, and measure the graph where none was resumed."""
@@ -88,34 +98,45 @@ class RelationHook(MetaTrainerHook):
             return
         if runner.net_r is not None and not runner.net_r_is_trained:
             self._train_drn(runner)
-        if runner.graph is None:
-            self._measure(runner)
+        relation = runner.drtl.weighting.relation
+        if runner.graph is not None:
+            return
+        if relation in NEED_TRAINED_NETWORK and runner.opt['path'].get('pretrain_network_g') is None:
+            get_root_logger().info(
+                f'Relation {relation!r} asks the network, which has learned nothing yet: all tasks weigh alike for the '
+                f'first {self.interval} iterations.'
+            )
+            return
+        self.measure(runner)
 
     def _train_drn(self, runner) -> None:
         logger = get_root_logger()
         logger.info(f'Training the DRN on {len(runner.library)} auxiliary tasks, {self.drn_steps} steps.')
-        losses = train_drn(
-            runner.net_r,
-            lambda: runner.auxiliary_pairs(self.drn_patches),
-            len(runner.library),
-            self.drn_steps,
-            self.drn_lr,
-            runner.generator,
-        )
+        gt, lq = runner.auxiliary_pairs(self.drn_contents)
+        losses = train_drn(runner.net_r, gt, lq, self.drn_steps, self.drn_lr, self.drn_patches, runner.patch_generator)
         *_, last = tqdm(losses, total=self.drn_steps, desc='DRN', unit='step', disable=None)
         logger.info(f'The DRN is trained; last loss {last:.3f}.')
         runner.net_r_is_trained = True
         runner.save_network(runner.net_r, 'net_r', 0)
 
-    def _measure(self, runner) -> None:
+    def measure(self, runner) -> None:
+        """Measure the graph, and set the model's graph and weights."""
         estimate = ESTIMATORS[runner.drtl.weighting.relation]
-        labels = runner.library.labels
-        runner.set_graph(estimate(labels, lambda: runner.relation_evidence(self.num_patches), runner.net_r))
+        question = RelationQuestion(
+            runner.library.labels,
+            lambda: runner.relation_evidence(self.num_patches),
+            runner.net_r,
+            runner.trained_network(),
+            runner.criterion,
+            self.transfer_steps,
+            self.transfer_lr,
+        )
+        runner.set_graph(estimate(question))
 
     def after_train_iter(self, runner, batch_idx: int, data_batch: DATA_BATCH = None, outputs=None) -> None:
         """Measure the graph anew every ``interval`` iterations."""
         if runner.target_pairs is not None and self.every_n_train_iters(runner, self.interval):
-            self._measure(runner)
+            self.measure(runner)
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         """Put the graph's labels and edges into the training state."""
@@ -137,10 +158,10 @@ class RelationHook(MetaTrainerHook):
 @HOOKS.register_module()
 @META_HOOK_REGISTRY.register()
 class GraphRecordHook(MetaTrainerHook):
-    """Writes the knowledge graph and the weights where people look.
+    """Writes the knowledge graph and the weights where people look, whenever they were measured anew.
 
-    ``knowledge_graph.json`` and ``knowledge_graph.png`` in the experiment's folder, a table in the log, and at each
-    validation the weights in TensorBoard.
+    ``knowledge_graph.json`` and ``knowledge_graph.png`` in the experiment's folder; relation, weights and the picture
+    in TensorBoard; the first time a table in the log.
     """
 
     priority = 'LOW'
@@ -150,32 +171,32 @@ class GraphRecordHook(MetaTrainerHook):
 
     def before_train_iter(self, runner, batch_idx: int, data_batch: DATA_BATCH = None) -> None:
         """Record a graph that is new since the last iteration."""
-        self._record(runner)
+        self._record(runner, batch_idx)
 
     def after_train(self, runner) -> None:
         """Record the last graph."""
-        self._record(runner)
+        self._record(runner, runner.iter + 1)
 
-    def _record(self, runner) -> None:
-        if runner.graph is None or runner.graph is self._recorded:
+    def _record(self, runner, iteration: int) -> None:
+        graph, weights = runner.graph, runner.weights
+        if graph is None or graph is self._recorded:
             return
         if self._recorded is None:
-            rows = sorted(zip(runner.weights.tolist(), runner.graph.relation.tolist(), runner.graph.labels))[::-1]
-            table = '\n'.join(f'  {label:<28} {relation:+.2f}   x{weight:.2f}' for weight, relation, label in rows)
-            effective = effective_number(runner.weights)
-            get_root_logger().info(
-                f'Relation to the target and gradient weight, {effective:.1f} effective of {len(rows)} tasks:\n{table}'
-            )
+            get_root_logger().info(f'Relation to the target and gradient weight:\n{relation_table(graph, weights)}')
+        self._recorded = graph
         folder = Path(runner.opt['path']['experiments_root'])
-        runner.graph.save(folder / 'knowledge_graph.json', runner.weights)
-        runner.graph.draw(folder / 'knowledge_graph.png', runner.weights)
-        self._recorded = runner.graph
-
-    def after_val(self, runner) -> None:
-        """Log each task's weight to TensorBoard."""
-        if runner.tb_logger is not None and runner.graph is not None:
-            for label, weight in zip(runner.graph.labels, runner.weights.tolist()):
-                runner.tb_logger.add_scalar(f'weights/{label.replace(" ", "_")}', weight, runner.iter + 1)
+        graph.save(folder / 'knowledge_graph.json', weights)
+        graph.draw(folder / 'knowledge_graph.png', weights)
+        if not runner.opt['logger'].get('use_tb_logger') or 'debug' in runner.opt['name']:
+            return
+        # BasicSR hands its writer to validation only. TensorBoard merges the files of a folder.
+        with SummaryWriter(str(Path(runner.opt['root_path'], 'tb_logger', runner.opt['name']))) as writer:
+            for label, relation, weight in zip(graph.labels, graph.relation.tolist(), weights.tolist()):
+                tag = label.replace(' ', '_')
+                writer.add_scalar(f'relation/{tag}', relation, iteration)
+                writer.add_scalar(f'weights/{tag}', weight, iteration)
+            picture = imfrombytes((folder / 'knowledge_graph.png').read_bytes())[:, :, ::-1].copy()
+            writer.add_image('knowledge_graph', picture, iteration, dataformats='HWC')
 
 
 @HOOKS.register_module()

@@ -1,31 +1,42 @@
-"""Inner loop, outer gradient and adaptation: pure functions over a network's parameters.
+"""Inner loop and outer gradient: pure functions over a network's parameters.
 
-Equations (arXiv 2111.13078, meta-learning pipeline; Finn et al., arXiv 1703.03400, for MAML and its first order):
+Equations (arXiv 2111.13078, meta-learning pipeline):
 
-- inner loop ``θ_i' = θ - α ∇L_i^sup(θ)``, n times: :func:`inner_loop`
-- outer gradient ``∇_θ L_i^qry(θ_i')``: :func:`outer_gradient`
+- inner loop ``θ_i' = θ - α ∘ ∇L_i^sup(θ)``, n times: :func:`inner_loop`
+- outer gradient of MAML and FOMAML (Finn et al., arXiv 1703.03400, sections 2.2 and 5.2) and Reptile (Nichol et al.,
+  arXiv 1803.02999, section 3): :func:`outer_gradient`
 - ``g = (1/B) Σ_i w_i g_i``: :func:`accumulate`
-- few-shot adaptation, n steps on the target's support: :func:`adapt`
+
+The step sizes α are a mapping from parameter names: what is not in it stays as it is in the inner loop (ANIL, Raghu et
+al., arXiv 1909.09157), and they may be tensors that are learned (Meta-SGD, Li et al., arXiv 1707.09835).
 
 A network is called through ``torch.func.functional_call``, so that any registered architecture works as it is.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterable, Mapping
+import fnmatch
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import cycle, islice
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from drtl_plugin.errors import OptionError
+
 Parameters = Mapping[str, Tensor]
+# α by parameter name: a number, or a tensor of the parameter's shape.
+Rates = Mapping[str, 'float | Tensor']
 # Low-quality and ground-truth patches, (B, C, h, w) and (B, C, s h, s w).
 Batch = tuple[Tensor, Tensor]
 # Loss of the parameters on a batch; a scalar.
 Loss = Callable[[Parameters, Batch], Tensor]
 # Loss of an output against its ground truth; a scalar.
 Criterion = Callable[[Tensor, Tensor], Tensor]
+
+ALGORITHMS = ('maml', 'fomaml', 'reptile')
 
 
 def functional_loss(net: nn.Module, criterion: Criterion) -> Loss:
@@ -52,60 +63,114 @@ def trainable_parameters(net: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in net.named_parameters() if p.requires_grad}
 
 
+def matching_names(names: Iterable[str], patterns: Sequence[str], where: str) -> list[str]:
+    """The names that fit one of the patterns.
+
+    Args:
+        names (Iterable[str]): Parameter names.
+        patterns (Sequence[str]): With ``*``, ``?`` and ``[…]`` as in file names, e.g. ``conv_last.*``.
+        where (str): Key in the option file, for messages.
+
+    Raises:
+        OptionError: If a pattern fits no name.
+    """
+    names = list(names)
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            groups = ', '.join(sorted({name.split('.')[0] for name in names}))
+            raise OptionError(f"{where}: {pattern!r} fits none of the network's parameters; they are in {groups}.")
+    return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
+
+
+def gradients_of(loss: Tensor, tensors: Sequence[Tensor], create_graph: bool = False) -> tuple[Tensor, ...]:
+    """``torch.autograd.grad``, with zeros for what the loss does not depend on."""
+    return torch.autograd.grad(loss, tensors, create_graph=create_graph, allow_unused=True, materialize_grads=True)
+
+
 def inner_loop(
-    loss: Loss, parameters: Parameters, support: Batch, lr: float, steps: int, first_order: bool
+    loss: Loss, parameters: Parameters, batches: Iterable[Batch], rates: Rates, first_order: bool
 ) -> dict[str, Tensor]:
-    """``θ' = θ - α ∇L^sup(θ)``, n times.
+    """``θ' = θ - α ∘ ∇L(θ)``, once for each batch.
 
     Args:
         loss (Loss): The task's loss.
         parameters (Parameters): θ; not changed.
-        support (Batch): The task's support patches.
-        lr (float): α.
-        steps (int): n.
-        first_order (bool): Cut θ' off from θ. Otherwise θ' is a differentiable function of θ.
+        batches (Iterable[Batch]): The task's patches, step by step.
+        rates (Rates): α, for the parameters that are adapted.
+        first_order (bool): Take each step's gradient for a constant. Otherwise θ' is a differentiable function of θ
+            through the gradients, too.
 
     Returns:
-        dict[str, Tensor]: θ'; leaves that require gradients if ``first_order``.
+        dict[str, Tensor]: θ', with those parameters that are not adapted.
     """
-    adapted = {name: p.detach().requires_grad_() if first_order else p for name, p in parameters.items()}
-    for _ in range(steps):
-        gradients = torch.autograd.grad(loss(adapted, support), list(adapted.values()), create_graph=not first_order)
-        adapted = {name: p - lr * g for (name, p), g in zip(adapted.items(), gradients)}
+    adapted = dict(parameters)
+    for batch in batches:
+        moving = {name: adapted[name] for name in rates}
         if first_order:
-            adapted = {name: p.detach().requires_grad_() for name, p in adapted.items()}
+            # The graph of each step's gradient ends here; θ' keeps the identity path to θ, and α its path.
+            moving = {name: p.detach().requires_grad_() for name, p in moving.items()}
+        value = loss({**adapted, **moving}, batch)
+        gradients = gradients_of(value, list(moving.values()), create_graph=not first_order)
+        for (name, rate), gradient in zip(rates.items(), gradients):
+            adapted[name] = adapted[name] - rate * gradient
     return adapted
 
 
+@dataclass(frozen=True)
+class OuterGradient:
+    """What an episode says.
+
+    Attributes:
+        parameters (dict[str, Tensor]): Gradient by parameter name.
+        rates (dict[str, Tensor]): Gradient by the name of the rates that are learned (tensors that require one).
+        query_loss (Tensor): Loss of θ' on the query patches, detached.
+    """
+
+    parameters: dict[str, Tensor]
+    rates: dict[str, Tensor]
+    query_loss: Tensor
+
+
 def outer_gradient(
-    loss: Loss, parameters: Parameters, support: Batch, query: Batch, lr: float, steps: int, first_order: bool
-) -> tuple[dict[str, Tensor], Tensor]:
-    """``∇_θ L^qry(θ')``: exact (MAML), or with the inner loop taken for the identity (FOMAML).
+    loss: Loss, parameters: Parameters, support: Batch, query: Batch, rates: Rates, steps: int, algorithm: str
+) -> OuterGradient:
+    """How an episode wants θ (and learned α) to change, for an optimiser that descends.
+
+    - ``maml``: ``∇_θ L^qry(θ')``, exact, through the inner loop's gradients (second order);
+    - ``fomaml``: the same with these gradients taken for constants, i.e. ``∇L^qry`` at θ'. Learned α get
+      ``-∇L^qry(θ') ∘ Σ_k ∇L^sup(θ_k)``;
+    - ``reptile``: ``(θ - θ') / α``, the sum of the inner loop's gradients, whose minibatches are the support and the
+      query patches in turn. The rates must be numbers above 0.
 
     Args:
         loss (Loss): The task's loss.
         parameters (Parameters): θ; leaves that require gradients.
         support, query (Batch): The task's patches for the inner and the outer loop.
-        lr (float): α, step size of the inner loop.
-        steps (int): Steps of the inner loop.
-        first_order (bool): FOMAML instead of MAML.
-
-    Returns:
-        tuple[dict[str, Tensor], Tensor]: The gradient by parameter name, and the (detached) query loss.
+        rates (Rates): α, step sizes of the inner loop, for the parameters that are adapted.
+        steps (int): n, steps of the inner loop.
+        algorithm (str): One of ``ALGORITHMS``.
 
     Example::
 
         loss = functional_loss(net, torch.nn.L1Loss())
         theta = trainable_parameters(net)
-        gradient, _ = outer_gradient(loss, theta, support, query, lr=1e-2, steps=1, first_order=True)
-        accumulate(theta, gradient, weight=1.0)
+        rates = dict.fromkeys(theta, 1e-2)
+        outer = outer_gradient(loss, theta, support, query, rates, steps=1, algorithm='fomaml')
+        accumulate(theta, outer.parameters, weight=1.0)
         optimizer.step()
     """
-    adapted = inner_loop(loss, parameters, support, lr, steps, first_order)
+    if algorithm == 'reptile':
+        adapted = inner_loop(loss, parameters, islice(cycle([support, query]), steps), rates, first_order=True)
+        with torch.no_grad():
+            gradients = {name: (parameters[name] - adapted[name]) / rate for name, rate in rates.items()}
+            return OuterGradient(gradients, {}, loss(adapted, query))
+    adapted = inner_loop(loss, parameters, [support] * steps, rates, first_order=algorithm == 'fomaml')
     query_loss = loss(adapted, query)
-    wanted = adapted if first_order else parameters
-    gradients = torch.autograd.grad(query_loss, list(wanted.values()))
-    return dict(zip(wanted, gradients)), query_loss.detach()
+    learned = {name: rate for name, rate in rates.items() if isinstance(rate, Tensor) and rate.requires_grad}
+    gradients = gradients_of(query_loss, [*parameters.values(), *learned.values()])
+    return OuterGradient(
+        dict(zip(parameters, gradients)), dict(zip(learned, gradients[len(parameters) :])), query_loss.detach()
+    )
 
 
 def accumulate(parameters: Parameters, gradients: Parameters, weight: float) -> None:
@@ -117,35 +182,3 @@ def accumulate(parameters: Parameters, gradients: Parameters, weight: float) -> 
             p.grad = torch.mul(gradient, weight, out=torch.empty_like(p))
         else:
             p.grad.add_(gradient, alpha=weight)
-
-
-def adapt(
-    net: nn.Module, criterion: Criterion, batches: Iterable[Batch], lr: float, ema_decay: float = 0.0
-) -> nn.Module:
-    """Few-shot adaptation: one Adam step for each batch of the target's support.
-
-    Args:
-        net (nn.Module): Trained network; not changed.
-        criterion (Criterion): ``criterion(output, gt)``.
-        batches (Iterable[Batch]): Support patches, one batch a step.
-        lr (float): Learning rate of Adam.
-        ema_decay (float): Decay of the moving average of the weights that is returned, ramped up from 0 as
-            ``min(decay, (1 + t) / (10 + t))`` with the step t; 0 returns the last weights.
-
-    Returns:
-        nn.Module: The adapted copy, in evaluation mode.
-    """
-    student = copy.deepcopy(net).train()
-    averaged = copy.deepcopy(student)
-    optimizer = torch.optim.Adam([p for p in student.parameters() if p.requires_grad], lr=lr)
-    for step, (lq, gt) in enumerate(batches):
-        optimizer.zero_grad()
-        criterion(student(lq), gt).backward()
-        optimizer.step()
-        decay = min(ema_decay, (1 + step) / (10 + step))
-        with torch.no_grad():
-            for average, current in zip(averaged.parameters(), student.parameters()):
-                average.lerp_(current, 1 - decay)
-            for average, current in zip(averaged.buffers(), student.buffers()):
-                average.copy_(current)
-    return averaged.eval()

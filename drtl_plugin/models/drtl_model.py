@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 from basicsr.archs import build_network
 from basicsr.models.sr_model import SRModel
-from basicsr.utils import tensor2img
+from basicsr.utils import get_root_logger, tensor2img
 from basicsr.utils.dist_util import master_only
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
 from torch.nn import functional as F
+from tqdm import tqdm
 
 from drtl_plugin.data.distortion_task_dataset import DistortionTaskDataset
 from drtl_plugin.data.patches import paired_patches
 from drtl_plugin.errors import OptionError
+from drtl_plugin.meta.adaptation import adaptation, best_step, last
 from drtl_plugin.meta.hooks import build_hooks
-from drtl_plugin.meta.learner import accumulate, adapt, functional_loss, outer_gradient, trainable_parameters
+from drtl_plugin.meta.learner import (
+    accumulate,
+    functional_loss,
+    matching_names,
+    outer_gradient,
+    trainable_parameters,
+)
 from drtl_plugin.models.report import AFTER, BEFORE, BICUBIC, results_table, save_comparison
 from drtl_plugin.options import DRTLOptions
 from drtl_plugin.relation.estimators import RelationEvidence
@@ -29,6 +37,8 @@ from drtl_plugin.relation.graph import KnowledgeGraph, effective_number, relatio
 
 # Images of each validation set that go into the comparison picture.
 _NUM_COMPARED = 3
+# Patches of the held-out pairs that early stopping judges by.
+_NUM_HELD_OUT = 32
 
 
 class _RenamedLoader:
@@ -90,16 +100,34 @@ class DRTLModel(SRModel):
         self.task_data = DistortionTaskDataset(self.opt['datasets']['train'])
         self.library = self.task_data.library
         self.target_pairs = self.task_data.target_pairs
+        if self.drtl.adapt.early_stop and self.target_pairs is not None and len(self.target_pairs) < 2:
+            raise OptionError('drtl.adapt.early_stop: holding pairs out takes at least 2 pairs; there is 1.')
         self.generator = torch.Generator(self.device).manual_seed(self.opt['manual_seed'])
         self.patch_generator = torch.Generator().manual_seed(self.opt['manual_seed'])
         self.graph: KnowledgeGraph | None = None
         self.weights = torch.ones(len(self.library))
-        self.tb_logger = None
         self.iter, self.max_iters = 0, int(self.opt['train']['total_iter'])
         self.num_update = 0
         self._started = False
         self._build_relation_net()
         self.hooks = build_hooks(self.drtl.hooks)
+
+    def setup_optimizers(self) -> None:
+        """``SRModel``'s optimiser, the inner loop's step sizes, and an optimiser for these where they are learned."""
+        super().setup_optimizers()
+        inner = self.drtl.inner
+        parameters = trainable_parameters(self.get_bare_model(self.net_g))
+        names = matching_names(parameters, inner.parameters, 'drtl.inner.parameters')
+        self.inner_rates: dict[str, float | Tensor] = dict.fromkeys(names, inner.lr)
+        if self.drtl.pipeline == 'meta' and inner.rate_lr > 0:
+            self.inner_rates = {name: torch.full_like(parameters[name], inner.lr, requires_grad=True) for name in names}
+            self.optimizer_rates = torch.optim.Adam(self.inner_rates.values(), lr=inner.rate_lr)
+            self.optimizers.append(self.optimizer_rates)
+
+    @property
+    def learns_rates(self) -> bool:
+        """Whether the inner loop's step sizes are learned (Meta-SGD)."""
+        return hasattr(self, 'optimizer_rates')
 
     def _build_relation_net(self) -> None:
         self.net_r, self.net_r_is_trained = None, False
@@ -107,8 +135,14 @@ class DRTLModel(SRModel):
             return
         if self.opt.get('network_r') is None:
             raise OptionError("network_r is missing: drtl.weighting.relation 'embedding' needs a DRN.")
-        self.net_r = build_network(self.opt['network_r']).to(self.device)
+        self.net_r = build_network(self.opt['network_r']).to(self.device).eval()
         load_path = self.opt['path'].get('pretrain_network_r')
+        window = getattr(self.net_r, 'window', 1)
+        if self.task_data.options.gt_size < window * self.library.scale:
+            raise OptionError(
+                f'datasets.train.gt_size: network_r looks at windows of {window} low-quality pixels, so at scale '
+                f'{self.library.scale} gt_size must be at least {window * self.library.scale}.'
+            )
         if load_path is not None:
             self.load_network(self.net_r, load_path, self.opt['path'].get('strict_load_r', True))
             self.net_r_is_trained = True
@@ -118,6 +152,12 @@ class DRTLModel(SRModel):
         for hook in self.hooks:
             getattr(hook, stage)(self, **arguments)
 
+    def start(self) -> None:
+        """Call the hooks' ``before_train``, once: the DRN and the first graph."""
+        if not self._started:
+            self.call_hook('before_train')
+            self._started = True
+
     # ---- data ------------------------------------------------------------------------------------------------- #
 
     def feed_data(self, data: dict) -> None:
@@ -125,9 +165,7 @@ class DRTLModel(SRModel):
         if 'support_gt' not in data:
             super().feed_data(data)
             return
-        if not self._started:
-            self.call_hook('before_train')
-            self._started = True
+        self.start()
         tasks = data['task']
         if self.drtl.weighting.mode == 'sampling':
             tasks = torch.multinomial(self.weights, len(tasks), replacement=True, generator=self.patch_generator)
@@ -159,10 +197,14 @@ class DRTLModel(SRModel):
         target_lq, target_gt = self._target_patches(num, self.patch_generator)
         return RelationEvidence(lq, gt, target_lq, target_gt)
 
-    def _target_patches(self, num: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        lq_size = self.task_data.options.gt_size // self.library.scale
+    def _target_patches(
+        self, num: int, generator: torch.Generator, pairs: Sequence[tuple[Tensor, Tensor]] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Patches of the support pairs, or of some of them."""
         options = self.task_data.options
-        lq, gt = paired_patches(self.target_pairs, num, lq_size, generator, options.use_hflip, options.use_rot)
+        lq_size = options.gt_size // self.library.scale
+        pairs = self.target_pairs if pairs is None else pairs
+        lq, gt = paired_patches(pairs, num, lq_size, generator, options.use_hflip, options.use_rot)
         return lq.to(self.device), gt.to(self.device)
 
     # ---- training --------------------------------------------------------------------------------------------- #
@@ -185,14 +227,16 @@ class DRTLModel(SRModel):
             losses.update({k: v for k, v in (('l_percep', l_percep), ('l_style', l_style)) if v is not None})
         return sum(losses.values()), losses
 
-    def _criterion(self, output: Tensor, gt: Tensor) -> Tensor:
+    def criterion(self, output: Tensor, gt: Tensor) -> Tensor:
+        """The loss of the option file: a scalar for ``output`` and ``gt`` of ``(B, 3, H, W)``."""
         return self._losses(output, gt)[0]
 
     def optimize_parameters(self, current_iter: int) -> None:
         """One optimiser step on the relation-weighted gradient of the episodes."""
         self.iter = current_iter - 1
         self.call_hook('before_train_iter', batch_idx=self.iter)
-        self.optimizer_g.zero_grad()
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
         # In sampling mode the weights have had their say in which tasks were drawn.
         sampling = self.drtl.weighting.mode == 'sampling'
         weights = [1.0 if sampling else self.weights[task].item() for task in self.episode_tasks]
@@ -203,7 +247,8 @@ class DRTLModel(SRModel):
             loss, _ = self._losses(self.net_g(lq), gt)
             (self.drtl.target_weight * loss).backward()
             losses['l_target'] = loss.detach()
-        self.optimizer_g.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         self.num_update += 1
         if self.ema_decay > 0:
             self.model_ema(decay=self.ema_decay)
@@ -236,36 +281,71 @@ class DRTLModel(SRModel):
         inner = self.drtl.inner
         net = self.get_bare_model(self.net_g)
         parameters = trainable_parameters(net)
-        loss = functional_loss(net, self._criterion)
+        loss = functional_loss(net, self.criterion)
         mean_query_loss = 0
         for weight, lq, gt in zip(weights, self.episode_lq, self.episode_gt):
             support, query = ((lq[part], gt[part]) for part in (slice(self.num_support), slice(self.num_support, None)))
-            gradient, query_loss = outer_gradient(
-                loss, parameters, support, query, inner.lr, inner.steps, first_order=inner.algorithm == 'fomaml'
-            )
-            accumulate(parameters, gradient, weight / len(weights))
-            mean_query_loss = mean_query_loss + query_loss / len(weights)
+            outer = outer_gradient(loss, parameters, support, query, self.inner_rates, inner.steps, inner.algorithm)
+            accumulate(parameters, outer.parameters, weight / len(weights))
+            accumulate(self.inner_rates, outer.rates, weight / len(weights))
+            mean_query_loss = mean_query_loss + outer.query_loss / len(weights)
         return OrderedDict(l_query=mean_query_loss)
 
     # ---- adaptation, validation ------------------------------------------------------------------------------- #
 
-    def _trained_network(self) -> nn.Module:
+    def trained_network(self) -> nn.Module:
         """What is tested: the moving average where there is one."""
         return self.net_g_ema if hasattr(self, 'net_g_ema') else self.get_bare_model(self.net_g)
 
     def adapt_to_target(self) -> None:
         """Adapt a copy of the network to the target's support set; see ``net_g_adapted``.
 
-        The patches are drawn from a generator of their own, so that adapting leaves the course of training alone.
+        The patches are drawn from generators of their own, so that adapting leaves the course of training alone.
         """
         options = self.drtl.adapt
+        pairs, steps = self.target_pairs, options.steps
+        if options.early_stop:
+            generator = torch.Generator().manual_seed(self.opt['manual_seed'])
+            order = torch.randperm(len(pairs), generator=generator).tolist()
+            num_held_out = max(1, len(pairs) // 5)
+            held_out = self._target_patches(_NUM_HELD_OUT, generator, [pairs[i] for i in order[:num_held_out]])
+            course = self._adaptation([pairs[i] for i in order[num_held_out:]], steps)
+            steps = best_step(course, lambda net: self.criterion(net(held_out[0]), held_out[1]).item(), steps)
+            get_root_logger().info(f'Held-out pairs are restored best after {steps} of {options.steps} steps.')
+        course = self._adaptation(pairs, steps)
+        self.net_g_adapted = last(tqdm(course, total=steps + 1, desc='adaptation', disable=None, leave=False))
+
+    def _adaptation(self, pairs: Sequence[tuple[Tensor, Tensor]], steps: int) -> Iterator[nn.Module]:
+        """The course of an adaptation to some of the support pairs, as ``drtl.adapt`` says."""
+        options = self.drtl.adapt
         generator = torch.Generator().manual_seed(self.opt['manual_seed'])
+        synthesis = torch.Generator(self.device).manual_seed(self.opt['manual_seed'])
+        num_replayed = round(options.replay * options.batch_size)
 
         def batches() -> Iterator[tuple[Tensor, Tensor]]:
-            for _ in range(options.steps):
-                yield self._target_patches(options.batch_size, generator)
+            for _ in range(steps):
+                batch = []
+                if num_replayed < options.batch_size:
+                    batch.append(self._target_patches(options.batch_size - num_replayed, generator, pairs))
+                if num_replayed:
+                    batch.append(self._replayed_patches(num_replayed, generator, synthesis))
+                # Support pairs may be smaller than gt_size.
+                sides = [min(images[i].shape[-1] for images in batch) for i in range(2)]
+                yield tuple(torch.cat([images[i][..., : sides[i], : sides[i]] for images in batch]) for i in range(2))
 
-        self.net_g_adapted = adapt(self._trained_network(), self._criterion, batches(), options.lr, options.ema_decay)
+        rates = self.inner_rates if options.optimizer == 'inner' else None
+        return adaptation(
+            self.trained_network(), self.criterion, batches(), options.lr, options.ema_decay, rates, options.rank
+        )
+
+    def _replayed_patches(
+        self, num: int, generator: torch.Generator, synthesis: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Auxiliary patches ``(lq, gt)`` of tasks drawn by their weights."""
+        gt = self.task_data.gt_patches(num, generator).to(self.device)
+        drawn = torch.multinomial(self.weights, num, replacement=True, generator=generator).tolist()
+        tasks = self.library.tasks
+        return torch.cat([tasks[task](gt[i : i + 1], synthesis) for i, task in enumerate(drawn)]), gt
 
     def test(self) -> None:
         """Restore ``lq`` by what the current pass validates, padded to whole windows where the network has such."""
@@ -275,7 +355,7 @@ class DRTLModel(SRModel):
             # With antialias, torch takes MATLAB's a = -0.5; enlarging needs none.
             self.output = F.interpolate(self.lq, size=(height, width), mode='bicubic', antialias=True)
             return
-        net = self.net_g_adapted if self._pass == AFTER else self._trained_network()
+        net = self.net_g_adapted if self._pass == AFTER else self.trained_network()
         window = self.opt['network_g'].get('window_size', 1)
         height, width = self.lq.shape[-2:]
         training = net.training
@@ -290,7 +370,6 @@ class DRTLModel(SRModel):
         if not self.is_train:
             super().nondist_validation(dataloader, current_iter, tb_logger, save_img)
             return
-        self.tb_logger = tb_logger
         self.call_hook('before_val')
         name = dataloader.dataset.opt['name']
         passes = [BICUBIC] if name + BICUBIC not in self.validation_results else []
@@ -321,13 +400,17 @@ class DRTLModel(SRModel):
 
         Where there is a state to resume from, the networks that belong to it are there, too.
         """
+        self.save_hook_results(current_iter)
+        super().save(epoch, current_iter)
+
+    def save_hook_results(self, current_iter: int) -> None:
+        """Call the hooks' ``before_save_checkpoint``, and save the networks that they made."""
         self._hook_state: dict = {}
         self.call_hook('before_save_checkpoint', checkpoint=self._hook_state)
         if self.net_g_adapted is not None:
             self.save_network(self.net_g_adapted, 'net_g_adapted', current_iter)
         if self.net_r is not None:
             self.save_network(self.net_r, 'net_r', current_iter)
-        super().save(epoch, current_iter)
 
     @master_only
     def save_training_state(self, epoch: int, current_iter: int) -> None:
@@ -342,6 +425,7 @@ class DRTLModel(SRModel):
             'schedulers': [scheduler.state_dict() for scheduler in self.schedulers],
             'generator': self.generator.get_state(),
             'patch_generator': self.patch_generator.get_state(),
+            'inner_rates': {name: rate.detach() for name, rate in self.inner_rates.items() if self.learns_rates},
         }
         path = Path(self.opt['path']['training_states'], f'{current_iter}.state')
         unfinished = path.with_suffix('.unfinished')
@@ -357,6 +441,8 @@ class DRTLModel(SRModel):
         super().resume_training({**resume_state, 'schedulers': schedulers})
         self.generator.set_state(resume_state['generator'])
         self.patch_generator.set_state(resume_state['patch_generator'])
+        for name, rate in resume_state['inner_rates'].items():
+            self.inner_rates[name].data.copy_(rate)
         self.num_update = resume_state['iter']
         self.call_hook('after_load_checkpoint', checkpoint=resume_state)
 

@@ -1,22 +1,22 @@
 """How a Distortion Relation Network learns what distortions are alike.
 
-Each batch holds the same contents under every task, so that nothing but the distortion tells patches apart, and a
-linear head has to name the task from the embedding. The ground truth beside a patch is disturbed like that of a real
-pair: registered to a fraction of a pixel, exposed slightly differently, noisy itself.
+Each batch holds the same contents under every task, so that nothing but the distortion tells patches apart. The
+ground truth beside a patch is disturbed like that of a real pair: registered to a fraction of a pixel, exposed
+slightly differently, noisy itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from drtl_plugin.relation.estimators import embed_pairs
+from drtl_plugin.data.distortions import bicubic
 
-# Auxiliary pairs: P contents (P, 3, s h, s w), and the same under N tasks (N, P, 3, h, w).
-AuxiliaryPairs = tuple[Tensor, Tensor]
+# Softmax temperature of the cosines; 0.05 to 0.2 measured alike.
+_TEMPERATURE = 0.1
 
 
 def disturb_gt(gt: Tensor, generator: torch.Generator, scale: int) -> Tensor:
@@ -45,40 +45,60 @@ def disturb_gt(gt: Tensor, generator: torch.Generator, scale: int) -> Tensor:
     return (shifted * gain + noise * draw(num, 1, 1, 1) * 3 / 255).clamp(0, 1)
 
 
+def relation_loss(embeddings: Tensor) -> Tensor:
+    """How badly the knowledge graph's own cosines name the tasks of unseen contents.
+
+    Half of the contents make the tasks' embeddings ``v_i``, centred over the library, as in
+    :func:`drtl_plugin.relation.graph.graph_from_embeddings`; the other half are queries, one by one and all together,
+    which a softmax over their cosines to the ``v_i`` has to name (prototypical networks, Snell et al.,
+    arXiv 1703.05175, section 2.3, with the graph's cosine).
+
+    Args:
+        embeddings (Tensor): ``(N, P, d)``: of P contents under each of N tasks; P is at least 2.
+
+    Returns:
+        Tensor: The mean of the two cross-entropies, a scalar.
+    """
+    num_task, num_content, _ = embeddings.shape
+    auxiliary, queries = embeddings.split([num_content // 2, num_content - num_content // 2], dim=1)
+    auxiliary = auxiliary.mean(dim=1)
+    centre = auxiliary.mean(dim=0)
+    nodes = F.normalize(auxiliary - centre, dim=1)
+    loss = 0
+    for query in (queries, queries.mean(dim=1, keepdim=True)):
+        logits = F.normalize(query - centre, dim=2) @ nodes.T / _TEMPERATURE
+        task = torch.arange(num_task, device=embeddings.device)[:, None].expand(-1, query.shape[1])
+        loss = loss + F.cross_entropy(logits.flatten(0, 1), task.flatten()) / 2
+    return loss
+
+
 def train_drn(
-    net: nn.Module,
-    draw_pairs: Callable[[], AuxiliaryPairs],
-    num_task: int,
-    steps: int,
-    lr: float,
-    generator: torch.Generator,
+    net: nn.Module, gt: Tensor, lq: Tensor, steps: int, lr: float, batch_size: int, generator: torch.Generator
 ) -> Iterator[float]:
     """Train a DRN; a generator, so that the caller shows progress in its own way.
 
     Args:
         net (nn.Module): A :class:`DistortionRelationNet`; trained in place.
-        draw_pairs (Callable): Gives a batch of auxiliary pairs ``(gt (P, 3, s h, s w), lq (N, P, 3, h, w))``.
-        num_task (int): N, number of auxiliary tasks.
+        gt (Tensor): P contents, ``(P, 3, s h, s w)`` in [0, 1].
+        lq (Tensor): The same under the N auxiliary tasks, ``(N, P, 3, h, w)`` in [0, 1].
         steps (int): Adam steps, under a cosine schedule.
         lr (float): Initial learning rate.
-        generator (torch.Generator): Source of the disturbances.
+        batch_size (int): Contents a step; each is seen under every task.
+        generator (torch.Generator): Source of batches and disturbances, on the CPU.
 
     Yields:
         float: The loss of each step.
     """
     net.train()
-    slots = net.memory_bank.slots
-    head = nn.Linear(slots.shape[1], num_task).to(slots.device)
-    for p in head.parameters():  # `generator` stays the only source of chance
-        nn.init.zeros_(p)
-    groups = [{'params': net.parameters()}, {'params': head.parameters(), 'lr': 5 * lr}]
-    optimizer = torch.optim.Adam(groups, lr=lr)
+    num_task, num_content = lq.shape[:2]
+    scale = gt.shape[-1] // lq.shape[-1]
+    optimizer = torch.optim.Adam(net.parameters(), lr=lr)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
     for _ in range(steps):
-        gt, lq = draw_pairs()
-        task = torch.arange(num_task, device=lq.device).repeat_interleave(lq.shape[1])
-        disturbed = disturb_gt(gt.repeat(num_task, 1, 1, 1), generator, gt.shape[-1] // lq.shape[-1])
-        loss = F.cross_entropy(head(embed_pairs(net, lq.flatten(0, 1), disturbed)), task)
+        chosen = torch.randint(0, num_content, (batch_size,), generator=generator).to(lq.device)
+        reduced_gt = bicubic(disturb_gt(gt[chosen], generator, scale), scale)
+        embeddings = net(lq[:, chosen].flatten(0, 1), reduced_gt.repeat(num_task, 1, 1, 1))
+        loss = relation_loss(embeddings.unflatten(0, (num_task, batch_size)))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -1,7 +1,22 @@
-"""How relations are obtained: estimators that make a knowledge graph of auxiliary pairs and the target's pairs."""
+"""How relations are obtained: estimators that make a knowledge graph of auxiliary pairs and the target's pairs.
+
+========== ======================================= ===================================== ==========================
+estimator  relation of task i to the target        cost of a measurement                 right when
+========== ======================================= ===================================== ==========================
+embedding  cosine of DRN embeddings (the paper's)  one DRN pass over the evidence; the   the library holds something
+                                                   DRN's training once (a minute)        that looks like the camera
+gradient   cosine of gradients at the current θ    N + 1 gradients, all in memory        θ is half trained; noisy
+transfer   what learning task i gains on the       N times ``transfer_steps`` gradient   what helps counts, whatever
+           target's pairs                          steps                                 it looks like
+uniform    all alike                               nothing                               a baseline is wanted
+========== ======================================= ===================================== ==========================
+
+``benchmarks/README.md`` has measurements of each.
+"""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,12 +24,13 @@ import torch
 from torch import Tensor, nn
 
 from drtl_plugin.data.distortions import bicubic
+from drtl_plugin.meta.learner import Criterion, gradients_of, trainable_parameters
 from drtl_plugin.relation.graph import KnowledgeGraph, graph_from_embeddings, uniform_graph
 
 
 @dataclass(frozen=True)
 class RelationEvidence:
-    """What an estimator looks at.
+    """Pairs that an estimator looks at.
 
     Attributes:
         auxiliary_lq (Tensor): ``(N, P, 3, h, w)``: the same P contents under each task.
@@ -28,44 +44,138 @@ class RelationEvidence:
     target_gt: Tensor
 
 
-def embed_pairs(net: nn.Module, lq: Tensor, gt: Tensor) -> Tensor:
-    """Embeddings of patches beside their reduced ground truth.
+@dataclass(frozen=True)
+class RelationQuestion:
+    """What an estimator may use; each uses what it needs.
+
+    Attributes:
+        labels (list[str]): The N auxiliary tasks.
+        draw_evidence (Callable[[], RelationEvidence]): Draws pairs; not free.
+        net_r (nn.Module | None): A trained :class:`DistortionRelationNet` in evaluation mode.
+        net_g (nn.Module): The restoration network at the current θ; not changed.
+        criterion (Criterion): Its loss.
+        transfer_steps (int), transfer_lr (float): Adam steps on each task, and their size (``transfer``).
+    """
+
+    labels: list[str]
+    draw_evidence: Callable[[], RelationEvidence]
+    net_r: nn.Module | None
+    net_g: nn.Module
+    criterion: Criterion
+    transfer_steps: int = 20
+    transfer_lr: float = 1e-4
+
+
+RelationEstimator = Callable[[RelationQuestion], KnowledgeGraph]
+
+
+@torch.no_grad()
+def mean_embedding(net_r: nn.Module, lq: Tensor, gt: Tensor) -> Tensor:
+    """``v_i``: mean embedding of patches beside their reduced ground truth.
 
     Args:
-        net (nn.Module): A :class:`DistortionRelationNet`.
+        net_r (nn.Module): A :class:`DistortionRelationNet`, in evaluation mode.
         lq (Tensor): ``(B, 3, h, w)`` in [0, 1].
         gt (Tensor): ``(B, 3, s h, s w)`` in [0, 1].
 
     Returns:
-        Tensor: ``(B, d)``.
+        Tensor: ``(d,)``.
     """
-    return net(lq, bicubic(gt, gt.shape[-1] // lq.shape[-1]))
+    return net_r(lq, bicubic(gt, gt.shape[-1] // lq.shape[-1])).mean(dim=0)
 
 
-# estimator(labels of the N tasks, draws evidence, DRN) -> graph. Evidence is costly: drawn by those who need it.
-RelationEstimator = Callable[[list[str], Callable[[], RelationEvidence], nn.Module], KnowledgeGraph]
+def embedding_relation(question: RelationQuestion) -> KnowledgeGraph:
+    """The paper's relation: cosines between the tasks' mean embeddings (arXiv 2111.13078, knowledge graph)."""
+    evidence = question.draw_evidence()
+    auxiliary = [mean_embedding(question.net_r, lq, evidence.auxiliary_gt) for lq in evidence.auxiliary_lq]
+    target = mean_embedding(question.net_r, evidence.target_lq, evidence.target_gt)
+    return graph_from_embeddings(question.labels, torch.stack(auxiliary), target)
 
 
-@torch.no_grad()
-def embedding_relation(labels: list[str], draw: Callable[[], RelationEvidence], net: nn.Module) -> KnowledgeGraph:
-    """The paper's relation: cosines between the tasks' mean embeddings (arXiv 2111.13078, knowledge graph).
+def mean_gradient(net_g: nn.Module, criterion: Criterion, lq: Tensor, gt: Tensor) -> Tensor:
+    """``∇L_i(θ)`` of patches ``(B, …)``, all parameters in one vector ``(D,)``."""
+    gradients = gradients_of(criterion(net_g(lq), gt), list(trainable_parameters(net_g).values()))
+    return torch.cat([gradient.flatten() for gradient in gradients])
 
-    Costs one forward pass of the DRN over the evidence. It judges what a distortion looks like, and is right as far
-    as the library holds something that looks like the camera.
+
+def gradient_relation(question: RelationQuestion) -> KnowledgeGraph:
+    """Cosines between the tasks' gradients at the current θ, centred over the library as embeddings are.
+
+    Where two tasks want θ to move the same way, a step on one helps the other. N + 1 gradients are kept at a time.
     """
-    evidence = draw()
-    training = net.training
-    net.eval()
-    auxiliary = torch.stack([embed_pairs(net, lq, evidence.auxiliary_gt).mean(0) for lq in evidence.auxiliary_lq])
-    target = embed_pairs(net, evidence.target_lq, evidence.target_gt).mean(0)
-    net.train(training)
-    return graph_from_embeddings(labels, auxiliary, target)
+    evidence = question.draw_evidence()
+    net = copy.deepcopy(question.net_g).eval()
+    pairs = [(lq, evidence.auxiliary_gt) for lq in evidence.auxiliary_lq]
+    auxiliary = torch.stack([mean_gradient(net, question.criterion, lq, gt) for lq, gt in pairs])
+    target = mean_gradient(net, question.criterion, evidence.target_lq, evidence.target_gt)
+    return graph_from_embeddings(question.labels, auxiliary, target)
 
 
-def uniform_relation(labels: list[str], draw: Callable[[], RelationEvidence], net: nn.Module | None) -> KnowledgeGraph:
-    """All tasks relate alike: the baseline. Costs nothing."""
-    return uniform_graph(labels)
+def learn_task(
+    net_g: nn.Module, criterion: Criterion, lq: Tensor, gt: Tensor, steps: int, lr: float, batch_size: int = 8
+) -> nn.Module:
+    """``θ_i``: a copy of the network that has taken Adam steps on pairs ``(B, …)`` of a task, in their order."""
+    net = copy.deepcopy(net_g)
+    optimizer = torch.optim.Adam(net.parameters(), lr=lr)
+    for step in range(steps):
+        batch = [(step * batch_size + i) % len(lq) for i in range(batch_size)]
+        optimizer.zero_grad()
+        criterion(net(lq[batch]), gt[batch]).backward()
+        optimizer.step()
+    return net
+
+
+def transfer_relation(question: RelationQuestion) -> KnowledgeGraph:
+    """How much better a network restores the target's pairs after it has learned task i for a while.
+
+    Of the gains ``log L_j(θ) - log L_j(θ_i)``, centred over i, edges are the mean of both directions (between
+    auxiliary tasks; the target is not learned from), as shares of the largest in absolute value. Half of the
+    contents are learned from, the other half and the target's pairs are judged by.
+    """
+    evidence = question.draw_evidence()
+    gt, half = evidence.auxiliary_gt, len(evidence.auxiliary_gt) // 2
+    judged = [(lq[half:], gt[half:]) for lq in evidence.auxiliary_lq] + [(evidence.target_lq, evidence.target_gt)]
+    rows = []
+    for lq in evidence.auxiliary_lq:
+        net = learn_task(
+            question.net_g, question.criterion, lq[:half], gt[:half], question.transfer_steps, question.transfer_lr
+        )
+        net.eval()
+        with torch.no_grad():
+            rows.append(torch.stack([question.criterion(net(lq), gt) for lq, gt in judged]).log())
+    # What θ itself scored cancels out in the centring.
+    return graph_from_gains(question.labels, -torch.stack(rows))
+
+
+def graph_from_gains(labels: list[str], gains: Tensor) -> KnowledgeGraph:
+    """Knowledge graph of what learning task i, a row, gains on task j, a column; the last column is the target's.
+
+    Args:
+        labels (list[str]): Names of the N auxiliary tasks.
+        gains (Tensor): ``(N, N + 1)``.
+    """
+    gains = gains - gains.mean(dim=0)
+    between, target = gains[:, :-1], gains[:, -1:]
+    between = (between + between.T) / 2
+    between = between / between.abs().max().clamp_min(1e-12)
+    target = target / target.abs().max().clamp_min(1e-12)
+    one = torch.ones(1, 1, device=gains.device)
+    edges = torch.cat([torch.cat([between, target], dim=1), torch.cat([target.T, one], dim=1)])
+    return KnowledgeGraph(tuple(labels), edges.fill_diagonal_(1).float().cpu())
+
+
+def uniform_relation(question: RelationQuestion) -> KnowledgeGraph:
+    """All tasks relate alike: the baseline."""
+    return uniform_graph(question.labels)
 
 
 # By the name that `drtl.weighting.relation` chooses.
-ESTIMATORS: dict[str, RelationEstimator] = {'embedding': embedding_relation, 'uniform': uniform_relation}
+ESTIMATORS: dict[str, RelationEstimator] = {
+    'embedding': embedding_relation,
+    'gradient': gradient_relation,
+    'transfer': transfer_relation,
+    'uniform': uniform_relation,
+}
+
+# Those that ask the restoration network, which has to have learned something before.
+NEED_TRAINED_NETWORK = ('gradient', 'transfer')

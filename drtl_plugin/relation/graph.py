@@ -149,3 +149,16 @@ def _softmax_of_effective_number(r: Tensor, effective_tasks: float) -> Tensor:
         else:
             high = middle
     return torch.softmax(r / math.exp(high), dim=0)
+
+
+def relation_table(graph: KnowledgeGraph, weights: Tensor) -> str:
+    """The tasks by weight: name, relation to the target, gradient weight, and a bar for the weight."""
+    rows = sorted(zip(weights.tolist(), graph.relation.tolist(), graph.labels), reverse=True)
+    width = max(len(label) for label in graph.labels)
+    most = rows[0][0]
+    lines = [
+        f'  {label:<{width}}  {relation:+.2f}  x{weight:.2f}  {"#" * round(30 * weight / most)}'
+        for weight, relation, label in rows
+    ]
+    lines.append(f'  {effective_number(weights):.1f} effective of {len(rows)} tasks')
+    return '\n'.join(lines)

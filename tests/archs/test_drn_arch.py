@@ -1,7 +1,8 @@
+import pytest
 import torch
 from basicsr.archs import build_network
 
-from drtl_plugin.archs.drn_arch import MemoryBank
+from drtl_plugin.archs.drn_arch import MemoryBank, PairSpectrum
 
 
 def test_is_built_from_options():
@@ -20,3 +21,52 @@ def test_the_pair_matters_not_the_picture_alone():
     net = build_network({'type': 'DistortionRelationNet'}).eval()
     lq = torch.rand(1, 3, 16, 16)
     assert not torch.allclose(net(lq, lq), net(lq, torch.rand(1, 3, 16, 16)))
+
+
+class TestPairSpectrum:
+    """Against what is known of a pair: its filter, its noise. Entries of levels are ``[gain | residual | power]``."""
+
+    BINS = 8 * 5
+
+    def levels(self, lq, gt) -> torch.Tensor:
+        """``(B, [gain, residual, power], [Y, Cb, Cr], 8, 5)``."""
+        return PairSpectrum(8)(lq, gt)[:, :-3].view(len(lq), 3, 3, 8, 5)
+
+    def textures(self, generator) -> torch.Tensor:
+        return 0.3 + 0.4 * torch.rand(4, 3, 64, 64, generator=generator)
+
+    def test_gain_of_a_known_filter(self, generator):
+        """A binomial filter along x has the transfer function cos²(ω/2)."""
+        gt = self.textures(generator)
+        lq = (gt.roll(1, -1) + 2 * gt + gt.roll(-1, -1)) / 4
+        gain = self.levels(lq, gt)[:, 0].exp().mean(dim=(0, 1))
+        omega = 2 * torch.pi * torch.arange(5) / 8
+        # Away from the Nyquist frequency, where a filter of windows is not quite the windows of a filtered picture.
+        assert torch.allclose(gain[1:4, :4], torch.cos(omega[:4] / 2).square().expand(3, 4), atol=0.06)
+
+    def test_gain_is_blind_to_shifts_and_contents(self, generator):
+        gt = self.textures(generator)
+        gain = self.levels(gt.roll(1, -1), gt)[:, 0]
+        assert gain[..., 1:].abs().max() < 0.45
+        assert gain[..., 1:].abs().mean() < 0.15
+
+    def test_residual_is_the_noise(self, generator):
+        """White noise of 3 grey levels has the power 9 in luma's part, whatever the content."""
+        gt = self.textures(generator)
+        lq = gt + 3 / 255 * torch.randn(gt.shape, generator=generator)
+        residual = self.levels(lq, gt)[:, 1, 0].exp().mean()
+        luma = 9 * (0.299**2 + 0.587**2 + 0.114**2)
+        assert residual == pytest.approx(luma + 0.25, rel=0.1)
+
+    def test_power_is_that_of_the_content(self, generator):
+        flat, textured = torch.full((1, 3, 32, 32), 0.5), self.textures(generator)
+        assert self.levels(flat, flat)[:, 2].exp().max() == pytest.approx(0.5, rel=1e-3)  # the floor
+        assert self.levels(textured, textured)[:, 2].exp().mean() > 100
+
+    def test_brightness_of_the_noise_is_seen(self, generator):
+        ramp = torch.linspace(0.1, 0.9, 64).expand(2, 3, 64, 64)
+        noise = torch.randn(ramp.shape, generator=generator) * 0.02
+        spectrum = PairSpectrum(8)
+        shot, even = (spectrum(ramp + noise * shape, ramp)[:, -3:].mean() for shape in (2 * ramp, 1))
+        assert shot > even + 0.5
+        assert abs(even) < 0.2

@@ -4,11 +4,12 @@ import pytest
 import torch
 from torch import nn
 
+from drtl_plugin.errors import OptionError
 from drtl_plugin.meta.learner import (
     accumulate,
-    adapt,
     functional_loss,
     inner_loop,
+    matching_names,
     outer_gradient,
     trainable_parameters,
 )
@@ -35,10 +36,13 @@ def after_steps(steps: int) -> float:
     return C + (1 - ALPHA * A) ** steps * (THETA - C)
 
 
+RATES = {'theta': ALPHA}
+
+
 @pytest.mark.parametrize('steps', [1, 3])
 @pytest.mark.parametrize('first_order', [True, False])
 def test_inner_loop_descends_the_support_loss(theta, steps, first_order):
-    adapted = inner_loop(quadratic, theta, SUPPORT, ALPHA, steps, first_order)
+    adapted = inner_loop(quadratic, theta, [SUPPORT] * steps, RATES, first_order)
     assert adapted['theta'].item() == pytest.approx(after_steps(steps), rel=1e-6)
     assert theta['theta'].item() == THETA
 
@@ -46,11 +50,61 @@ def test_inner_loop_descends_the_support_loss(theta, steps, first_order):
 @pytest.mark.parametrize('steps', [1, 3])
 def test_outer_gradients_have_their_closed_forms(theta, steps):
     first_order = B * (after_steps(steps) - D)
-    for is_first_order, expected in ((True, first_order), (False, (1 - ALPHA * A) ** steps * first_order)):
-        gradient, loss = outer_gradient(quadratic, theta, SUPPORT, QUERY, ALPHA, steps, is_first_order)
-        assert gradient['theta'].item() == pytest.approx(expected, rel=1e-6)
-        assert loss.item() == pytest.approx(B / 2 * (after_steps(steps) - D) ** 2, rel=1e-6)
-        assert not loss.requires_grad
+    for algorithm, expected in (('fomaml', first_order), ('maml', (1 - ALPHA * A) ** steps * first_order)):
+        outer = outer_gradient(quadratic, theta, SUPPORT, QUERY, RATES, steps, algorithm)
+        assert outer.parameters['theta'].item() == pytest.approx(expected, rel=1e-6)
+        assert outer.query_loss.item() == pytest.approx(B / 2 * (after_steps(steps) - D) ** 2, rel=1e-6)
+        assert not outer.query_loss.requires_grad
+        assert outer.rates == {}
+
+
+@pytest.mark.parametrize('steps', [1, 2, 3, 4])
+def test_reptile_has_its_closed_form(theta, steps):
+    """Gradient descent on support and query in turn; the gradient is the way gone, in units of the rate."""
+    position = THETA
+    for k in range(steps):
+        curvature, minimum = (A, C) if k % 2 == 0 else (B, D)
+        position -= ALPHA * curvature * (position - minimum)
+    outer = outer_gradient(quadratic, theta, SUPPORT, QUERY, RATES, steps, 'reptile')
+    assert outer.parameters['theta'].item() == pytest.approx((THETA - position) / ALPHA, rel=1e-6)
+    assert outer.query_loss.item() == pytest.approx(B / 2 * (position - D) ** 2, rel=1e-6)
+
+
+@pytest.mark.parametrize('steps', [1, 3])
+@pytest.mark.parametrize('algorithm', ['maml', 'fomaml'])
+def test_learned_rates_have_gradients_of_closed_form(theta, steps, algorithm):
+    rate = torch.tensor(ALPHA, dtype=torch.float64, requires_grad=True)
+    outer = outer_gradient(quadratic, theta, SUPPORT, QUERY, {'theta': rate}, steps, algorithm)
+    slope = B * (after_steps(steps) - D)
+    if algorithm == 'maml':  # d/dα of c + (1 - αa)^n (θ - c)
+        expected = slope * -A * steps * (1 - ALPHA * A) ** (steps - 1) * (THETA - C)
+    else:  # the gradients along the way are constants
+        expected = -slope * sum(A * (after_steps(k) - C) for k in range(steps))
+    assert outer.rates['theta'].item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_what_has_no_rate_stays_in_the_inner_loop():
+    """ANIL: here θ = (u, v), L = (u + v - minimum)² a/2, and u alone is adapted."""
+    theta = {name: nn.Parameter(torch.tensor(THETA / 2, dtype=torch.float64)) for name in 'uv'}
+
+    def loss(parameters, batch):
+        return quadratic({'theta': parameters['u'] + parameters['v']}, batch)
+
+    adapted = inner_loop(loss, theta, [SUPPORT], {'u': ALPHA}, first_order=True)
+    assert adapted['v'] is theta['v']
+    assert (adapted['u'] + adapted['v']).item() == pytest.approx(after_steps(1))
+    outer = outer_gradient(loss, theta, SUPPORT, QUERY, {'u': ALPHA}, 1, 'maml')
+    # both move the sum that the query sees by 1 - αa
+    expected = (1 - ALPHA * A) * B * (after_steps(1) - D)
+    assert [outer.parameters[name].item() for name in 'uv'] == pytest.approx([expected] * 2)
+
+
+def test_patterns_choose_parameters_by_name():
+    names = ['conv_first.weight', 'body.0.conv1.weight', 'body.1.conv1.bias', 'conv_last.weight', 'conv_last.bias']
+    assert matching_names(names, ['*'], 'inner.parameters') == names
+    assert matching_names(names, ['conv_last.*', 'body.1.*'], 'inner.parameters') == names[2:]
+    with pytest.raises(OptionError, match=r"inner.parameters: 'head.\*' fits none .*; they are in body, conv_first"):
+        matching_names(names, ['conv_last.*', 'head.*'], 'inner.parameters')
 
 
 def small_net() -> nn.Module:
@@ -74,12 +128,13 @@ def test_exact_outer_gradient_agrees_with_finite_differences():
     loss = functional_loss(net, nn.MSELoss())
     support, query = batches(2)
     parameters = trainable_parameters(net)
-    gradient, _ = outer_gradient(loss, parameters, support, query, lr=0.3, steps=2, first_order=False)
+    rates = dict.fromkeys(parameters, 0.3)
+    gradient = outer_gradient(loss, parameters, support, query, rates, 2, 'maml').parameters
     direction = {name: torch.randn_like(p) for name, p in parameters.items()}
 
     def outer_loss(step: float) -> float:
         moved = {name: (p + step * direction[name]).detach().requires_grad_() for name, p in parameters.items()}
-        return loss(inner_loop(loss, moved, support, 0.3, 2, first_order=True), query).item()
+        return loss(inner_loop(loss, moved, [support] * 2, rates, first_order=True), query).item()
 
     epsilon = 1e-5
     slope = (outer_loss(epsilon) - outer_loss(-epsilon)) / (2 * epsilon)
@@ -90,9 +145,9 @@ def test_first_order_gradient_is_that_of_a_network_that_was_moved():
     net = small_net()
     net.eval()
     support, query = batches(2)
-    gradient, _ = outer_gradient(
-        functional_loss(net, nn.MSELoss()), trainable_parameters(net), support, query, 0.1, 2, first_order=True
-    )
+    theta = trainable_parameters(net)
+    loss = functional_loss(net, nn.MSELoss())
+    gradient = outer_gradient(loss, theta, support, query, dict.fromkeys(theta, 0.1), 2, 'fomaml').parameters
     moved = copy.deepcopy(net)
     optimizer = torch.optim.SGD(moved.parameters(), lr=0.1)
     for _ in range(2):
@@ -112,6 +167,16 @@ def test_running_statistics_of_the_network_are_kept_up():
     assert not torch.equal(net[1].running_mean, before)
 
 
+def test_parameters_that_the_loss_does_not_see_have_zero_gradients():
+    net = small_net()
+    net.register_parameter('unused', nn.Parameter(torch.ones(2, dtype=torch.float64)))
+    theta = trainable_parameters(net)
+    loss = functional_loss(net, nn.MSELoss())
+    for algorithm in ('maml', 'fomaml', 'reptile'):
+        outer = outer_gradient(loss, theta, *batches(2), dict.fromkeys(theta, 0.1), 1, algorithm)
+        assert outer.parameters['unused'].tolist() == [0, 0]
+
+
 def test_frozen_parameters_are_left_out():
     net = small_net()
     net[0].weight.requires_grad_(False)
@@ -122,45 +187,3 @@ def test_accumulate_adds_weighted_terms(theta):
     for weight, gradient in ((0.5, 2.0), (1.5, 4.0)):
         accumulate(theta, {'theta': torch.tensor(gradient, dtype=torch.float64)}, weight)
     assert theta['theta'].grad.item() == pytest.approx(0.5 * 2 + 1.5 * 4)
-
-
-class TestAdapt:
-    def test_is_adam_on_the_batches(self):
-        net = small_net()
-        adapted = adapt(net, nn.MSELoss(), batches(3), lr=1e-2)
-        expected = copy.deepcopy(net).train()
-        optimizer = torch.optim.Adam(expected.parameters(), lr=1e-2)
-        for lq, gt in batches(3):
-            optimizer.zero_grad()
-            nn.functional.mse_loss(expected(lq), gt).backward()
-            optimizer.step()
-        for a, b in zip(adapted.state_dict().values(), expected.state_dict().values()):
-            assert torch.equal(a, b)
-        assert not adapted.training
-
-    def test_leaves_the_network_alone(self):
-        net = small_net()
-        before = copy.deepcopy(net.state_dict())
-        adapt(net, nn.MSELoss(), batches(2), lr=1e-2, ema_decay=0.9)
-        assert all(torch.equal(a, b) for a, b in zip(before.values(), net.state_dict().values()))
-
-    def test_no_batches_change_nothing(self):
-        net = small_net()
-        adapted = adapt(net, nn.MSELoss(), [], lr=1e-2, ema_decay=0.9)
-        assert all(torch.equal(a, b) for a, b in zip(adapted.parameters(), net.parameters()))
-
-    def test_moving_average_is_ramped(self):
-        class Scalar(nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.theta = nn.Parameter(torch.zeros(()))
-
-            def forward(self, x):
-                return self.theta * x
-
-        # Adam's first steps on a constant gradient are of size lr: the weights are -lr, -2 lr.
-        one = (torch.ones(()), torch.zeros(()))
-        adapted = adapt(Scalar(), lambda output, gt: output, [one, one], lr=0.1, ema_decay=0.99)
-        # decays 1/10 and 2/11
-        first = 0.9 * -0.1
-        assert adapted.theta.item() == pytest.approx(2 / 11 * first + 9 / 11 * -0.2, rel=1e-4)

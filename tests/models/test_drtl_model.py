@@ -21,6 +21,7 @@ def build(workdir, write_opt):
 
     def build_from(opt: dict):
         parsed = parse_options(arguments(write_opt(opt)), str(workdir), is_train=True)
+        parsed['root_path'] = str(workdir)
         for key in ('models', 'training_states', 'visualization'):
             (workdir / parsed['path'][key]).mkdir(parents=True, exist_ok=True)
         return build_model(parsed)
@@ -60,10 +61,11 @@ class TestWeightedGradients:
         loss = functional_loss(net, nn.L1Loss())
         expected = 0
         for weight, lq, gt in zip((1.6, 0.4), model.episode_lq, model.episode_gt):
-            gradient, _ = outer_gradient(
-                loss, trainable_parameters(net), (lq[:1], gt[:1]), (lq[1:], gt[1:]), 1e-2, 1, first_order=True
+            theta = trainable_parameters(net)
+            outer = outer_gradient(
+                loss, theta, (lq[:1], gt[:1]), (lq[1:], gt[1:]), dict.fromkeys(theta, 1e-2), 1, 'fomaml'
             )
-            expected = expected + weight / 2 * torch.cat([g.flatten() for g in gradient.values()])
+            expected = expected + weight / 2 * torch.cat([g.flatten() for g in outer.parameters.values()])
         result = torch.cat([p.grad.flatten() for p in model.net_g.parameters()])
         assert torch.allclose(result, expected, rtol=1e-4, atol=1e-7)
 
@@ -115,9 +117,48 @@ class TestWeightedGradients:
         assert all(torch.equal(p.grad, q.grad) for p, q in zip(model.net_g.parameters(), net.parameters()))
 
 
-def test_uniform_pretraining_is_srmodel_step_for_step(build, quick_opt):
+@pytest.mark.parametrize('pipeline', ['pretrain', 'meta'])
+@pytest.mark.parametrize('mode', ['gradient', 'sampling'])
+def test_modes_agree_in_expectation(build, quick_opt, pipeline, mode):
+    """The mean gradient of many draws, at a fixed θ, is the sum of the tasks' gradients with ``w_i / N``."""
+    quick_opt['datasets']['train']['distortions'] = [
+        {'name': 'bicubic'},
+        {'name': 'gaussian_blur', 'sigma': 3},
+        {'name': 'sharpen', 'weight': 5},
+        {'name': 'jpeg', 'quality': 10},
+    ]  # nothing is drawn within a task
+    quick_opt['train']['optim_g']['lr'] = 0.0  # θ stays
+    quick_opt['drtl'].update(pipeline=pipeline, hooks=[])
+    quick_opt['drtl']['weighting'].update(relation='uniform', mode=mode)
+    model = build(quick_opt)
+    model._started = True
+    generator = torch.Generator().manual_seed(1)
+    batch = episodes(model, [0] * 4)
+    for key in ('support_gt', 'query_gt'):
+        batch[key] = batch[key][:1].repeat(4, 1, 1, 1, 1)  # tasks differ, contents don't
+
+    def mean_gradient(weights: list[float], draw_tasks, steps: int) -> torch.Tensor:
+        model.weights, total = torch.tensor(weights), 0
+        for step in range(1, steps + 1):
+            batch['task'] = draw_tasks()
+            model.feed_data(batch)
+            model.optimize_parameters(step)
+            total = total + torch.cat([p.grad.flatten() for p in model.net_g.parameters()]).double() / steps
+        return total
+
+    of_tasks = [mean_gradient([4.0 * (j == i) for j in range(4)], lambda i=i: torch.full((4,), i), 1) for i in range(4)]
+    of_tasks = torch.stack(of_tasks, dim=1) / (4 if mode == 'gradient' else 1)
+    weights = [0.1, 2.4, 1.3, 0.2]
+    mean = mean_gradient(weights, lambda: torch.randint(0, 4, (4,), generator=generator), 100)
+    parts = torch.linalg.lstsq(of_tasks, mean[:, None]).solution.flatten()
+    # Frequencies of 400 draws have a standard error of up to 0.025; weighted by 2.4, up to 0.05.
+    assert parts.tolist() == pytest.approx([w / 4 for w in weights], abs=0.12)
+
+
+@pytest.mark.parametrize('mode', ['sampling', 'gradient'])
+def test_uniform_pretraining_is_srmodel_step_for_step(build, quick_opt, mode):
     quick_opt['drtl'].update(pipeline='pretrain', hooks=[])
-    quick_opt['drtl']['weighting']['relation'] = 'uniform'
+    quick_opt['drtl']['weighting'].update(relation='uniform', mode=mode)
     ours = build(quick_opt)
     plain_opt = copy.deepcopy(quick_opt)
     plain_opt['model_type'] = 'SRModel'
@@ -164,7 +205,7 @@ def test_losses_are_those_of_srmodel(build, quick_opt):
     ],
     ids=lambda network: network['type'],
 )  # fmt: skip
-@pytest.mark.parametrize('algorithm', ['fomaml', 'maml'])
+@pytest.mark.parametrize('algorithm', ['fomaml', 'maml', 'reptile'])
 def test_any_registered_network_trains_and_adapts(build, quick_opt, network, algorithm):
     quick_opt['network_g'] = network
     quick_opt['drtl']['inner']['algorithm'] = algorithm
@@ -176,7 +217,7 @@ def test_any_registered_network_trains_and_adapts(build, quick_opt, network, alg
         assert np.isfinite(model.get_current_log()['l_query'])
     assert not torch.equal(parameters(model.net_g), start)
     model.adapt_to_target()
-    assert not torch.equal(parameters(model.net_g_adapted), parameters(model._trained_network()))
+    assert not torch.equal(parameters(model.net_g_adapted), parameters(model.trained_network()))
     model.feed_data({'lq': torch.rand(1, 3, 13, 19)})  # no multiple of SwinIR's window
     model.test()
     assert model.output.shape == (1, 3, 52, 76)
@@ -272,6 +313,97 @@ def test_interrupted_training_goes_on_as_if_it_had_not_been(build, quick_opt, wo
     assert torch.equal(parameters(resumed.net_g), parameters(whole.net_g))
     assert torch.equal(parameters(resumed.net_g_ema), parameters(whole.net_g_ema))
     assert torch.equal(resumed.weights, whole.weights)
+
+
+class TestInnerRates:
+    def test_meta_sgd_learns_a_rate_for_each_weight_and_resumes(self, build, quick_opt, workdir):
+        quick_opt['drtl']['inner'].update(rate_lr=1e-3)
+        quick_opt['drtl']['hooks'][0]['interval'] = 100
+        model = build(quick_opt)
+        for step in (1, 2):
+            model.feed_data(episodes(model, [0, 1]))
+            model.optimize_parameters(step)
+        rates = torch.cat([rate.detach().flatten() for rate in model.inner_rates.values()])
+        assert rates.shape == parameters(model.net_g).shape
+        # Adam's first steps are of its learning rate.
+        assert (rates - 1e-2).abs().max() == pytest.approx(2e-3, rel=0.05)
+        model.save(epoch=0, current_iter=2)
+        state = torch.load(workdir / 'experiments/drtl_x4/training_states/2.state', weights_only=True)
+        resumed = build(quick_opt)
+        resumed.resume_training(state)
+        assert torch.equal(torch.cat([rate.flatten() for rate in resumed.inner_rates.values()]), rates)
+        assert len(resumed.optimizer_rates.state) == len(model.inner_rates)
+
+    def test_patterns_limit_the_inner_loop(self, build, quick_opt):
+        quick_opt['drtl']['inner'].update(parameters=['conv_last.*'])
+        assert set(build(quick_opt).inner_rates) == {'conv_last.weight', 'conv_last.bias'}
+
+    def test_patterns_that_fit_nothing_are_named(self, build, quick_opt):
+        quick_opt['drtl']['inner'].update(parameters=['head.*'])
+        with pytest.raises(OptionError, match=r"drtl.inner.parameters: 'head.\*' fits none"):
+            build(quick_opt)
+
+
+class TestAdaptation:
+    def adapted(self, build, quick_opt, **options):
+        quick_opt['drtl']['adapt'].update(steps=4, **options)
+        torch.manual_seed(0)
+        model = build(quick_opt)
+        model.adapt_to_target()
+        return model
+
+    def test_replay_draws_auxiliary_patches_by_weight(self, build, quick_opt, monkeypatch):
+        model = self.adapted(build, quick_opt, replay=0.5, batch_size=4)
+        model.weights = torch.tensor([0.0, 0.0, 4.0, 0.0])
+        drawn = []
+        monkeypatch.setattr(
+            'drtl_plugin.models.drtl_model.adaptation', lambda net, criterion, batches, *_: drawn.extend(batches)
+        )
+        model._adaptation(model.target_pairs, 3)
+        assert [lq.shape for lq, _ in drawn] == [(4, 3, 16, 16)] * 3
+        for lq, gt in drawn:
+            residual = (lq - nn.functional.interpolate(gt, scale_factor=0.25, mode='bicubic', antialias=True)).abs()
+            # the third task is noise of 5 to 10 grey levels
+            assert residual[2:].mean(dim=(1, 2, 3)).min() > 3 / 255
+
+    @pytest.mark.parametrize('options', [{'replay': 1.0}, {'rank': 2}, {'optimizer': 'inner'}, {'early_stop': True}])
+    def test_ways_to_adapt_differ_and_repeat(self, build, quick_opt, options):
+        plain = self.adapted(build, copy.deepcopy(quick_opt))
+        model = self.adapted(build, copy.deepcopy(quick_opt), **options)
+        result = parameters(model.net_g_adapted)
+        assert result.shape == parameters(model.net_g).shape
+        # Early stopping may find that all steps are best.
+        assert options == {'early_stop': True} or not torch.equal(result, parameters(plain.net_g_adapted))
+        model.adapt_to_target()
+        assert torch.equal(parameters(model.net_g_adapted), result)
+
+    def test_early_stop_holds_pairs_out_then_adapts_to_all(self, build, quick_opt, monkeypatch):
+        model = self.adapted(build, quick_opt, early_stop=True)
+        calls = []
+        course = model._adaptation
+        monkeypatch.setattr(
+            model, '_adaptation', lambda pairs, steps: calls.append((len(pairs), steps)) or course(pairs, steps)
+        )
+        monkeypatch.setattr('drtl_plugin.models.drtl_model.best_step', lambda *_: 2)
+        model.adapt_to_target()
+        assert calls == [(4, 4), (5, 2)]
+
+    def test_early_stop_needs_two_pairs(self, build, quick_opt):
+        quick_opt['datasets']['train']['target']['num_shot'] = 1
+        with pytest.raises(OptionError, match=r'drtl.adapt.early_stop: .* at least 2 pairs'):
+            self.adapted(build, quick_opt, early_stop=True)
+
+
+@pytest.mark.parametrize('relation', ['gradient', 'transfer'])
+def test_relations_that_ask_the_network_wait_until_it_has_learned(build, quick_opt, relation):
+    quick_opt['drtl']['weighting']['relation'] = relation
+    model = build(quick_opt)
+    for step in (1, 2):
+        model.feed_data(episodes(model, [0, 1]))
+        assert model.graph is None
+        model.optimize_parameters(step)
+    assert model.graph is not None  # measured after the interval of 2
+    assert model.net_r is None
 
 
 def test_states_of_other_tasks_are_refused(build, quick_opt):

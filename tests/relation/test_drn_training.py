@@ -4,8 +4,9 @@ from torch.nn import functional as F
 
 from drtl_plugin.archs import DistortionRelationNet
 from drtl_plugin.data.distortions import DistortionLibrary
-from drtl_plugin.relation.drn_training import disturb_gt, train_drn
-from drtl_plugin.relation.estimators import RelationEvidence, embedding_relation
+from drtl_plugin.relation.drn_training import disturb_gt, relation_loss, train_drn
+from drtl_plugin.relation.estimators import mean_embedding
+from drtl_plugin.relation.graph import graph_from_embeddings
 
 
 def contents(num: int, generator) -> torch.Tensor:
@@ -37,31 +38,67 @@ def test_shifts_are_up_to_015_pixels_of_the_low_quality_grid(generator):
     assert 0.45 < shift.abs().max() < 0.75  # 0.15 · 4 = 0.6, and the noise's mean
 
 
-def test_training_teaches_distortions_and_not_contents(generator):
-    """Tasks are recovled from contents that were never seen, and a stronger blur is nearer to blur than to noise."""
+def test_loss_is_the_cross_entropy_of_the_graphs_cosines(generator):
+    """Against the graph itself: one target at a time, its softmax over the relation."""
+    embeddings = torch.randn(3, 6, 5, generator=generator)
+    auxiliary, queries = embeddings[:, :3].mean(dim=1), embeddings[:, 3:]
+    losses = []
+    for sets in (queries, queries.mean(dim=1, keepdim=True)):
+        of_sets = []
+        for task in range(3):
+            for query in sets[task]:
+                relation = graph_from_embeddings(list('abc'), auxiliary, query).relation
+                of_sets.append(-torch.log_softmax(relation / 0.1, dim=0)[task])
+        losses.append(torch.stack(of_sets).mean())
+    assert relation_loss(embeddings).item() == pytest.approx(sum(losses).item() / 2, rel=1e-4)
+
+
+@pytest.fixture(scope='module')
+def trained():
+    """A small DRN, trained on blobs."""
+    generator = torch.Generator().manual_seed(0)
     entries = [
         {'name': 'gaussian_blur', 'sigma': [3.0, 3.5], 'label': 'blur'},
         {'name': 'gaussian_noise', 'sigma': [10, 12], 'label': 'noise'},
+        {'name': 'jpeg', 'quality': [30, 40], 'label': 'jpeg'},
         {'name': 'bicubic'},
     ]
     library = DistortionLibrary(entries, 4)
     torch.manual_seed(0)
-    net = DistortionRelationNet(num_feat=8, num_embed=8, num_slot=8)
+    net = DistortionRelationNet(num_feat=16, num_embed=8, num_slot=8)
+    gt = contents(32, generator)
+    lq = torch.stack([task(gt, generator) for task in library.tasks])
+    losses = list(train_drn(net, gt, lq, 60, 5e-3, 8, generator))
+    return net, library, losses
 
-    def draw_pairs(num=4):
-        gt = contents(num, generator)
-        return gt, torch.stack([task(gt, generator) for task in library.tasks])
 
-    losses = list(train_drn(net, draw_pairs, len(library), 60, 5e-3, generator))
+def test_training_lowers_the_loss(trained):
+    net, _, losses = trained
     assert len(losses) == 60
     assert sum(losses[-10:]) < 0.5 * sum(losses[:10])
     assert not net.training
-    gt, lq = draw_pairs(16)
-    unseen = contents(16, generator)
+
+
+def embed(net, task, num: int, generator) -> torch.Tensor:
+    gt = contents(num, generator)
+    return mean_embedding(net, task(gt, generator), gt)
+
+
+def test_tasks_are_recovered_from_contents_that_were_never_seen(trained, generator):
+    net, library, _ = trained
+    auxiliary = torch.stack([embed(net, task, 16, generator) for task in library.tasks])
     for i, task in enumerate(library.tasks):
-        evidence = RelationEvidence(lq, gt, task(unseen, generator), unseen)
-        graph = embedding_relation(library.labels, lambda evidence=evidence: evidence, net)
+        graph = graph_from_embeddings(library.labels, auxiliary, embed(net, task, 8, generator))
         assert graph.relation.argmax() == i
+
+
+def test_neighbours_in_strength_are_neighbours_in_embedding(trained, generator):
+    """Of blurs that it was not trained on, too."""
+    net, _, _ = trained
+    blurs = [{'name': 'gaussian_blur', 'sigma': sigma, 'label': str(sigma)} for sigma in (1.0, 2.0, 3.0)]
+    weak, middle, strong = (embed(net, task, 16, generator) for task in DistortionLibrary(blurs, 4).tasks)
+    assert (weak - middle).norm() < (weak - strong).norm()
+    assert (middle - strong).norm() < (weak - strong).norm()
 
 
 @pytest.mark.parametrize('size', [16, 23])

@@ -1,9 +1,21 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 from drtl_plugin.data.distortions import bicubic
-from drtl_plugin.relation.estimators import ESTIMATORS, RelationEvidence, embed_pairs
+from drtl_plugin.relation.estimators import (
+    ESTIMATORS,
+    RelationEvidence,
+    RelationQuestion,
+    graph_from_gains,
+    learn_task,
+    mean_embedding,
+    mean_gradient,
+)
+
+LABELS = ['darker', 'same', 'brighter']
 
 
 class MeanResidual(nn.Module):
@@ -13,26 +25,84 @@ class MeanResidual(nn.Module):
         return torch.stack([lq.mean(dim=(1, 2, 3)), (lq - reduced_gt).mean(dim=(1, 2, 3))], dim=1)
 
 
-def evidence(generator) -> RelationEvidence:
-    gt = torch.rand(3, 3, 16, 16, generator=generator)
+class Offset(nn.Module):
+    """Restores by adding one number, after enlarging: what brightness tasks teach can be worked out by hand."""
+
+    def __init__(self, offset: float = 0.0):
+        super().__init__()
+        self.offset = nn.Parameter(torch.tensor(offset))
+
+    def forward(self, lq):
+        return nn.functional.interpolate(lq, scale_factor=4) + self.offset
+
+
+def question(target_shift: float = 0.05, net_g: nn.Module | None = None, **settings) -> RelationQuestion:
+    """Flat pictures under three tasks that shift brightness, and a target that does."""
+    gt = torch.rand(4, 3, 1, 1, generator=torch.Generator().manual_seed(0)).expand(4, 3, 16, 16)
     lq = torch.stack([bicubic(gt, 4) + shift for shift in (-0.1, 0.0, 0.1)])
-    return RelationEvidence(lq, gt, bicubic(gt, 4) + 0.05, gt)
+    evidence = RelationEvidence(lq, gt, bicubic(gt, 4) + target_shift, gt)
+    return RelationQuestion(LABELS, lambda: evidence, MeanResidual(), net_g or Offset(), nn.MSELoss(), **settings)
 
 
-def test_embedding_relation_orders_tasks_by_cosine(generator):
-    net = MeanResidual().train()
-    graph = ESTIMATORS['embedding'](['darker', 'same', 'brighter'], lambda: evidence(generator), net)
+def test_embedding_relation_orders_tasks_by_cosine():
+    graph = ESTIMATORS['embedding'](question())
     # About the library's mean, tasks lie at -0.1, 0, 0.1 along (1, 1), and the target at +0.05.
-    assert graph.labels == ('darker', 'same', 'brighter')
-    assert graph.relation[[0, 2]].tolist() == torch.tensor([-1.0, 1.0]).tolist()
-    assert net.training  # left as it was
+    assert graph.labels == tuple(LABELS)
+    assert graph.relation[[0, 2]].tolist() == pytest.approx([-1.0, 1.0], abs=1e-5)
 
 
-def test_embed_pairs_reduces_the_ground_truth(generator):
+def test_mean_embedding_reduces_the_ground_truth(generator):
     gt = torch.rand(2, 3, 16, 16, generator=generator)
-    assert torch.allclose(embed_pairs(MeanResidual(), bicubic(gt, 4), gt)[:, 1], torch.zeros(2), atol=1e-7)
+    lq = bicubic(gt, 4)
+    assert mean_embedding(MeanResidual(), lq, gt).tolist() == pytest.approx([lq.mean().item(), 0], abs=1e-6)
+
+
+def test_mean_gradient_is_that_of_backward(generator):
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, 1, 1), nn.ReLU(), nn.Conv2d(4, 3, 3, 1, 1))
+    lq, gt = torch.rand(2, 2, 3, 8, 8, generator=generator)
+    gradient = mean_gradient(net, nn.L1Loss(), lq, gt)
+    nn.functional.l1_loss(net(lq), gt).backward()
+    assert torch.equal(gradient, torch.cat([p.grad.flatten() for p in net.parameters()]))
+
+
+@pytest.mark.parametrize('relation', ['gradient', 'transfer'])
+@pytest.mark.parametrize('shift', [-0.08, 0.08])
+def test_what_moves_the_network_alike_relates(relation, shift):
+    graph = ESTIMATORS[relation](question(shift, transfer_steps=5, transfer_lr=1e-2))
+    best = 0 if shift < 0 else 2
+    assert graph.relation.argmax() == best
+    assert graph.relation.argmin() == 2 - best
+    assert torch.equal(graph.edges, graph.edges.T)
+    assert graph.edges.diagonal().tolist() == [1, 1, 1, 1]
+    assert graph.edges.abs().max() <= 1 + 1e-6
+
+
+@pytest.mark.parametrize('relation', ['gradient', 'transfer'])
+def test_estimators_leave_the_network_alone(relation):
+    net = nn.Sequential(nn.Upsample(scale_factor=4), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
+    before = copy.deepcopy(net.state_dict())
+    ESTIMATORS[relation](question(net_g=net))
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), net.state_dict().values()))
+    assert net.training
+    assert all(p.grad is None for p in net.parameters())
+
+
+def test_learning_a_task_is_adam_on_its_pairs_in_turn():
+    lq = torch.rand(3, 3, 4, 4)
+    gt = nn.functional.interpolate(lq, scale_factor=4) + 0.5
+    # On a constant sign of the gradient, Adam's steps are of size lr.
+    net = learn_task(Offset(), nn.L1Loss(), lq, gt, steps=4, lr=0.01, batch_size=2)
+    assert net.offset.item() == pytest.approx(0.04, rel=1e-4)
+
+
+def test_gains_become_edges():
+    gains = torch.tensor([[3.0, 1.0, 0.5], [-1.0, 1.0, 0.1]])  # last column: the target's
+    graph = graph_from_gains(['a', 'b'], gains)
+    # centred by column: [[2, 0, 0.2], [-2, 0, -0.2]]; between a and b the mean of 0 and -2, of at most 2
+    expected = torch.tensor([[1.0, -0.5, 1.0], [-0.5, 1.0, -1.0], [1.0, -1.0, 1.0]])
+    assert torch.allclose(graph.edges, expected)
 
 
 def test_uniform_relation_needs_neither_evidence_nor_network():
-    graph = ESTIMATORS['uniform'](['a', 'b', 'c'], lambda: pytest.fail('evidence was drawn'), None)
-    assert torch.equal(graph.relation, torch.zeros(3))
+    ask = RelationQuestion(['a', 'b', 'c'], lambda: pytest.fail('evidence was drawn'), None, None, None)
+    assert torch.equal(ESTIMATORS['uniform'](ask).relation, torch.zeros(3))

@@ -1,0 +1,118 @@
+"""What the benchmarks share: real data, a base network, tables."""
+
+from __future__ import annotations
+
+# Before torch, so that its threads don't spin while others work.
+import drtl_plugin  # noqa: F401  isort: skip
+import argparse
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from basicsr.archs.edsr_arch import EDSR
+from basicsr.utils import imfrombytes, img2tensor
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from drtl_plugin.data.distortion_task_dataset import DistortionTaskDataset
+from drtl_plugin.data.distortions import DistortionLibrary
+
+HERE = Path(__file__).parent
+# Side of a low-quality patch, in all benchmarks.
+LQ_SIZE = 24
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser with what all benchmarks take: where the real data is."""
+    result = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    result.add_argument(
+        '--data',
+        type=Path,
+        default=os.environ.get('DRTL_REAL_DATA'),
+        help='folder with bsds500_train and city100_*; default: the environment variable DRTL_REAL_DATA',
+    )
+    return result
+
+
+def parse(arguments: argparse.ArgumentParser) -> argparse.Namespace:
+    """Parse, and stop with one line where the data is missing."""
+    args = arguments.parse_args()
+    if args.data is None or not Path(args.data, 'bsds500_train').is_dir():
+        arguments.error('no real data: name its folder by --data or the environment variable DRTL_REAL_DATA.')
+    args.data = Path(args.data)
+    return args
+
+
+def read_image(path: Path) -> Tensor:
+    """RGB in [0, 1], ``(1, 3, H, W)``."""
+    return img2tensor(imfrombytes(path.read_bytes()))[None] / 255
+
+
+def read_pairs(folder: Path, scale: int) -> list[tuple[Tensor, Tensor]]:
+    """City100's pairs ``(lq, gt)`` of a folder, each ``(3, …)``, uint8, as FewShotPairDataset gives them."""
+    pairs = []
+    for path in sorted((folder / 'hr').iterdir()):
+        lq, gt = read_image(folder / f'lr_x{scale}' / path.name)[0], read_image(path)[0]
+        pairs.append(tuple((image * 255).round().byte() for image in (lq, gt)))
+    return pairs
+
+
+def auxiliary_data(data: Path, scale: int) -> DistortionTaskDataset:
+    """BSDS500 as ground truth of the default library's tasks."""
+    return DistortionTaskDataset(
+        {
+            'name': 'bsds500_train',
+            'type': 'DistortionTaskDataset',
+            'dataroot_gt': str(data / 'bsds500_train'),
+            'gt_size': LQ_SIZE * scale,
+            'scale': scale,
+        }
+    )
+
+
+def auxiliary_pairs(
+    auxiliary: DistortionTaskDataset, library: DistortionLibrary, num: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """``num`` contents, ``(P, 3, H, W)``, and the same under each task, ``(N, P, 3, h, w)``."""
+    gt = auxiliary.gt_patches(num, generator)
+    return gt, torch.stack([task(gt, generator) for task in library.tasks])
+
+
+def train_network(
+    scale: int, draw: Callable[[], tuple[Tensor, Tensor]], steps: int, description: str, lr: float = 1e-3
+) -> nn.Module:
+    """EDSR (32 features, 4 blocks) after Adam steps on L1 under a cosine schedule; the same start for everyone."""
+    torch.manual_seed(0)
+    net = EDSR(3, 3, num_feat=32, num_block=4, upscale=scale, res_scale=1)
+    optimizer = torch.optim.Adam(net.parameters(), lr=lr)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
+    for _ in tqdm(range(steps), desc=description, disable=None, leave=False):
+        lq, gt = draw()
+        optimizer.zero_grad()
+        nn.functional.l1_loss(net(lq), gt).backward()
+        optimizer.step()
+        scheduler.step()
+    return net
+
+
+def train_base(auxiliary: DistortionTaskDataset, steps: int, batch_size: int = 16) -> nn.Module:
+    """A network that has learned all auxiliary tasks alike."""
+    generator = torch.Generator().manual_seed(0)
+    tasks = auxiliary.library.tasks
+
+    def draw() -> tuple[Tensor, Tensor]:
+        gt = auxiliary.gt_patches(batch_size, generator)
+        chosen = torch.randint(0, len(tasks), (batch_size,), generator=generator).tolist()
+        return torch.cat([tasks[task](gt[i : i + 1], generator) for i, task in enumerate(chosen)]), gt
+
+    return train_network(auxiliary.library.scale, draw, steps, 'base network')
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose columns are aligned in plain text too."""
+    cells = [list(header), *map(list, rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    lines = ['| ' + ' | '.join(cell.ljust(width) for cell, width in zip(row, widths)) + ' |' for row in cells]
+    lines.insert(1, '|' + '|'.join('-' * (width + 2) for width in widths) + '|')
+    return '\n'.join(lines)

@@ -1,0 +1,194 @@
+"""Relation recovery under content shift: is each distortion its own nearest neighbour?
+
+Auxiliary tasks are learned on BSDS500; supports are made from photographs of another source (City100's ground truth,
+printed posters and postcards), K images under one task, its parameters drawn once for each image, as a camera has them.
+A trial asks for the task that relates most to such a support. Beside the plug-in's estimators stands a plain
+classifier of low-quality patches.
+
+The second measurement is order: Spearman correlation, over pairs of blurs, between the distance of their nodes and the
+difference of their sigmas.
+
+    python benchmarks/relation_recovery.py             # 12 minutes on 2 CPU cores
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable, Sequence
+
+from common import HERE, LQ_SIZE, auxiliary_data, auxiliary_pairs, markdown_table, parse, parser, read_image, train_base
+
+import torch  # isort: skip
+from scipy.stats import spearmanr
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from drtl_plugin.archs import DistortionRelationNet
+from drtl_plugin.data.distortions import DistortionLibrary
+from drtl_plugin.data.patches import paired_patches
+from drtl_plugin.meta.hooks import RelationHook
+from drtl_plugin.relation.drn_training import train_drn
+from drtl_plugin.relation.estimators import learn_task, mean_embedding, mean_gradient
+
+SHOTS = (1, 2, 5)
+# Blur sigmas in pixels of the low-quality picture.
+BLURS = (0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75)
+# Side of the supports' images: enough for the patches of a support to differ.
+LQ_SIDE = 144
+NUM_PATCHES = 64
+
+Pairs = list[tuple[Tensor, Tensor]]
+# A node for a set of patches (lq, gt): a vector that cosines are taken of.
+Node = Callable[[Tensor, Tensor], Tensor]
+
+
+class LQClassifier(nn.Module):
+    """The baseline: a small CNN that names the task of a low-quality patch, without its ground truth."""
+
+    def __init__(self, num_task: int, num_feat: int = 32) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for num_in, num_out, stride in ((3, 1, 1), (1, 1, 1), (1, 2, 2), (2, 2, 1)):
+            num_in = 3 if num_in == 3 else num_in * num_feat
+            layers += [nn.Conv2d(num_in, num_out * num_feat, 3, stride, 1), nn.LeakyReLU(0.1)]
+        self.encoder = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.head = nn.Linear(2 * num_feat, num_task)
+
+    def forward(self, lq: Tensor) -> Tensor:
+        return self.encoder(lq - 0.5)
+
+
+def train_classifier(lq: Tensor, steps: int, batch_size: int, generator: torch.Generator) -> LQClassifier:
+    num_task, num_content = lq.shape[:2]
+    net = LQClassifier(num_task)
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+    task = torch.arange(num_task).repeat_interleave(batch_size)
+    for _ in tqdm(range(steps), desc='LQ classifier', disable=None, leave=False):
+        chosen = torch.randint(0, num_content, (batch_size,), generator=generator)
+        optimizer.zero_grad()
+        F.cross_entropy(net.head(net(lq[:, chosen].flatten(0, 1))), task).backward()
+        optimizer.step()
+    return net.eval()
+
+
+def support_images(data, scale: int) -> list[Tensor]:
+    """The middle of City100's ground truth, ``(1, 3, H, W)`` each."""
+    side = LQ_SIDE * scale
+    images = []
+    for path in sorted(data.glob('city100_*/support/hr/*')):
+        image = read_image(path)
+        top, left = ((extent - side) // 2 for extent in image.shape[-2:])
+        images.append(image[..., top : top + side, left : left + side])
+    return images
+
+
+def degrade(images: Sequence[Tensor], library: DistortionLibrary, generator: torch.Generator) -> list[Pairs]:
+    """For each task the pairs that it makes of the images, 8 bits each, as cameras give them."""
+    result = []
+    for task in tqdm(library.tasks, desc='supports', disable=None, leave=False):
+        pairs = [(task(image, generator)[0], image[0]) for image in images]
+        result.append([tuple((image * 255).round().byte() for image in pair) for pair in pairs])
+    return result
+
+
+def cosines(auxiliary: Tensor, target: Tensor) -> Tensor:
+    """Cosines of a target's node to the tasks' nodes, centred over the library."""
+    centre = auxiliary.mean(dim=0)
+    return F.normalize(auxiliary - centre, dim=1) @ F.normalize(target - centre, dim=0)
+
+
+def trials(supports: list[Pairs], shots: int, relate: Callable[[Tensor, Tensor], Tensor], rounds: int) -> float:
+    """Share of trials in which the task that a support was made by relates most to it."""
+    generator = torch.Generator().manual_seed(1)
+    hits = []
+    for _ in range(rounds):
+        chosen = torch.randperm(len(supports[0]), generator=generator)[:shots].tolist()
+        for task, pairs in enumerate(supports):
+            patches = paired_patches([pairs[i] for i in chosen], NUM_PATCHES, LQ_SIZE, generator)
+            hits.append(float(relate(*patches).argmax() == task))
+    return statistics.mean(hits)
+
+
+def blur_order(blurred: list[Pairs], node: Node, shots: int = 5, rounds: int = 5) -> float:
+    """Mean Spearman correlation between nodes' distances and differences of sigma, contents differing."""
+    generator = torch.Generator().manual_seed(2)
+    sigmas = torch.tensor(BLURS)
+    correlations = []
+    for _ in range(rounds):
+        sides = []
+        for _ in range(2):
+            chosen = torch.randperm(len(blurred[0]), generator=generator)[:shots].tolist()
+            patches = [paired_patches([p[i] for i in chosen], NUM_PATCHES, LQ_SIZE, generator) for p in blurred]
+            sides.append(torch.stack([node(*pair) for pair in patches]))
+        distances = torch.cdist(*sides)
+        correlations.append(spearmanr(distances.flatten(), (sigmas[:, None] - sigmas).abs().flatten())[0])
+    return statistics.mean(correlations)
+
+
+def main() -> None:
+    arguments = parser(__doc__)
+    arguments.add_argument('--scale', type=int, default=4)
+    arguments.add_argument('--seeds', type=int, default=3, help='trainings of the DRN and of the classifier')
+    arguments.add_argument('--rounds', type=int, default=20, help='supports of each task, for each number of shots')
+    arguments.add_argument('--base_steps', type=int, default=1000, help='training of the network of gradient, transfer')
+    args = parse(arguments)
+    generator = torch.Generator().manual_seed(0)
+    auxiliary = auxiliary_data(args.data, args.scale)
+    library = auxiliary.library
+    hook = RelationHook()
+    images = support_images(args.data, args.scale)
+    supports = degrade(images, library, generator)
+    kernel_size = library.tasks[4].steps[0].fixed['kernel_size']
+    blurs = [{'name': 'gaussian_blur', 'sigma': s * args.scale, 'kernel_size': kernel_size} for s in BLURS]
+    blurred = degrade(images, DistortionLibrary(blurs, args.scale), generator)
+    gt, lq = auxiliary_pairs(auxiliary, library, NUM_PATCHES, generator)
+    results: dict[str, list[list[float]]] = {}
+
+    def measure(name: str, relate, node: Node | None) -> None:
+        row = [trials(supports, shots, relate, args.rounds) for shots in SHOTS]
+        row.append(blur_order(blurred, node) if node is not None else float('nan'))
+        results.setdefault(name, []).append(row)
+        print(name, ' '.join(f'{value:.3f}' for value in row), flush=True)
+
+    def measure_nodes(name: str, node: Node) -> None:
+        nodes = torch.stack([node(task_lq, gt) for task_lq in lq])
+        measure(name, lambda *patches: cosines(nodes, node(*patches)), node)
+
+    for seed in range(args.seeds):
+        torch.manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed)
+        pool_gt, pool_lq = auxiliary_pairs(auxiliary, library, hook.drn_contents, generator)
+        net_r = DistortionRelationNet()
+        course = train_drn(net_r, pool_gt, pool_lq, hook.drn_steps, hook.drn_lr, hook.drn_patches, generator)
+        for _ in tqdm(course, total=hook.drn_steps, desc='DRN', disable=None, leave=False):
+            pass
+        measure_nodes('embedding', lambda lq, gt, net=net_r: mean_embedding(net, lq, gt))
+        net = train_classifier(pool_lq, hook.drn_steps, hook.drn_patches, generator)
+        with torch.no_grad():
+            measure_nodes('LQ-only classifier', lambda lq, gt, net=net: net(lq).mean(dim=0))
+
+    criterion = nn.L1Loss()
+    base = train_base(auxiliary, args.base_steps)
+    measure_nodes('gradient', lambda lq, gt: mean_gradient(base, criterion, lq, gt))
+    learned = [learn_task(base, criterion, task_lq, gt, 20, 1e-4) for task_lq in lq]
+
+    @torch.no_grad()
+    def gains(lq: Tensor, gt: Tensor) -> Tensor:
+        return -torch.stack([criterion(net(lq), gt) for net in learned])
+
+    measure('transfer', gains, None)
+    path = HERE / 'results' / f'relation_recovery_x{args.scale}.json'
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(results, indent=1), encoding='utf-8')
+    rows = []
+    for name, runs in results.items():
+        columns = list(zip(*runs))
+        spread = [f' ± {statistics.stdev(column):.2f}' if len(column) > 1 else '' for column in columns]
+        rows.append([name] + [f'{statistics.mean(column):.2f}{s}' for column, s in zip(columns, spread)])
+    print(markdown_table(['relation', *(f'K = {k}' for k in SHOTS), 'blur order'], rows))
+
+
+if __name__ == '__main__':
+    main()

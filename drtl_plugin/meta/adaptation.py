@@ -1,0 +1,107 @@
+"""Few-shot adaptation of a trained network to the target's support set (arXiv 2111.13078, few-shot adaptation)."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from torch import nn
+
+from drtl_plugin.meta.learner import Batch, Criterion, Rates
+from drtl_plugin.meta.low_rank import add_low_rank, merge_low_rank
+
+# Early stopping looks at the held-out loss this many times in a full course, and gives up after so many looks without
+# improvement.
+_LOOKS, _PATIENCE = 40, 8
+
+
+def adaptation(
+    net: nn.Module,
+    criterion: Criterion,
+    batches: Iterable[Batch],
+    lr: float,
+    ema_decay: float = 0.0,
+    rates: Rates | None = None,
+    rank: int = 0,
+) -> Iterator[nn.Module]:
+    """The course of an adaptation: a step for each batch, by Adam or with the inner loop's own rates.
+
+    Args:
+        net (nn.Module): Trained network; not changed.
+        criterion (Criterion): ``criterion(output, gt)``.
+        batches (Iterable[Batch]): Support patches, one batch a step; they may have auxiliary ones among them.
+        lr (float): Learning rate of Adam.
+        ema_decay (float): Decay of the moving average of the weights that is handed out, ramped up from 0 as
+            ``min(decay, (1 + t) / (10 + t))`` with the step t; 0 hands out the last weights.
+        rates (Rates | None): Step sizes by parameter name for plain gradient descent, instead of Adam: the inner
+            loop of meta-learning continued. What is not named stays as it is.
+        rank (int): Above 0, low-rank adapters of that rank on convolutions and linear layers learn instead of the
+            weights (:mod:`drtl_plugin.meta.low_rank`).
+
+    Yields:
+        nn.Module: The adapted copy in evaluation mode, before the first and after each step: always the same object,
+        whose weights go on changing.
+    """
+    student = copy.deepcopy(net).train()
+    if rank:
+        add_low_rank(student, rank)
+    averaged = copy.deepcopy(student).eval()
+    learned = {name: p for name, p in student.named_parameters() if p.requires_grad}
+    if rates is None:
+        optimizer = torch.optim.Adam(learned.values(), lr=lr)
+    yield averaged
+    for step, (lq, gt) in enumerate(batches):
+        student.zero_grad()
+        criterion(student(lq), gt).backward()
+        if rates is None:
+            optimizer.step()
+        decay = min(ema_decay, (1 + step) / (10 + step))
+        with torch.no_grad():
+            for name, rate in (rates or {}).items():
+                learned[name].sub_(rate * learned[name].grad)
+            for average, current in zip(averaged.parameters(), student.parameters()):
+                average.lerp_(current, 1 - decay)
+            for average, current in zip(averaged.buffers(), student.buffers()):
+                average.copy_(current)
+        yield averaged
+
+
+def last(course: Iterable[nn.Module]) -> nn.Module:
+    """The end of an adaptation's course, low-rank adapters merged into the weights.
+
+    Args:
+        course (Iterable[nn.Module]): From :func:`adaptation`.
+
+    Returns:
+        nn.Module: The adapted network, of the same architecture as the one that was adapted, in evaluation mode.
+    """
+    *_, adapted = course
+    return merge_low_rank(adapted)
+
+
+def best_step(course: Iterator[nn.Module], held_out_loss: Callable[[nn.Module], float], steps: int) -> int:
+    """The number of steps after which the loss on held-out pairs is least.
+
+    Args:
+        course (Iterator[nn.Module]): From :func:`adaptation`, on the other pairs; not followed further than needed.
+        held_out_loss (Callable): Loss of a network on the held-out pairs.
+        steps (int): The most that may be taken.
+
+    Returns:
+        int: From 0 to ``steps``, found to within a fortieth of ``steps``.
+    """
+    interval = math.ceil(steps / _LOOKS) or 1
+    best, best_loss = 0, math.inf
+    for step, net in enumerate(itertools.islice(course, steps + 1)):
+        if step % interval:
+            continue
+        with torch.no_grad():
+            loss = held_out_loss(net)
+        if loss < best_loss:
+            best, best_loss = step, loss
+        elif step - best >= _PATIENCE * interval:
+            break
+    return best

@@ -1,0 +1,33 @@
+"""Few-shot adaptation of a trained network to a new camera, without training it again."""
+
+from __future__ import annotations
+
+from basicsr.utils.registry import MODEL_REGISTRY
+
+from drtl_plugin.errors import OptionError
+from drtl_plugin.models.drtl_model import DRTLModel
+
+
+@MODEL_REGISTRY.register()
+class DRTLAdaptModel(DRTLModel):
+    """``DRTLModel`` without training steps: relation, adaptation, validation, and ``net_g_adapted`` saved.
+
+    Args:
+        opt (dict): Options of ``DRTLModel``. Of ``train`` only the losses matter: the schedule that BasicSR asks for
+            is filled in, of no iterations (:func:`drtl_plugin.options.parse_options`).
+
+    Raises:
+        OptionError: If there is no ``path.pretrain_network_g`` or no ``datasets.train.target``.
+    """
+
+    def __init__(self, opt: dict) -> None:
+        if not opt['path'].get('pretrain_network_g'):
+            raise OptionError('path.pretrain_network_g is missing: DRTLAdaptModel adapts a network that is trained.')
+        if not opt['datasets']['train'].get('target'):
+            raise OptionError('datasets.train.target is missing: the pairs of the camera to adapt to.')
+        super().__init__(opt)
+
+    def save(self, epoch: int, current_iter: int) -> None:
+        """Measure the relation, adapt, and save what came of it; ``net_g`` is where it was."""
+        self.start()
+        self.save_hook_results(current_iter)
