@@ -146,15 +146,15 @@ def main() -> None:
     gt, lq = auxiliary_pairs(auxiliary, library, NUM_PATCHES, generator)
     results: dict[str, list[list[float]]] = {}
 
-    def measure(name: str, relate, node: Node | None) -> None:
-        row = [trials(supports, shots, relate, args.rounds) for shots in SHOTS]
+    def measure(name: str, relate, node: Node | None, rounds: int) -> None:
+        row = [trials(supports, shots, relate, rounds) for shots in SHOTS]
         row.append(blur_order(blurred, node) if node is not None else float('nan'))
         results.setdefault(name, []).append(row)
         print(name, ' '.join(f'{value:.3f}' for value in row), flush=True)
 
-    def measure_nodes(name: str, node: Node) -> None:
+    def measure_nodes(name: str, node: Node, rounds: int) -> None:
         nodes = torch.stack([node(task_lq, gt) for task_lq in lq])
-        measure(name, lambda *patches: cosines(nodes, node(*patches)), node)
+        measure(name, lambda *patches: cosines(nodes, node(*patches)), node, rounds)
 
     for seed in range(args.seeds):
         torch.manual_seed(seed)
@@ -164,21 +164,21 @@ def main() -> None:
         course = train_drn(net_r, pool_gt, pool_lq, hook.drn_steps, hook.drn_lr, hook.drn_patches, generator)
         for _ in tqdm(course, total=hook.drn_steps, desc='DRN', disable=None, leave=False):
             pass
-        measure_nodes('embedding', lambda lq, gt, net=net_r: mean_embedding(net, lq, gt))
+        measure_nodes('embedding', lambda lq, gt, net=net_r: mean_embedding(net, lq, gt), args.rounds)
         net = train_classifier(pool_lq, hook.drn_steps, hook.drn_patches, generator)
         with torch.no_grad():
-            measure_nodes('LQ-only classifier', lambda lq, gt, net=net: net(lq).mean(dim=0))
+            measure_nodes('LQ-only classifier', lambda lq, gt, net=net: net(lq).mean(dim=0), args.rounds)
 
-    criterion = nn.L1Loss()
+    criterion, slow = nn.L1Loss(), max(1, args.rounds // 4)
     base = train_base(auxiliary, args.base_steps)
-    measure_nodes('gradient', lambda lq, gt: mean_gradient(base, criterion, lq, gt))
-    learned = [learn_task(base, criterion, task_lq, gt, 20, 1e-4) for task_lq in lq]
+    measure_nodes('gradient', lambda lq, gt: mean_gradient(base, criterion, lq, gt), slow)
+    learned = [learn_task(base, criterion, task_lq, gt, hook.transfer_steps, hook.transfer_lr) for task_lq in lq]
 
     @torch.no_grad()
     def gains(lq: Tensor, gt: Tensor) -> Tensor:
         return -torch.stack([criterion(net(lq), gt) for net in learned])
 
-    measure('transfer', gains, None)
+    measure('transfer', gains, None, slow)
     path = HERE / 'results' / f'relation_recovery_x{args.scale}.json'
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(results, indent=1), encoding='utf-8')

@@ -33,7 +33,7 @@ class WeightingOptions:
     """``drtl.weighting``: how relations become weights (:func:`drtl_plugin.relation.graph.relation_weights`)."""
 
     relation: Literal['embedding', 'gradient', 'transfer', 'uniform'] = option(
-        'embedding', 'How relations are obtained (drtl_plugin.relation.estimators).'
+        'transfer', 'How relations are obtained (drtl_plugin.relation.estimators).'
     )
     effective_tasks: float = option(
         6.0, 'Wanted effective number of tasks, exp(entropy of the weights), before the floor.', low=1

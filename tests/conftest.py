@@ -42,10 +42,11 @@ def quick_opt() -> dict:
         {'name': 'jpeg', 'quality': [50, 60]},
     ]
     opt['network_g'].update(num_feat=8, num_block=1)
-    opt['network_r'].update(num_feat=8, num_embed=8, num_slot=8)
+    opt['network_r'] = {'type': 'DistortionRelationNet', 'num_feat': 8, 'num_embed': 8, 'num_slot': 8}
     opt['drtl']['adapt'].update(steps=2, batch_size=2)
-    opt['drtl']['weighting']['effective_tasks'] = 2
-    opt['drtl']['hooks'] = [{'type': 'RelationHook', 'interval': 2, 'drn_steps': 2, 'drn_patches': 2, 'num_patches': 2}]
+    opt['drtl']['weighting'].update(relation='embedding', effective_tasks=2)
+    hook = {'interval': 2, 'drn_steps': 2, 'drn_patches': 2, 'drn_contents': 4, 'num_patches': 2, 'transfer_steps': 1}
+    opt['drtl']['hooks'] = [{'type': 'RelationHook', **hook}]
     opt['train'].update(total_iter=2, scheduler={'type': 'MultiStepLR', 'milestones': [100], 'gamma': 0.5})
     opt['val'].update(val_freq=100)
     opt['logger'].update(print_freq=1, save_checkpoint_freq=100)

@@ -366,3 +366,97 @@ def test_real_photographs_train_and_adapt(workdir, quick_opt, write_opt, real_da
     assert cli.main(['train', '-opt', write_opt(quick_opt)]) == 0
     bicubic = float(capsys.readouterr().out.splitlines()[-3].split()[-2])
     assert 25 < bicubic < 30
+
+
+@pytest.fixture
+def adapt_opt(quick_opt) -> dict:
+    """The shipped adapt_x4.yml, cut down to seconds, for the network that ``quick_opt`` trains."""
+    opt = yaml.safe_load((OPTIONS / 'adapt_x4.yml').read_text(encoding='utf-8'))
+    opt['datasets']['train'].update(
+        {key: quick_opt['datasets']['train'][key] for key in ('gt_size', 'distortions', 'num_worker_per_gpu')}
+    )
+    opt['network_g'] = quick_opt['network_g']
+    opt['drtl'] = {'weighting': {'effective_tasks': 2}, 'adapt': quick_opt['drtl']['adapt']}
+    opt['drtl']['hooks'] = quick_opt['drtl']['hooks']
+    return opt
+
+
+class TestAdapt:
+    def test_a_trained_network_is_adapted_as_in_training(self, workdir, quick_opt, adapt_opt, write_opt, capsys):
+        """Same start, same pairs, same seed: the same weights as training's own adaptation, bit for bit."""
+        assert cli.main(['train', '-opt', write_opt(quick_opt)]) == 0
+        trained = capsys.readouterr().out.splitlines()[-3:]
+        assert cli.main(['train', '-opt', write_opt(adapt_opt)]) == 0
+        assert capsys.readouterr().out.splitlines()[-3:] == trained
+        models = workdir / 'experiments/adapt_x4/models'
+        assert [path.name for path in models.iterdir()] == ['net_g_adapted_latest.pth']
+        paths = (workdir / 'experiments/drtl_x4/models/net_g_adapted_latest.pth', models / 'net_g_adapted_latest.pth')
+        first, second = (torch.load(path, weights_only=True)['params'] for path in paths)
+        assert all(torch.equal(first[name], second[name]) for name in first)
+        assert json.loads((models.parent / 'knowledge_graph.json').read_text())['labels']
+
+    def test_what_it_needs_is_named(self, workdir, quick_opt, adapt_opt, write_opt, capsys):
+        cli.main(['train', '-opt', write_opt(quick_opt)])
+        path = write_opt(adapt_opt)
+        for change, message in (
+            ('path:pretrain_network_g=none', 'path.pretrain_network_g is missing'),
+            ('datasets:train:target=none', 'datasets.train.target is missing'),
+            ('train:total_iter=5', 'train.total_iter: DRTLAdaptModel does not train'),
+            ('drtl:adapt:rank=-1', 'drtl.adapt.rank: -1 is out of range'),
+        ):
+            assert cli.main(['train', '-opt', path, '--force_yml', change]) == 2
+            lines = capsys.readouterr().err.strip().splitlines()
+            assert message in lines[-1]
+
+
+class TestRelation:
+    @pytest.mark.parametrize('relation', ['embedding', 'transfer'])
+    def test_prints_a_table_and_writes_the_graph(self, workdir, quick_opt, adapt_opt, write_opt, capsys, relation):
+        cli.main(['train', '-opt', write_opt(quick_opt)])
+        adapt_opt['drtl']['weighting']['relation'] = relation
+        adapt_opt['network_r'] = quick_opt['network_r']
+        path = write_opt(adapt_opt)
+        capsys.readouterr()
+        for _ in range(2):
+            assert cli.main(['relation', '-opt', path]) == 0
+        lines = capsys.readouterr().out.splitlines()[-6:]
+        folder = workdir / 'results/adapt_x4_relation'
+        content = json.loads((folder / 'knowledge_graph.json').read_text())
+        weights = [float(re.fullmatch(r'  .+  [+-]\d\.\d\d  x(\d\.\d\d)  #+', line)[1]) for line in lines[:4]]
+        assert weights == sorted(weights, reverse=True)
+        assert weights == pytest.approx(sorted(content['weights'], reverse=True), abs=0.006)
+        assert lines[5] == f'The knowledge graph is in {folder.relative_to(workdir)}.'
+        assert cv2.imread(str(folder / 'knowledge_graph.png')) is not None
+        # The first measurement is kept.
+        assert len(list((workdir / 'results').glob('adapt_x4_relation_archived_*'))) == 1
+        assert not (workdir / 'experiments/adapt_x4').exists()
+
+    def test_what_it_needs_is_named(self, workdir, quick_opt, write_opt, capsys):
+        path = write_opt(quick_opt)
+        for changes, message in (
+            (['drtl:weighting:relation=uniform'], "'uniform' measures nothing"),
+            (['drtl:weighting:relation=transfer'], "relation 'transfer' asks a trained network"),
+            (['datasets:train:target=none'], 'datasets.train.target is missing'),
+        ):
+            assert cli.main(['relation', '-opt', path, '--force_yml', *changes]) == 2
+            assert message in capsys.readouterr().err.strip().splitlines()[-1]
+
+    def test_other_models_have_none(self, workdir, plain_opt, write_opt, capsys):
+        assert cli.main(['relation', '-opt', write_opt(plain_opt)]) == 2
+        assert 'measured by DRTLModel, not by SRModel' in capsys.readouterr().err
+
+
+def test_relation_weights_and_picture_are_in_tensorboard_at_each_refresh(workdir, quick_opt, write_opt):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    quick_opt['train']['total_iter'] = 5  # interval 2: measured before the first iteration, after 2 and after 4
+    assert cli.main(['train', '-opt', write_opt(quick_opt)]) == 0
+    steps, pictures = [], 0
+    for path in sorted((workdir / 'tb_logger/drtl_x4').glob('events*')):
+        events = EventAccumulator(str(path)).Reload()
+        if 'weights/bicubic' in events.Tags()['scalars']:
+            steps += [event.step for event in events.Scalars('weights/bicubic')]
+            assert len(events.Scalars('relation/bicubic')) == 1
+            pictures += len(events.Images('knowledge_graph'))
+    assert sorted(steps) == [0, 2, 4]
+    assert pictures == 3

@@ -130,11 +130,13 @@ def transfer_relation(question: RelationQuestion) -> KnowledgeGraph:
 
     Of the gains ``log L_j(θ) - log L_j(θ_i)``, centred over i, edges are the mean of both directions (between
     auxiliary tasks; the target is not learned from), as shares of the largest in absolute value. Half of the
-    contents are learned from, the other half and the target's pairs are judged by.
+    contents are learned from; the target's pairs, and up to 8 contents of the other half, are judged by.
     """
     evidence = question.draw_evidence()
     gt, half = evidence.auxiliary_gt, len(evidence.auxiliary_gt) // 2
-    judged = [(lq[half:], gt[half:]) for lq in evidence.auxiliary_lq] + [(evidence.target_lq, evidence.target_gt)]
+    # N² judgements between tasks are for the picture only; those of the target make the weights.
+    other = slice(half, half + 8)
+    judged = [(lq[other], gt[other]) for lq in evidence.auxiliary_lq] + [(evidence.target_lq, evidence.target_gt)]
     rows = []
     for lq in evidence.auxiliary_lq:
         net = learn_task(
