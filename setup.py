@@ -30,8 +30,8 @@ setup(
         'pyyaml',
     ],
     extras_require={
-        'dev': ['pytest>=8', 'pytest-cov', 'ruff==0.17.6'],
-        'bench': ['higher', 'torchopt'],
+        # higher and torchopt: what outer gradients are checked against.
+        'dev': ['pytest>=8', 'pytest-cov', 'ruff==0.17.6', 'higher', 'torchopt'],
     },
     entry_points={'console_scripts': ['basicsr = drtl_plugin.cli:main']},
     classifiers=[

@@ -25,6 +25,7 @@ from common import (
     read_pairs,
     train_base,
     train_network,
+    train_relation_net,
 )
 
 import torch  # isort: skip
@@ -32,13 +33,10 @@ from basicsr.metrics import calculate_psnr
 from basicsr.utils import tensor2img
 from scipy.stats import spearmanr
 from torch import nn
-from tqdm import tqdm
 
-from drtl_plugin.archs import DistortionRelationNet
 from drtl_plugin.data.distortion_task_dataset import DistortionTaskDataset
 from drtl_plugin.data.patches import paired_patches
 from drtl_plugin.meta.hooks import RelationHook
-from drtl_plugin.relation.drn_training import train_drn
 from drtl_plugin.relation.estimators import ESTIMATORS, RelationEvidence, RelationQuestion
 from drtl_plugin.relation.graph import KnowledgeGraph, relation_weights
 
@@ -71,15 +69,9 @@ def single_task_psnr(data: DistortionTaskDataset, task: int, pairs: list, steps:
 
 
 def measure_relations(data: DistortionTaskDataset, support: list, base: nn.Module, seed: int) -> dict:
-    """The graph by each estimator; the DRN is trained as the RelationHook trains it."""
-    torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
-    hook = RelationHook()
-    net_r = DistortionRelationNet()
-    gt, lq = auxiliary_pairs(data, data.library, hook.drn_contents, generator)
-    course = train_drn(net_r, gt, lq, hook.drn_steps, hook.drn_lr, hook.drn_patches, generator)
-    for _ in tqdm(course, total=hook.drn_steps, desc='DRN', disable=None, leave=False):
-        pass
+    """The graph by each estimator, with the RelationHook's defaults."""
+    hook, generator = RelationHook(), torch.Generator().manual_seed(seed)
+    net_r, _ = train_relation_net(data, seed)
     gt, lq = auxiliary_pairs(data, data.library, hook.num_patches, generator)
     evidence = RelationEvidence(lq, gt, *paired_patches(support, hook.num_patches, LQ_SIZE, generator))
     question = RelationQuestion(

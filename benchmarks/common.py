@@ -15,8 +15,11 @@ from basicsr.utils import imfrombytes, img2tensor
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from drtl_plugin.archs import DistortionRelationNet
 from drtl_plugin.data.distortion_task_dataset import DistortionTaskDataset
 from drtl_plugin.data.distortions import DistortionLibrary
+from drtl_plugin.meta.hooks import RelationHook
+from drtl_plugin.relation.drn_training import train_drn
 
 HERE = Path(__file__).parent
 # Side of a low-quality patch, in all benchmarks.
@@ -77,6 +80,19 @@ def auxiliary_pairs(
     """``num`` contents, ``(P, 3, H, W)``, and the same under each task, ``(N, P, 3, h, w)``."""
     gt = auxiliary.gt_patches(num, generator)
     return gt, torch.stack([task(gt, generator) for task in library.tasks])
+
+
+def train_relation_net(data: DistortionTaskDataset, seed: int) -> tuple[DistortionRelationNet, Tensor]:
+    """A DRN, trained as the RelationHook does by default, and the pictures that it saw, ``(N, P, 3, h, w)``."""
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    hook = RelationHook()
+    net = DistortionRelationNet()
+    gt, lq = auxiliary_pairs(data, data.library, hook.drn_contents, generator)
+    course = train_drn(net, gt, lq, hook.drn_steps, hook.drn_lr, hook.drn_patches, generator)
+    for _ in tqdm(course, total=hook.drn_steps, desc='DRN', disable=None, leave=False):
+        pass
+    return net, lq
 
 
 def train_network(

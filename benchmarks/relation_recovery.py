@@ -17,7 +17,18 @@ import json
 import statistics
 from collections.abc import Callable, Sequence
 
-from common import HERE, LQ_SIZE, auxiliary_data, auxiliary_pairs, markdown_table, parse, parser, read_image, train_base
+from common import (
+    HERE,
+    LQ_SIZE,
+    auxiliary_data,
+    auxiliary_pairs,
+    markdown_table,
+    parse,
+    parser,
+    read_image,
+    train_base,
+    train_relation_net,
+)
 
 import torch  # isort: skip
 from scipy.stats import spearmanr
@@ -25,14 +36,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from drtl_plugin.archs import DistortionRelationNet
 from drtl_plugin.data.distortions import DistortionLibrary
 from drtl_plugin.data.patches import paired_patches
 from drtl_plugin.meta.hooks import RelationHook
-from drtl_plugin.relation.drn_training import train_drn
 from drtl_plugin.relation.estimators import learn_task, mean_embedding, mean_gradient
 
 SHOTS = (1, 2, 5)
+LQ_ONLY = 'LQ-only classifier'
+RELATIONS = ('embedding', LQ_ONLY, 'gradient', 'transfer')
 # Blur sigmas in pixels of the low-quality picture.
 BLURS = (0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75)
 # Side of the supports' images: enough for the patches of a support to differ.
@@ -60,7 +71,10 @@ class LQClassifier(nn.Module):
         return self.encoder(lq - 0.5)
 
 
-def train_classifier(lq: Tensor, steps: int, batch_size: int, generator: torch.Generator) -> LQClassifier:
+def train_classifier(lq: Tensor, generator: torch.Generator) -> LQClassifier:
+    """Trained on what the DRN is trained on, as long."""
+    hook = RelationHook()
+    steps, batch_size = hook.drn_steps, hook.drn_patches
     num_task, num_content = lq.shape[:2]
     net = LQClassifier(num_task)
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
@@ -133,55 +147,59 @@ def main() -> None:
     arguments.add_argument('--seeds', type=int, default=3, help='trainings of the DRN and of the classifier')
     arguments.add_argument('--rounds', type=int, default=20, help='supports of each task, for each number of shots')
     arguments.add_argument('--base_steps', type=int, default=1000, help='training of the network of gradient, transfer')
+    arguments.add_argument('--relations', nargs='+', choices=RELATIONS, default=RELATIONS, help='measure these only')
     args = parse(arguments)
     generator = torch.Generator().manual_seed(0)
     auxiliary = auxiliary_data(args.data, args.scale)
     library = auxiliary.library
-    hook = RelationHook()
     images = support_images(args.data, args.scale)
     supports = degrade(images, library, generator)
-    kernel_size = library.tasks[4].steps[0].fixed['kernel_size']
-    blurs = [{'name': 'gaussian_blur', 'sigma': s * args.scale, 'kernel_size': kernel_size} for s in BLURS]
+    blurs = [{'name': 'gaussian_blur', 'sigma': s * args.scale, 'kernel_size': 4 * args.scale + 5} for s in BLURS]
     blurred = degrade(images, DistortionLibrary(blurs, args.scale), generator)
     gt, lq = auxiliary_pairs(auxiliary, library, NUM_PATCHES, generator)
-    results: dict[str, list[list[float]]] = {}
+    path = HERE / 'results' / f'relation_recovery_x{args.scale}.json'
+    path.parent.mkdir(exist_ok=True)
+    results = json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
+    results.update({name: [] for name in args.relations})
 
-    def measure(name: str, relate, node: Node | None, rounds: int) -> None:
-        row = [trials(supports, shots, relate, rounds) for shots in SHOTS]
-        row.append(blur_order(blurred, node) if node is not None else float('nan'))
-        results.setdefault(name, []).append(row)
+    def measure(name: str, relate: Callable[[Tensor, Tensor], Tensor], node: Node, rounds: int) -> None:
+        row = [trials(supports, shots, relate, rounds) for shots in SHOTS] + [blur_order(blurred, node)]
+        results[name].append(row)
+        path.write_text(json.dumps(results, indent=1), encoding='utf-8')
         print(name, ' '.join(f'{value:.3f}' for value in row), flush=True)
 
-    def measure_nodes(name: str, node: Node, rounds: int) -> None:
+    def measure_cosines(name: str, node: Node, rounds: int) -> None:
         nodes = torch.stack([node(task_lq, gt) for task_lq in lq])
         measure(name, lambda *patches: cosines(nodes, node(*patches)), node, rounds)
 
-    for seed in range(args.seeds):
-        torch.manual_seed(seed)
-        generator = torch.Generator().manual_seed(seed)
-        pool_gt, pool_lq = auxiliary_pairs(auxiliary, library, hook.drn_contents, generator)
-        net_r = DistortionRelationNet()
-        course = train_drn(net_r, pool_gt, pool_lq, hook.drn_steps, hook.drn_lr, hook.drn_patches, generator)
-        for _ in tqdm(course, total=hook.drn_steps, desc='DRN', disable=None, leave=False):
-            pass
-        measure_nodes('embedding', lambda lq, gt, net=net_r: mean_embedding(net, lq, gt), args.rounds)
-        net = train_classifier(pool_lq, hook.drn_steps, hook.drn_patches, generator)
-        with torch.no_grad():
-            measure_nodes('LQ-only classifier', lambda lq, gt, net=net: net(lq).mean(dim=0), args.rounds)
+    for seed in range(args.seeds if {'embedding', LQ_ONLY} & set(args.relations) else 0):
+        net_r, pool_lq = train_relation_net(auxiliary, seed)
+        if 'embedding' in args.relations:
+            measure_cosines('embedding', lambda lq, gt, net=net_r: mean_embedding(net, lq, gt), args.rounds)
+        if LQ_ONLY in args.relations:
+            net = train_classifier(pool_lq, torch.Generator().manual_seed(seed))
+            with torch.no_grad():
+                measure_cosines(LQ_ONLY, lambda lq, gt, net=net: net(lq).mean(dim=0), args.rounds)
 
-    criterion, slow = nn.L1Loss(), max(1, args.rounds // 4)
-    base = train_base(auxiliary, args.base_steps)
-    measure_nodes('gradient', lambda lq, gt: mean_gradient(base, criterion, lq, gt), slow)
-    learned = [learn_task(base, criterion, task_lq, gt, hook.transfer_steps, hook.transfer_lr) for task_lq in lq]
+    criterion = nn.L1Loss()
+    slow = max(1, args.rounds // 4)  # their trials take seconds each
+    if {'gradient', 'transfer'} & set(args.relations):
+        base = train_base(auxiliary, args.base_steps)
+    if 'gradient' in args.relations:
+        measure_cosines('gradient', lambda lq, gt: mean_gradient(base, criterion, lq, gt), slow)
+    if 'transfer' in args.relations:
+        half, hook = NUM_PATCHES // 2, RelationHook()
+        learned = [
+            learn_task(base, criterion, task_lq[:half], gt[:half], hook.transfer_steps, hook.transfer_lr)
+            for task_lq in lq
+        ]
 
-    @torch.no_grad()
-    def gains(lq: Tensor, gt: Tensor) -> Tensor:
-        return -torch.stack([criterion(net(lq), gt) for net in learned])
+        @torch.no_grad()
+        def gains(lq: Tensor, gt: Tensor) -> Tensor:
+            losses = torch.stack([criterion(net(lq), gt) for net in learned]).log()
+            return losses.mean() - losses
 
-    measure('transfer', gains, None, slow)
-    path = HERE / 'results' / f'relation_recovery_x{args.scale}.json'
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(results, indent=1), encoding='utf-8')
+        measure('transfer', gains, gains, slow)
     rows = []
     for name, runs in results.items():
         columns = list(zip(*runs))

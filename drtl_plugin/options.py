@@ -99,9 +99,16 @@ class DRTLOptions:
             OptionError: For unknown keys, wrong types or values out of range; names the key.
         """
         options = parse_section(cls, opt.get('drtl'), 'drtl')
-        if options.inner.algorithm == 'reptile' and options.inner.rate_lr > 0:
-            raise OptionError('drtl.inner.rate_lr: reptile has no gradient for step sizes; use maml or fomaml.')
-        if options.adapt.optimizer == 'inner' and options.adapt.rank:
+        inner, adapt = options.inner, options.adapt
+        if inner.rate_lr > 0 and (inner.algorithm == 'reptile' or options.pipeline == 'pretrain'):
+            raise OptionError('drtl.inner.rate_lr: step sizes are learned by pipeline: meta with maml or fomaml only.')
+        if options.pipeline == 'meta' and inner.algorithm == 'reptile' and inner.steps < 2:
+            raise OptionError('drtl.inner.steps: reptile takes at least 2, support and query in turn.')
+        if options.pipeline == 'meta' and inner.algorithm == 'reptile' and inner.parameters != ['*']:
+            raise OptionError('drtl.inner.parameters: reptile trains what its inner loop adapts, so all; use maml.')
+        if 0 < adapt.replay < 1 and adapt.batch_size < 2:
+            raise OptionError('drtl.adapt.batch_size: replay needs at least 2 patches a step.')
+        if adapt.optimizer == 'inner' and adapt.rank:
             raise OptionError('drtl.adapt.rank: low-rank adapters have no inner step sizes; use optimizer: adam.')
         return options
 

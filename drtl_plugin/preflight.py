@@ -23,9 +23,10 @@ from drtl_plugin.data.distortion_task_dataset import DistortionTaskDataset
 from drtl_plugin.data.distortions import DistortionLibrary
 from drtl_plugin.data.image_files import check_pair_sizes, require
 from drtl_plugin.errors import DataError, OptionError, unknown
-from drtl_plugin.meta.hooks import build_hooks
-from drtl_plugin.models.drtl_model import DRTLModel
+from drtl_plugin.meta.hooks import RelationHook, build_hooks
+from drtl_plugin.models import DRTLAdaptModel, DRTLModel
 from drtl_plugin.options import DRTLOptions, number
+from drtl_plugin.relation.estimators import NEED_TRAINED_NETWORK
 
 # Side of the image that the rehearsal restores; as large as the windows of common networks.
 _SIZE = 32
@@ -52,10 +53,10 @@ def check(opt: dict) -> None:
         kind = metric.get('type') if isinstance(metric, dict) else metric
         _registered(METRIC_REGISTRY, kind, 'metric', f'val.metrics.{name}.type')
     for key, path in opt['path'].items():
-        if (key.startswith('pretrain_network') or key == 'resume_state') and path and not Path(path).is_file():
+        if (key.startswith('pretrain_') or key == 'resume_state') and path and not Path(path).is_file():
             raise DataError(f'path.{key}: there is no file {path}; train it first, or name another.')
     if opt['is_train']:
-        _check_schedule(opt['train'])
+        _check_schedule(opt['train'], 0 if issubclass(model, DRTLAdaptModel) else 1)
     for phase, dataset_opt in opt['datasets'].items():
         _check_dataset(dataset_opt, f'datasets.{phase}')
     if issubclass(model, DRTLModel):
@@ -101,9 +102,8 @@ def _registered(registry, name: object, kind: str, where: str):
     raise unknown(kind, name, registry.keys(), where)
 
 
-def _check_schedule(train_opt: dict) -> None:
-    # None are what a model asks for that adapts only.
-    total_iter = number(train_opt['total_iter'], int, 'train.total_iter', 0)
+def _check_schedule(train_opt: dict, fewest: int) -> None:
+    total_iter = number(train_opt['total_iter'], int, 'train.total_iter', fewest)
     periods = (train_opt.get('scheduler') or {}).get('periods')
     if isinstance(periods, list) and sum(periods) < total_iter:
         raise OptionError(f'train.scheduler.periods: {periods} end before total_iter {total_iter}; extend them.')
@@ -148,7 +148,7 @@ def _check_dataset(dataset_opt: dict, where: str) -> None:
 
 def _check_drtl(opt: dict) -> None:
     drtl = DRTLOptions.from_opt(opt)
-    build_hooks(drtl.hooks)
+    hooks = build_hooks(drtl.hooks)
     if opt.get('network_g') is None:
         raise OptionError('network_g is missing.')
     if not opt['is_train']:
@@ -160,6 +160,13 @@ def _check_drtl(opt: dict) -> None:
         raise OptionError(f'datasets.train.type: DRTLModel trains on DistortionTaskDataset, not {train.get("type")}.')
     if drtl.weighting.relation == 'embedding' and train.get('target') and opt.get('network_r') is None:
         raise OptionError("network_r is missing: drtl.weighting.relation 'embedding' needs a DRN.")
+    waits = drtl.weighting.relation in NEED_TRAINED_NETWORK and not opt['path'].get('pretrain_network_g')
+    interval = next(hook.interval for hook in hooks if isinstance(hook, RelationHook))
+    if train.get('target') and waits and 0 < opt['train']['total_iter'] <= interval:
+        raise OptionError(
+            f'drtl.hooks: the relation would first be measured at iteration {interval}, but total_iter is '
+            f'{opt["train"]["total_iter"]}; set a shorter interval for RelationHook.'
+        )
     if train.get('target') and drtl.weighting.relation != 'uniform' and drtl.weighting.temperature is None:
         num = len(DistortionLibrary(train.get('distortions', 'default'), opt['scale']))
         wanted = drtl.weighting.effective_tasks

@@ -402,6 +402,7 @@ class TestAdapt:
             ('path:pretrain_network_g=none', 'path.pretrain_network_g is missing'),
             ('datasets:train:target=none', 'datasets.train.target is missing'),
             ('train:total_iter=5', 'train.total_iter: DRTLAdaptModel does not train'),
+            ('drtl:inner={rate_lr: 0.1}', 'drtl.inner.rate_lr: DRTLAdaptModel learns no step sizes'),
             ('drtl:adapt:rank=-1', 'drtl.adapt.rank: -1 is out of range'),
         ):
             assert cli.main(['train', '-opt', path, '--force_yml', change]) == 2
@@ -435,7 +436,7 @@ class TestRelation:
         path = write_opt(quick_opt)
         for changes, message in (
             (['drtl:weighting:relation=uniform'], "'uniform' measures nothing"),
-            (['drtl:weighting:relation=transfer'], "relation 'transfer' asks a trained network"),
+            (['drtl:weighting:relation=transfer', 'train:total_iter=9'], "relation 'transfer' asks a trained network"),
             (['datasets:train:target=none'], 'datasets.train.target is missing'),
         ):
             assert cli.main(['relation', '-opt', path, '--force_yml', *changes]) == 2

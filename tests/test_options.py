@@ -22,7 +22,7 @@ def arguments(path: str, **overrides) -> argparse.Namespace:
 def test_defaults_without_a_drtl_section():
     options = DRTLOptions.from_opt({})
     assert options.pipeline == 'meta'
-    assert options.weighting.relation == 'embedding'
+    assert options.weighting.relation == 'transfer'
     assert options.hooks == []
 
 

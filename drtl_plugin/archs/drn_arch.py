@@ -31,10 +31,15 @@ class PairSpectrum(nn.Module):
 
     Args:
         window (int): Side of the (Hann) windows in pixels, even; they overlap by half.
+
+    Raises:
+        ValueError: For a window that is odd or below 4.
     """
 
     def __init__(self, window: int) -> None:
         super().__init__()
+        if window < 4 or window % 2:
+            raise ValueError(f'window must be even and at least 4, got {window}.')
         self.window = window
         taper = torch.outer(*[torch.hann_window(window)] * 2)
         self.register_buffer('taper', taper / taper.norm(), persistent=False)

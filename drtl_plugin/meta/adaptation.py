@@ -34,8 +34,8 @@ def adaptation(
         criterion (Criterion): ``criterion(output, gt)``.
         batches (Iterable[Batch]): Support patches, one batch a step; they may have auxiliary ones among them.
         lr (float): Learning rate of Adam.
-        ema_decay (float): Decay of the moving average of the weights that is handed out, ramped up from 0 as
-            ``min(decay, (1 + t) / (10 + t))`` with the step t; 0 hands out the last weights.
+        ema_decay (float): Decay of the moving average of the weights (of the adapters, where there are any) that is
+            handed out, ramped up as ``min(decay, (1 + t) / (10 + t))`` with the step t; 0 hands out the last weights.
         rates (Rates | None): Step sizes by parameter name for plain gradient descent, instead of Adam: the inner
             loop of meta-learning continued. What is not named stays as it is.
         rank (int): Above 0, low-rank adapters of that rank on convolutions and linear layers learn instead of the
@@ -61,7 +61,8 @@ def adaptation(
         decay = min(ema_decay, (1 + step) / (10 + step))
         with torch.no_grad():
             for name, rate in (rates or {}).items():
-                learned[name].sub_(rate * learned[name].grad)
+                if learned[name].grad is not None:
+                    learned[name].sub_(rate * learned[name].grad)
             for average, current in zip(averaged.parameters(), student.parameters()):
                 average.lerp_(current, 1 - decay)
             for average, current in zip(averaged.buffers(), student.buffers()):

@@ -52,9 +52,9 @@ class MetaTrainerHook(Hook):
 class RelationHook(MetaTrainerHook):
     """Keeps the model's knowledge graph and gradient weights.
 
-    Before training it trains the DRN, unless ``path.pretrain_network_r`` names one (then that is what
-    ``runner.net_r`` holds), and keeps it as ``models/net_r_0.pth``. Then, and every ``interval`` iterations, it
-    measures the graph anew.
+    For the relation ``embedding`` it first trains the DRN, unless ``path.pretrain_network_r`` names one, and keeps it
+    as ``models/net_r_0.pth``. It measures the graph before training (``gradient`` and ``transfer`` only where
+    ``path.pretrain_network_g`` names a network that has learned something) and every ``interval`` iterations.
 
     Args:
         interval (int): Iterations between two measurements. Default: 500.
@@ -80,8 +80,10 @@ class RelationHook(MetaTrainerHook):
         transfer_steps: int = 20,
         transfer_lr: float = 1e-4,
     ) -> None:
-        if min(interval, drn_steps, drn_contents, num_patches, transfer_steps) < 1 or drn_patches < 2:
-            raise OptionError('RelationHook: intervals, steps and numbers must be above 0, and drn_patches above 1.')
+        if min(interval, drn_steps, drn_contents, transfer_steps, drn_lr, transfer_lr) <= 0:
+            raise OptionError('RelationHook: interval, steps, contents and learning rates must be above 0.')
+        if min(drn_patches, num_patches) < 2:
+            raise OptionError('RelationHook: drn_patches and num_patches must be at least 2.')
         self.interval = interval
         self.drn_steps = drn_steps
         self.drn_lr = drn_lr
@@ -101,10 +103,12 @@ class RelationHook(MetaTrainerHook):
         relation = runner.drtl.weighting.relation
         if runner.graph is not None:
             return
-        if relation in NEED_TRAINED_NETWORK and runner.opt['path'].get('pretrain_network_g') is None:
+        # A resumed run has a path here, too; without a graph in its state it was still waiting.
+        untrained = runner.num_update > 0 or runner.opt['path'].get('pretrain_network_g') is None
+        if relation in NEED_TRAINED_NETWORK and untrained:
             get_root_logger().info(
-                f'Relation {relation!r} asks the network, which has learned nothing yet: all tasks weigh alike for the '
-                f'first {self.interval} iterations.'
+                f'Relation {relation!r} asks the network, which has learned nothing yet: all tasks weigh alike until '
+                f'iteration {self.interval}.'
             )
             return
         self.measure(runner)
@@ -126,7 +130,7 @@ class RelationHook(MetaTrainerHook):
             runner.library.labels,
             lambda: runner.relation_evidence(self.num_patches),
             runner.net_r,
-            runner.trained_network(),
+            runner.get_bare_model(runner.net_g),
             runner.criterion,
             self.transfer_steps,
             self.transfer_lr,
@@ -152,7 +156,7 @@ class RelationHook(MetaTrainerHook):
                     'datasets.train.distortions: these are not the tasks that the run to resume has learned; '
                     'restore them, or start a new run.'
                 )
-            runner.set_graph(KnowledgeGraph(tuple(graph['labels']), graph['edges']))
+            runner.set_graph(KnowledgeGraph(tuple(graph['labels']), graph['edges'].cpu()))
 
 
 @HOOKS.register_module()

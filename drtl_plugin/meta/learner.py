@@ -72,9 +72,11 @@ def matching_names(names: Iterable[str], patterns: Sequence[str], where: str) ->
         where (str): Key in the option file, for messages.
 
     Raises:
-        OptionError: If a pattern fits no name.
+        OptionError: If there is no pattern, or one fits no name.
     """
     names = list(names)
+    if not patterns:
+        raise OptionError(f"{where}: expected at least one pattern, e.g. '*' for all parameters.")
     for pattern in patterns:
         if not fnmatch.filter(names, pattern):
             groups = ', '.join(sorted({name.split('.')[0] for name in names}))
@@ -87,32 +89,40 @@ def gradients_of(loss: Tensor, tensors: Sequence[Tensor], create_graph: bool = F
     return torch.autograd.grad(loss, tensors, create_graph=create_graph, allow_unused=True, materialize_grads=True)
 
 
-def inner_loop(
-    loss: Loss, parameters: Parameters, batches: Iterable[Batch], rates: Rates, first_order: bool
-) -> dict[str, Tensor]:
-    """``θ' = θ - α ∘ ∇L(θ)``, once for each batch.
+def inner_step(
+    loss: Loss, parameters: Parameters, batch: Batch, rates: Rates, first_order: bool
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """``θ' = θ - α ∘ ∇L(θ)``.
 
     Args:
         loss (Loss): The task's loss.
         parameters (Parameters): θ; not changed.
-        batches (Iterable[Batch]): The task's patches, step by step.
+        batch (Batch): The task's patches.
         rates (Rates): α, for the parameters that are adapted.
-        first_order (bool): Take each step's gradient for a constant. Otherwise θ' is a differentiable function of θ
-            through the gradients, too.
+        first_order (bool): Take the gradient for a constant. Otherwise θ' is a differentiable function of θ through
+            the gradient, too.
 
     Returns:
-        dict[str, Tensor]: θ', with those parameters that are not adapted.
+        tuple[dict[str, Tensor], dict[str, Tensor]]: θ', with those parameters that are not adapted, and the gradient
+        by the names of those that are.
     """
+    moving = {name: parameters[name] for name in rates}
+    if first_order:
+        # The graph of the gradient ends here; θ' keeps the identity path to θ, and α its path.
+        moving = {name: p.detach().requires_grad_() for name, p in moving.items()}
+    value = loss({**parameters, **moving}, batch)
+    gradients = dict(zip(moving, gradients_of(value, list(moving.values()), create_graph=not first_order)))
+    moved = {name: parameters[name] - rate * gradients[name] for name, rate in rates.items()}
+    return {**parameters, **moved}, gradients
+
+
+def inner_loop(
+    loss: Loss, parameters: Parameters, batches: Iterable[Batch], rates: Rates, first_order: bool
+) -> dict[str, Tensor]:
+    """:func:`inner_step`, once for each batch: θ after the inner loop."""
     adapted = dict(parameters)
     for batch in batches:
-        moving = {name: adapted[name] for name in rates}
-        if first_order:
-            # The graph of each step's gradient ends here; θ' keeps the identity path to θ, and α its path.
-            moving = {name: p.detach().requires_grad_() for name, p in moving.items()}
-        value = loss({**adapted, **moving}, batch)
-        gradients = gradients_of(value, list(moving.values()), create_graph=not first_order)
-        for (name, rate), gradient in zip(rates.items(), gradients):
-            adapted[name] = adapted[name] - rate * gradient
+        adapted, _ = inner_step(loss, adapted, batch, rates, first_order)
     return adapted
 
 
@@ -140,7 +150,7 @@ def outer_gradient(
     - ``fomaml``: the same with these gradients taken for constants, i.e. ``∇L^qry`` at θ'. Learned α get
       ``-∇L^qry(θ') ∘ Σ_k ∇L^sup(θ_k)``;
     - ``reptile``: ``(θ - θ') / α``, the sum of the inner loop's gradients, whose minibatches are the support and the
-      query patches in turn. The rates must be numbers above 0.
+      query patches in turn: of the parameters that are adapted only. Rates are not learned.
 
     Args:
         loss (Loss): The task's loss.
@@ -149,6 +159,9 @@ def outer_gradient(
         rates (Rates): α, step sizes of the inner loop, for the parameters that are adapted.
         steps (int): n, steps of the inner loop.
         algorithm (str): One of ``ALGORITHMS``.
+
+    Raises:
+        ValueError: For another algorithm.
 
     Example::
 
@@ -159,11 +172,16 @@ def outer_gradient(
         accumulate(theta, outer.parameters, weight=1.0)
         optimizer.step()
     """
+    if algorithm not in ALGORITHMS:
+        raise ValueError(f'{algorithm!r} is none of {", ".join(ALGORITHMS)}.')
     if algorithm == 'reptile':
-        adapted = inner_loop(loss, parameters, islice(cycle([support, query]), steps), rates, first_order=True)
+        adapted, total = dict(parameters), {name: torch.zeros_like(parameters[name]) for name in rates}
+        for batch in islice(cycle([support, query]), steps):
+            adapted, gradients = inner_step(loss, adapted, batch, rates, first_order=True)
+            # Not the difference of θ and θ', in which small rates would cancel out.
+            total = {name: total[name] + gradients[name] for name in rates}
         with torch.no_grad():
-            gradients = {name: (parameters[name] - adapted[name]) / rate for name, rate in rates.items()}
-            return OuterGradient(gradients, {}, loss(adapted, query))
+            return OuterGradient(total, {}, loss(adapted, query))
     adapted = inner_loop(loss, parameters, [support] * steps, rates, first_order=algorithm == 'fomaml')
     query_loss = loss(adapted, query)
     learned = {name: rate for name, rate in rates.items() if isinstance(rate, Tensor) and rate.requires_grad}

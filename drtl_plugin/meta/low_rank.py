@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from drtl_plugin.errors import OptionError
+
 
 class LowRankUpdate(nn.Module):
     """``W ↦ W + B A``, a parametrization.
@@ -38,12 +40,17 @@ def _adapted_modules(net: nn.Module) -> list[nn.Module]:
 
 
 def add_low_rank(net: nn.Module, rank: int) -> None:
-    """Put adapters on all convolutions and linear layers of ``net``, and let nothing else learn.
+    """Put adapters on all ``Conv2d`` and ``Linear`` layers of ``net``, and let nothing else learn.
 
     Args:
         net (nn.Module): Changed in place; its output stays as it is at first.
         rank (int): r, above 0.
+
+    Raises:
+        OptionError: If there is no such layer.
     """
+    if not _adapted_modules(net):
+        raise OptionError('drtl.adapt.rank: network_g has no Conv2d or Linear layers to put adapters on; use rank: 0.')
     net.requires_grad_(False)
     generator = torch.Generator().manual_seed(0)
     for module in _adapted_modules(net):

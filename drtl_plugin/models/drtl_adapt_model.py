@@ -17,15 +17,20 @@ class DRTLAdaptModel(DRTLModel):
             is filled in, of no iterations (:func:`drtl_plugin.options.parse_options`).
 
     Raises:
-        OptionError: If there is no ``path.pretrain_network_g`` or no ``datasets.train.target``.
+        OptionError: If there is no ``path.pretrain_network_g`` or no ``datasets.train.target``, or if step sizes are to
+            be learned. (Those that training has learned are read from ``path.pretrain_inner_rates``.)
     """
 
     def __init__(self, opt: dict) -> None:
-        if not opt['path'].get('pretrain_network_g'):
+        if opt['is_train'] and not opt['path'].get('pretrain_network_g'):
             raise OptionError('path.pretrain_network_g is missing: DRTLAdaptModel adapts a network that is trained.')
-        if not opt['datasets']['train'].get('target'):
+        if opt['is_train'] and not opt['datasets']['train'].get('target'):
             raise OptionError('datasets.train.target is missing: the pairs of the camera to adapt to.')
         super().__init__(opt)
+        if self.learns_rates:
+            raise OptionError(
+                'drtl.inner.rate_lr: DRTLAdaptModel learns no step sizes; path.pretrain_inner_rates has them.'
+            )
 
     def save(self, epoch: int, current_iter: int) -> None:
         """Measure the relation, adapt, and save what came of it; ``net_g`` is where it was."""

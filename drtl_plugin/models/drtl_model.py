@@ -123,6 +123,23 @@ class DRTLModel(SRModel):
             self.inner_rates = {name: torch.full_like(parameters[name], inner.lr, requires_grad=True) for name in names}
             self.optimizer_rates = torch.optim.Adam(self.inner_rates.values(), lr=inner.rate_lr)
             self.optimizers.append(self.optimizer_rates)
+        load_path = self.opt['path'].get('pretrain_inner_rates')
+        if load_path is not None:
+            self._set_inner_rates(torch.load(load_path, map_location=self.device, weights_only=True)['params'])
+
+    def _set_inner_rates(self, rates: dict[str, Tensor]) -> None:
+        """Take rates that were learned before.
+
+        Raises:
+            OptionError: If they are of other parameters than ``drtl.inner.parameters`` chooses.
+        """
+        if set(rates) != set(self.inner_rates):
+            raise OptionError('drtl.inner: the step sizes that were learned before are those of other parameters.')
+        for name, rate in rates.items():
+            if self.learns_rates:
+                self.inner_rates[name].data.copy_(rate)
+            else:
+                self.inner_rates[name] = rate
 
     @property
     def learns_rates(self) -> bool:
@@ -321,6 +338,8 @@ class DRTLModel(SRModel):
         generator = torch.Generator().manual_seed(self.opt['manual_seed'])
         synthesis = torch.Generator(self.device).manual_seed(self.opt['manual_seed'])
         num_replayed = round(options.replay * options.batch_size)
+        if 0 < options.replay < 1:  # some of both
+            num_replayed = min(max(num_replayed, 1), options.batch_size - 1)
 
         def batches() -> Iterator[tuple[Tensor, Tensor]]:
             for _ in range(steps):
@@ -411,6 +430,10 @@ class DRTLModel(SRModel):
             self.save_network(self.net_g_adapted, 'net_g_adapted', current_iter)
         if self.net_r is not None:
             self.save_network(self.net_r, 'net_r', current_iter)
+        if self.learns_rates:
+            name = f'inner_rates_{"latest" if current_iter == -1 else current_iter}.pth'
+            rates = {name: rate.detach() for name, rate in self.inner_rates.items()}
+            torch.save({'params': rates}, Path(self.opt['path']['models'], name))
 
     @master_only
     def save_training_state(self, epoch: int, current_iter: int) -> None:
@@ -435,14 +458,19 @@ class DRTLModel(SRModel):
     def resume_training(self, resume_state: dict) -> None:
         if 'patch_generator' not in resume_state:
             raise OptionError('path.resume_state is not a training state of a DRTLModel.')
+        rates = resume_state.get('inner_rates', {})
+        if bool(rates) != self.learns_rates:
+            raise OptionError(
+                'drtl.inner.rate_lr: the run to resume did not learn step sizes, or did; leave it as it was.'
+            )
         # The schedule is the option file's, which may have been extended; the state says how far in it the run is.
         position = ('last_epoch', '_step_count', '_last_lr', 'base_lrs')
         schedulers = [{key: state[key] for key in position} for state in resume_state['schedulers']]
         super().resume_training({**resume_state, 'schedulers': schedulers})
-        self.generator.set_state(resume_state['generator'])
-        self.patch_generator.set_state(resume_state['patch_generator'])
-        for name, rate in resume_state['inner_rates'].items():
-            self.inner_rates[name].data.copy_(rate)
+        self.generator.set_state(resume_state['generator'].cpu())
+        self.patch_generator.set_state(resume_state['patch_generator'].cpu())
+        if rates:
+            self._set_inner_rates(rates)
         self.num_update = resume_state['iter']
         self.call_hook('after_load_checkpoint', checkpoint=resume_state)
 

@@ -20,7 +20,9 @@ _TEMPERATURE = 0.1
 
 
 def disturb_gt(gt: Tensor, generator: torch.Generator, scale: int) -> Tensor:
-    """Disturb ground truth as that of real pairs is: shift, gain, noise; a new draw for each image.
+    """Disturb ground truth as that of real pairs is: shift, softness, gain, noise; a new draw for each image.
+
+    The softness is that of the shift's linear interpolation: a blur of up to 0.5 pixels (standard deviation).
 
     Args:
         gt (Tensor): ``(B, 3, H, W)`` in [0, 1].
@@ -52,6 +54,9 @@ def relation_loss(embeddings: Tensor) -> Tensor:
     :func:`drtl_plugin.relation.graph.graph_from_embeddings`; the other half are queries, one by one and all together,
     which a softmax over their cosines to the ``v_i`` has to name (prototypical networks, Snell et al.,
     arXiv 1703.05175, section 2.3, with the graph's cosine).
+
+    No term asks for neighbours in strength to be neighbours in embedding: with spectra as input they are
+    (``benchmarks/README.md``, blur order).
 
     Args:
         embeddings (Tensor): ``(N, P, d)``: of P contents under each of N tasks; P is at least 2.

@@ -5,9 +5,10 @@ estimator  relation of task i to the target        cost of a measurement        
 ========== ======================================= ===================================== ==========================
 embedding  cosine of DRN embeddings (the paper's)  one DRN pass over the evidence; the   the library holds something
                                                    DRN's training once (a minute)        that looks like the camera
-gradient   cosine of gradients at the current θ    N + 1 gradients, all in memory        θ is half trained; noisy
+gradient   cosine of gradients at the current θ    N + 1 gradients, all in memory, some  θ is half trained; noisy
+                                                   copies of them in double precision
 transfer   what learning task i gains on the       N times ``transfer_steps`` gradient   what helps counts, whatever
-           target's pairs                          steps                                 it looks like
+           target's pairs                          steps; N (N + 1) losses               it looks like
 uniform    all alike                               nothing                               a baseline is wanted
 ========== ======================================= ===================================== ==========================
 
@@ -101,7 +102,7 @@ def mean_gradient(net_g: nn.Module, criterion: Criterion, lq: Tensor, gt: Tensor
 def gradient_relation(question: RelationQuestion) -> KnowledgeGraph:
     """Cosines between the tasks' gradients at the current θ, centred over the library as embeddings are.
 
-    Where two tasks want θ to move the same way, a step on one helps the other. N + 1 gradients are kept at a time.
+    Where two tasks want θ to move the same way, a step on one helps the other.
     """
     evidence = question.draw_evidence()
     net = copy.deepcopy(question.net_g).eval()
@@ -115,7 +116,7 @@ def learn_task(
     net_g: nn.Module, criterion: Criterion, lq: Tensor, gt: Tensor, steps: int, lr: float, batch_size: int = 8
 ) -> nn.Module:
     """``θ_i``: a copy of the network that has taken Adam steps on pairs ``(B, …)`` of a task, in their order."""
-    net = copy.deepcopy(net_g)
+    net = copy.deepcopy(net_g).train()
     optimizer = torch.optim.Adam(net.parameters(), lr=lr)
     for step in range(steps):
         batch = [(step * batch_size + i) % len(lq) for i in range(batch_size)]

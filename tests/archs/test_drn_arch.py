@@ -26,14 +26,17 @@ def test_the_pair_matters_not_the_picture_alone():
 class TestPairSpectrum:
     """Against what is known of a pair: its filter, its noise. Entries of levels are ``[gain | residual | power]``."""
 
-    BINS = 8 * 5
-
     def levels(self, lq, gt) -> torch.Tensor:
         """``(B, [gain, residual, power], [Y, Cb, Cr], 8, 5)``."""
         return PairSpectrum(8)(lq, gt)[:, :-3].view(len(lq), 3, 3, 8, 5)
 
     def textures(self, generator) -> torch.Tensor:
         return 0.3 + 0.4 * torch.rand(4, 3, 64, 64, generator=generator)
+
+    @pytest.mark.parametrize('window', [1, 2, 7])
+    def test_windows_that_make_no_sense_are_refused(self, window):
+        with pytest.raises(ValueError, match='window must be even and at least 4'):
+            PairSpectrum(window)
 
     def test_gain_of_a_known_filter(self, generator):
         """A binomial filter along x has the transfer function cos²(ω/2)."""

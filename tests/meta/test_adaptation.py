@@ -54,6 +54,14 @@ def test_inner_rates_are_plain_gradient_descent_on_what_they_name():
     assert torch.equal(adapted[0].weight, net[0].weight)
 
 
+def test_what_the_loss_does_not_see_stays():
+    net = small_net()
+    net.register_parameter('unused', nn.Parameter(torch.ones(2, dtype=torch.float64)))
+    for rates in (None, {'unused': 0.1, '3.bias': 0.1}):
+        adapted = last(adaptation(net, nn.MSELoss(), batches(2), lr=1e-2, rates=rates))
+        assert adapted.unused.tolist() == [1, 1]
+
+
 @pytest.mark.parametrize('rank', [0, 2])
 def test_leaves_the_network_alone(rank):
     net = small_net()

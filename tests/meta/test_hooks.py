@@ -49,6 +49,8 @@ def test_hooks_of_ones_own_are_added_by_name(monkeypatch):
         ),
         ({'interval': 5}, r"unknown meta-trainer hook 'None'"),
         ({'type': 'RelationHook', 'interval': 0}, r'must be above 0'),
+        ({'type': 'RelationHook', 'transfer_lr': -1}, r'must be above 0'),
+        ({'type': 'RelationHook', 'num_patches': 1}, r'num_patches must be at least 2'),
         ({'type': 'RelationHook', 'interval': 1.5}, r'hooks\[0\]\.interval: expected a whole number, got 1\.5'),
         ({'type': 'RelationHook', 'drn_lr': 'fast'}, r"hooks\[0\]\.drn_lr: expected a number, got 'fast'"),
     ],

@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+from basicsr.archs.edsr_arch import EDSR
 from torch import nn
 
 from drtl_plugin.errors import OptionError
@@ -83,6 +84,22 @@ def test_learned_rates_have_gradients_of_closed_form(theta, steps, algorithm):
     assert outer.rates['theta'].item() == pytest.approx(expected, rel=1e-6)
 
 
+def test_reptile_keeps_its_precision_at_small_rates():
+    """In single precision, where θ - θ' would cancel out."""
+    net = EDSR(3, 3, num_feat=8, num_block=1, upscale=2, res_scale=1)
+    theta, loss = trainable_parameters(net), functional_loss(net, nn.L1Loss())
+    lq, gt = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 16, 16)
+    outer = outer_gradient(loss, theta, (lq, gt), (lq, gt), dict.fromkeys(theta, 1e-9), 2, 'reptile')
+    nn.functional.l1_loss(net(lq), gt).backward()
+    for name, p in net.named_parameters():
+        assert (outer.parameters[name] - 2 * p.grad).norm() <= 1e-5 * p.grad.norm()
+
+
+def test_unknown_algorithms_are_refused(theta):
+    with pytest.raises(ValueError, match='none of maml, fomaml, reptile'):
+        outer_gradient(quadratic, theta, SUPPORT, QUERY, RATES, 1, 'mamll')
+
+
 def test_what_has_no_rate_stays_in_the_inner_loop():
     """ANIL: here θ = (u, v), L = (u + v - minimum)² a/2, and u alone is adapted."""
     theta = {name: nn.Parameter(torch.tensor(THETA / 2, dtype=torch.float64)) for name in 'uv'}
@@ -105,6 +122,8 @@ def test_patterns_choose_parameters_by_name():
     assert matching_names(names, ['conv_last.*', 'body.1.*'], 'inner.parameters') == names[2:]
     with pytest.raises(OptionError, match=r"inner.parameters: 'head.\*' fits none .*; they are in body, conv_first"):
         matching_names(names, ['conv_last.*', 'head.*'], 'inner.parameters')
+    with pytest.raises(OptionError, match='at least one pattern'):
+        matching_names(names, [], 'inner.parameters')
 
 
 def small_net() -> nn.Module:

@@ -5,6 +5,7 @@ import torch
 from basicsr.archs.edsr_arch import EDSR
 from torch import nn
 
+from drtl_plugin.errors import OptionError
 from drtl_plugin.meta.adaptation import adaptation, last
 from drtl_plugin.meta.low_rank import add_low_rank, merge_low_rank
 
@@ -69,6 +70,11 @@ def test_adaptation_with_adapters_is_descent_in_them():
         nn.functional.mse_loss(x @ (net.weight.detach() + up @ down).T, gt).backward()
         optimizer.step()
     assert torch.allclose(adapted.weight, net.weight + up @ down, rtol=1e-10)
+
+
+def test_networks_without_layers_for_them_are_refused():
+    with pytest.raises(OptionError, match=r'drtl.adapt.rank: .* no Conv2d or Linear'):
+        add_low_rank(nn.ConvTranspose2d(3, 3, 2), 1)
 
 
 def test_networks_of_basicsr_take_them():

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from basicsr.models import build_model
+from basicsr.utils.misc import check_resume
 from torch import nn
 
 from drtl_plugin.errors import OptionError
@@ -176,6 +177,29 @@ def test_uniform_pretraining_is_srmodel_step_for_step(build, quick_opt, mode):
         assert ours.get_current_log()['l_pix'] == plain.get_current_log()['l_pix']
 
 
+def test_weighted_sum_is_srmodel_to_round_off(build, quick_opt):
+    """Weights of 1 as good as: the sum over tasks that is taken then differs by round-off, 1e-6 of the gradient."""
+    quick_opt['drtl'].update(pipeline='pretrain', hooks=[])
+    quick_opt['drtl']['weighting']['relation'] = 'uniform'
+    ours = build(quick_opt)
+    plain_opt = copy.deepcopy(quick_opt)
+    plain_opt['model_type'] = 'SRModel'
+    plain = build(plain_opt)
+    plain.net_g.load_state_dict(ours.net_g.state_dict())
+    ours._started = True
+    ours.weights = torch.full((4,), 1 + 2e-7)
+    for step in range(1, 4):
+        ours.feed_data(episodes(ours, [0, 1]))
+        plain.feed_data({'lq': ours.episode_lq.flatten(0, 1), 'gt': ours.episode_gt.flatten(0, 1)})
+        for model in (ours, plain):
+            model.optimize_parameters(step)
+        if step == 1:
+            gradients = [torch.cat([p.grad.flatten() for p in model.net_g.parameters()]) for model in (ours, plain)]
+            assert (gradients[0] - gradients[1]).norm() <= 1e-6 * gradients[1].norm()
+    # Adam's steps are of size lr, 1e-3, whatever the gradient's.
+    assert (parameters(ours.net_g) - parameters(plain.net_g)).abs().mean() < 1e-3 * 1e-3
+
+
 def test_losses_are_those_of_srmodel(build, quick_opt):
     class FixedPerceptual(nn.Module):
         def forward(self, x, gt):
@@ -208,7 +232,7 @@ def test_losses_are_those_of_srmodel(build, quick_opt):
 @pytest.mark.parametrize('algorithm', ['fomaml', 'maml', 'reptile'])
 def test_any_registered_network_trains_and_adapts(build, quick_opt, network, algorithm):
     quick_opt['network_g'] = network
-    quick_opt['drtl']['inner']['algorithm'] = algorithm
+    quick_opt['drtl']['inner'].update(algorithm=algorithm, steps=2)
     model = build(quick_opt)
     start = parameters(model.net_g).clone()
     for step in (1, 2):
@@ -289,8 +313,11 @@ class TestRelation:
         assert torch.allclose(model.weights, 4 * torch.softmax(edges[-1, :-1], dim=0))
 
 
-def test_interrupted_training_goes_on_as_if_it_had_not_been(build, quick_opt, workdir):
-    quick_opt['drtl']['hooks'][0]['interval'] = 100
+@pytest.mark.parametrize(('relation', 'interval'), [('embedding', 100), ('transfer', 3), ('gradient', 1)])
+def test_interrupted_training_goes_on_as_if_it_had_not_been(build, quick_opt, workdir, relation, interval):
+    """Also when it was interrupted before the relation was measured."""
+    quick_opt['drtl']['weighting']['relation'] = relation
+    quick_opt['drtl']['hooks'][0]['interval'] = interval
 
     def train(model, steps):
         for step in steps:
@@ -303,16 +330,18 @@ def test_interrupted_training_goes_on_as_if_it_had_not_been(build, quick_opt, wo
     whole.save(epoch=0, current_iter=2)
     train(whole, range(3, 5))
 
-    for name in ('g', 'r'):
-        quick_opt['path'][f'pretrain_network_{name}'] = str(workdir / f'experiments/drtl_x4/models/net_{name}_2.pth')
+    quick_opt['path']['models'] = str(workdir / 'experiments/drtl_x4/models')
+    quick_opt['path']['resume_state'] = str(workdir / 'experiments/drtl_x4/training_states/2.state')
+    check_resume(quick_opt, 2)  # BasicSR's own: it names the networks that belong to the state
     resumed = build(quick_opt)
-    state = torch.load(workdir / 'experiments/drtl_x4/training_states/2.state', weights_only=True)
+    state = torch.load(quick_opt['path']['resume_state'], weights_only=True)
     resumed.resume_training(state)
-    assert torch.equal(resumed.graph.edges, whole.graph.edges)
+    assert (resumed.graph is None) == (relation == 'transfer')
     train(resumed, range(3, 5))
     assert torch.equal(parameters(resumed.net_g), parameters(whole.net_g))
     assert torch.equal(parameters(resumed.net_g_ema), parameters(whole.net_g_ema))
     assert torch.equal(resumed.weights, whole.weights)
+    assert torch.equal(resumed.graph.edges, whole.graph.edges)
 
 
 class TestInnerRates:
@@ -333,6 +362,31 @@ class TestInnerRates:
         resumed.resume_training(state)
         assert torch.equal(torch.cat([rate.flatten() for rate in resumed.inner_rates.values()]), rates)
         assert len(resumed.optimizer_rates.state) == len(model.inner_rates)
+
+    def test_learned_rates_are_saved_and_taken_up(self, build, quick_opt, workdir):
+        quick_opt['drtl']['inner'].update(rate_lr=1e-3)
+        model = build(quick_opt)
+        model.feed_data(episodes(model, [0, 1]))
+        model.optimize_parameters(1)
+        model.save(epoch=0, current_iter=1)
+        quick_opt['drtl']['inner'].update(rate_lr=0)
+        quick_opt['path']['pretrain_inner_rates'] = str(workdir / 'experiments/drtl_x4/models/inner_rates_1.pth')
+        fixed = build(quick_opt)
+        assert not fixed.learns_rates
+        for name, rate in model.inner_rates.items():
+            assert torch.equal(fixed.inner_rates[name], rate.detach())
+        quick_opt['drtl']['inner'].update(parameters=['conv_last.*'])
+        with pytest.raises(OptionError, match='those of other parameters'):
+            build(quick_opt)
+
+    def test_states_with_and_without_rates_are_told_apart(self, build, quick_opt, workdir):
+        model = build(quick_opt)
+        model.feed_data(episodes(model, [0, 1]))
+        model.save(epoch=0, current_iter=1)
+        state = torch.load(workdir / 'experiments/drtl_x4/training_states/1.state', weights_only=True)
+        quick_opt['drtl']['inner'].update(rate_lr=1e-3)
+        with pytest.raises(OptionError, match=r'drtl\.inner\.rate_lr'):
+            build(quick_opt).resume_training(state)
 
     def test_patterns_limit_the_inner_loop(self, build, quick_opt):
         quick_opt['drtl']['inner'].update(parameters=['conv_last.*'])
@@ -379,14 +433,37 @@ class TestAdaptation:
 
     def test_early_stop_holds_pairs_out_then_adapts_to_all(self, build, quick_opt, monkeypatch):
         model = self.adapted(build, quick_opt, early_stop=True)
-        calls = []
-        course = model._adaptation
-        monkeypatch.setattr(
-            model, '_adaptation', lambda pairs, steps: calls.append((len(pairs), steps)) or course(pairs, steps)
-        )
+        adapted_to, judged_by = [], []
+        course, patches = model._adaptation, model._target_patches
+
+        def spied_course(pairs, steps):
+            adapted_to.append(([id(lq) for lq, _ in pairs], steps))
+            return course(pairs, steps)
+
+        def spied_patches(num, generator, pairs=None):
+            if num == 32:  # of the held-out pairs
+                judged_by.extend(id(lq) for lq, _ in pairs)
+            return patches(num, generator, pairs)
+
+        monkeypatch.setattr(model, '_adaptation', spied_course)
+        monkeypatch.setattr(model, '_target_patches', spied_patches)
         monkeypatch.setattr('drtl_plugin.models.drtl_model.best_step', lambda *_: 2)
         model.adapt_to_target()
-        assert calls == [(4, 4), (5, 2)]
+        (others, first), (everything, second) = adapted_to
+        assert (len(others), first, len(everything), second) == (4, 4, 5, 2)
+        assert len(judged_by) == 1
+        assert set(others) | set(judged_by) == set(everything)
+
+    @pytest.mark.parametrize(
+        ('replay', 'batch_size', 'expected'), [(0.05, 8, 1), (0.95, 8, 7), (0.5, 8, 4), (1.0, 8, 8)]
+    )
+    def test_replay_is_a_share_of_each_batch(self, build, quick_opt, monkeypatch, replay, batch_size, expected):
+        model = self.adapted(build, quick_opt, replay=replay, batch_size=batch_size)
+        replayed = []
+        patches = model._replayed_patches
+        monkeypatch.setattr(model, '_replayed_patches', lambda num, *g: replayed.append(num) or patches(num, *g))
+        model.adapt_to_target()
+        assert replayed == [expected] * 4
 
     def test_early_stop_needs_two_pairs(self, build, quick_opt):
         quick_opt['datasets']['train']['target']['num_shot'] = 1
