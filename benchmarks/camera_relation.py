@@ -40,7 +40,8 @@ from drtl_plugin.meta.hooks import RelationHook
 from drtl_plugin.relation.estimators import ESTIMATORS, RelationEvidence, RelationQuestion
 from drtl_plugin.relation.graph import KnowledgeGraph, relation_weights
 
-CAMERAS = (('city100_nikon', 3), ('city100_iphone', 2))
+# By their native scales.
+CAMERAS = {'city100_nikon': 3, 'city100_iphone': 2}
 RELATIONS = ('embedding', 'gradient', 'transfer')
 BATCH_SIZE = 16
 
@@ -89,19 +90,20 @@ def main() -> None:
     arguments.add_argument('--steps', type=int, default=600, help='training steps of each single-task network')
     arguments.add_argument('--base_steps', type=int, default=1000, help='those of the network of gradient and transfer')
     arguments.add_argument('--seeds', type=int, default=3, help='DRNs and draws of evidence')
+    arguments.add_argument('--cameras', nargs='+', choices=CAMERAS, default=CAMERAS, help='these only')
     args = parse(arguments)
-    path = HERE / 'results' / 'camera_relation.json'
-    path.parent.mkdir(exist_ok=True)
-    results = json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
-    for camera, scale in CAMERAS:
+    for camera in args.cameras:
+        scale = CAMERAS[camera]
+        path = HERE / 'results' / f'{camera}_x{scale}_{args.steps}.json'
+        path.parent.mkdir(exist_ok=True)
+        result = json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
         data = auxiliary_data(args.data, scale)
         labels = data.library.labels
-        result = results.setdefault(f'{camera} x{scale}, {args.steps} steps', {})
         support, val = (read_pairs(args.data / camera / part, scale) for part in ('support', 'val'))
         for task, label in enumerate(labels):
             if label not in result.setdefault('psnr', {}):
                 result['psnr'][label] = single_task_psnr(data, task, val, args.steps)
-                path.write_text(json.dumps(results, indent=1), encoding='utf-8')
+                path.write_text(json.dumps(result, indent=1), encoding='utf-8')
                 print(f'{camera} x{scale}: {label} alone {result["psnr"][label]:.3f} dB', flush=True)
         psnr = [result['psnr'][label] for label in labels]
         base = train_base(data, args.base_steps)
@@ -113,7 +115,7 @@ def main() -> None:
             graph.draw(path.parent / f'{camera}_x{scale}_{relation}.png', weights)
             result['relation'][relation] = dict(zip(labels, graph.relation.tolist()))
             result['spearman'][relation] = [float(spearmanr(run[relation].relation, psnr)[0]) for run in runs]
-        path.write_text(json.dumps(results, indent=1), encoding='utf-8')
+        path.write_text(json.dumps(result, indent=1), encoding='utf-8')
         order = sorted(range(len(labels)), key=lambda i: -psnr[i])
         rows = [
             [labels[i], f'{psnr[i]:.2f}', *(f'{result["relation"][r][labels[i]]:+.2f}' for r in RELATIONS)]
