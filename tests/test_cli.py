@@ -99,7 +99,7 @@ class TestTrain:
         opt = yaml.safe_load((OPTIONS / 'drtl_x4.yml').read_text(encoding='utf-8'))
         opt['datasets']['train']['num_worker_per_gpu'] = 0
         opt['train'].update(total_iter=120, scheduler={'type': 'MultiStepLR', 'milestones': [100], 'gamma': 0.3})
-        opt['drtl']['hooks'][0]['drn_steps'] = 40
+        opt['drtl']['hooks'][0]['interval'] = 60
         assert cli.main(['train', '-opt', write_opt(opt)]) == 0
         lines = capsys.readouterr().out.splitlines()[-3:]
         bicubic, before, after = (float(line.split()[-2]) for line in lines)
