@@ -8,7 +8,7 @@ classifier of low-quality patches.
 The second measurement is order: Spearman correlation, over pairs of blurs, between the distance of their nodes and the
 difference of their sigmas.
 
-    python benchmarks/relation_recovery.py             # 12 minutes on 2 CPU cores
+    python benchmarks/relation_recovery.py             # 25 minutes on 2 CPU cores
 """
 
 from __future__ import annotations

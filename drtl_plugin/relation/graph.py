@@ -74,8 +74,9 @@ class KnowledgeGraph:
         nodes = axes.scatter(*zip(*points), s=area, c=relation, cmap='viridis', vmin=-1, vmax=1, zorder=2)
         axes.scatter([0], [0], s=260, color='tab:red', marker='*', zorder=3)
         axes.annotate('target', (0, 0), (0, 10), textcoords='offset points', ha='center')
-        for label, point, weight in zip(self.labels, points, weights.tolist()):
-            axes.annotate(f'{label}\n×{weight:.2f}', point, (0, 9), textcoords='offset points', ha='center', fontsize=7)
+        for label, point, weight, size in zip(self.labels, points, weights.tolist(), area):
+            above = (0, 4 + math.sqrt(size / math.pi))  # area is in points², as matplotlib's markers are
+            axes.annotate(f'{label}\n×{weight:.2f}', point, above, textcoords='offset points', ha='center', fontsize=7)
         figure.colorbar(nodes, ax=axes, label='relation to the target', shrink=0.6)
         figure.savefig(path, dpi=110)
 
