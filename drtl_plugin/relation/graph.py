@@ -48,7 +48,8 @@ class KnowledgeGraph:
     def draw(self, path: str | Path, weights: Tensor) -> None:
         """Write a picture: the target in the middle, the tasks around it, nearer where related more.
 
-        Node area is weight, node colour is relation, lines join the tasks that are closest to each other.
+        Node area is weight, node colour is relation, orange lines join each task with the one that it relates
+        to most.
 
         Args:
             path (str | Path): File to write; its suffix says the format.
@@ -67,9 +68,8 @@ class KnowledgeGraph:
         axes.axis('off')
         for i in range(num):
             axes.plot(*zip((0, 0), points[i]), color='0.8', linewidth=0.3 + 2 * max(relation[i], 0), zorder=1)
-            for j in range(i):
-                if self.edges[i, j] > 0.7:
-                    axes.plot(*zip(points[i], points[j]), color='tab:orange', alpha=0.25, linewidth=1, zorder=1)
+            nearest = max((j for j in range(num) if j != i), key=lambda j: self.edges[i, j], default=i)
+            axes.plot(*zip(points[i], points[nearest]), color='tab:orange', alpha=0.5, linewidth=1, zorder=1)
         area = [40 + 220 * w for w in weights.tolist()]
         nodes = axes.scatter(*zip(*points), s=area, c=relation, cmap='viridis', vmin=-1, vmax=1, zorder=2)
         axes.scatter([0], [0], s=260, color='tab:red', marker='*', zorder=3)
