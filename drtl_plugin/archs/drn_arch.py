@@ -105,8 +105,8 @@ class DistortionRelationNet(nn.Module):
     """Maps a low-quality patch, beside its reduced ground truth, to a distortion embedding.
 
     The encoder looks at the pair's spectra (:class:`PairSpectrum`), from which two layers make the query to the
-    memory bank. Convolutions on pictures and residuals, or on pictures alone, were measured to tell content and
-    registration rather than distortion (``benchmarks/relation_recovery.py``).
+    memory bank. Convolutions on low-quality pictures alone tell content rather than distortion
+    (``benchmarks/relation_recovery.py`` has them for comparison).
 
     Args:
         window (int): Side of the spectra's windows in pixels of the low-quality picture, even. Default: 8.
