@@ -88,6 +88,11 @@ class DRTLOptions:
     weighting: WeightingOptions = field(default_factory=WeightingOptions)
     inner: InnerOptions = field(default_factory=InnerOptions)
     adapt: AdaptOptions = field(default_factory=AdaptOptions)
+    camera_fit: bool = option(
+        False,
+        "Fit the camera's own degradation to the target's pairs (drtl_plugin.relation.camera_fit): one more auxiliary "
+        "task, and auxiliary photographs as soft as the camera's ground truth.",
+    )
     target_weight: float = option(0.0, "lambda_t: weight of the target's own gradient in each step.", low=0)
     hooks: List[dict] = option([], 'Meta-trainer hooks: settings of those shipped, and further ones, by type.')
 
@@ -145,6 +150,7 @@ class TaskDatasetOptions:
     use_rot: bool = option(True, 'Random quarter turns.')
     distortions: Any = option('default', "The auxiliary tasks: a list, or 'default' for the shipped library.")
     target: Optional[TargetOptions] = option(None, 'The support set of the target camera.')
+    camera_fit: bool = option(False, 'Set from drtl.camera_fit.')
     batch_size_per_gpu: int = option(4, 'Episodes a step: the meta batch.', low=1)
     num_worker_per_gpu: int = option(1, 'Loader processes.', low=0)
     prefetch_mode: Optional[str] = option(None, 'As in BasicSR.')
@@ -378,6 +384,7 @@ def _complete_adaptation(opt: dict) -> None:
 def _complete_task_dataset(train: dict, opt: dict) -> None:
     """Give BasicSR's loader the defaults, and numbers for numbers, of a DistortionTaskDataset's options."""
     train.setdefault('seed', opt['manual_seed'])
+    train['camera_fit'] = DRTLOptions.from_opt(opt).camera_fit
     for root in ('dataroot_gt', 'dataroot_lq'):
         target = train.get('target')
         if isinstance(target, dict) and isinstance(target.get(root), str):

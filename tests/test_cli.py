@@ -17,6 +17,7 @@ from basicsr.utils.matlab_functions import imresize
 import drtl_plugin
 from drtl_plugin import cli
 from drtl_plugin.data.sample_data import SAMPLE_ROOT
+from drtl_plugin.relation.camera_fit import CameraFit
 from tests.conftest import OPTIONS
 
 
@@ -105,6 +106,18 @@ class TestTrain:
         bicubic, before, after = (float(line.split()[-2]) for line in lines)
         assert after > before + 0.3
         assert after > bicubic + 0.5
+
+    def test_camera_fit_is_kept_drawn_and_doubted(self, workdir, quick_opt, write_opt):
+        quick_opt['drtl']['camera_fit'] = True
+        quick_opt['datasets']['train']['target']['num_shot'] = 1
+        assert cli.main(['train', '-opt', write_opt(quick_opt)]) == 0
+        root = workdir / 'experiments/drtl_x4'
+        fit = CameraFit.load(root / 'camera_fit.pth')
+        assert cv2.imread(str(root / 'camera_fit.png')) is not None
+        log = next(root.glob('*.log')).read_text()
+        assert fit.summary() in log
+        assert 'Do not trust the camera fit: it is fitted to a single pair' in log
+        assert json.loads((root / 'knowledge_graph.json').read_text())['labels'][-1] == 'camera fit'
 
     def test_validation_sets_may_be_several_or_none(self, workdir, quick_opt, write_opt, capsys):
         quick_opt['train']['ema_decay'] = 0

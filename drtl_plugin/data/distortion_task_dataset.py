@@ -151,8 +151,10 @@ class DistortionTaskDataset(data.Dataset):
         options = self.options
         generator = torch.Generator().manual_seed(options.seed * options.num_episodes + index)
         gt = self.gt_patches(options.num_support + options.num_query, generator)
+        # The task that is fitted to the camera is the model's, and the last one.
+        num_task = len(self.library) + options.camera_fit
         episode = {
-            'task': int(torch.randint(0, len(self.library), (), generator=generator)),
+            'task': int(torch.randint(0, num_task, (), generator=generator)),
             'support_gt': gt[: options.num_support],
             'query_gt': gt[options.num_support :],
         }

@@ -8,6 +8,7 @@ and sharpening act on the grid of the low-quality image, as they do in a camera.
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import math
@@ -292,6 +293,18 @@ class DistortionLibrary:
 
     def __len__(self) -> int:
         return len(self.tasks)
+
+    def with_task(self, task: Any) -> DistortionLibrary:
+        """This library and one more task: a callable as :class:`DistortionTask`, with a label.
+
+        Raises:
+            OptionError: If a task of that label is there already.
+        """
+        if task.label in self.labels:
+            raise OptionError(f'datasets.train.distortions: a task is labelled {task.label!r}; give it another label.')
+        extended = copy.copy(self)
+        extended.tasks = (*self.tasks, task)
+        return extended
 
     @property
     def labels(self) -> list[str]:

@@ -165,13 +165,27 @@ class GraphRecordHook(MetaTrainerHook):
     """Writes the knowledge graph and the weights where people look, whenever they were measured anew.
 
     ``knowledge_graph.json`` and ``knowledge_graph.png`` in the experiment's folder; relation, weights and the picture
-    in TensorBoard; the first time a table in the log.
+    in TensorBoard; the first time a table in the log. Where the camera was fitted, ``camera_fit.pth`` (for
+    ``path.pretrain_camera_fit``) and ``camera_fit.png``, its kernels, before training.
     """
 
     priority = 'LOW'
 
     def __init__(self) -> None:
         self._recorded: KnowledgeGraph | None = None
+
+    def before_train(self, runner) -> None:
+        """Record the camera fit, and warn where it should not be trusted."""
+        fit = runner.camera_fit
+        if fit is None:
+            return
+        folder = Path(runner.opt['path']['experiments_root'])
+        fit.save(folder / 'camera_fit.pth')
+        fit.draw(folder / 'camera_fit.png')
+        logger = get_root_logger()
+        logger.info(f'Camera fit: {fit.summary()}.')
+        for reason in fit.warnings():
+            logger.warning(f'Do not trust the camera fit: {reason}.')
 
     def before_train_iter(self, runner, batch_idx: int, data_batch: DATA_BATCH = None) -> None:
         """Record a graph that is new since the last iteration."""

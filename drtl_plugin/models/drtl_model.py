@@ -32,11 +32,14 @@ from drtl_plugin.meta.learner import (
 )
 from drtl_plugin.models.report import AFTER, BEFORE, BICUBIC, results_table, save_comparison
 from drtl_plugin.options import DRTLOptions
+from drtl_plugin.relation.camera_fit import CameraFit, fit_camera
 from drtl_plugin.relation.estimators import RelationEvidence
 from drtl_plugin.relation.graph import KnowledgeGraph, effective_number, relation_weights
 
 # Images of each validation set that go into the comparison picture.
 _NUM_COMPARED = 3
+# Auxiliary patches whose sharpness that of the camera's ground truth is compared with.
+_NUM_PHOTOGRAPHS = 64
 # Patches of the held-out pairs that early stopping judges by.
 _NUM_HELD_OUT = 32
 
@@ -72,6 +75,7 @@ class DRTLModel(SRModel):
             a ``drtl`` section (:class:`drtl_plugin.options.DRTLOptions`).
 
     Attributes:
+        camera_fit (CameraFit | None): Where ``drtl.camera_fit`` is on; also the last task of ``library``.
         graph (KnowledgeGraph | None): Set by the RelationHook.
         weights (Tensor): Gradient weights of the auxiliary tasks, ``(N,)``, mean 1.
         net_g_adapted (nn.Module | None): Set by the FewShotAdaptHook.
@@ -100,6 +104,9 @@ class DRTLModel(SRModel):
         self.task_data = DistortionTaskDataset(self.opt['datasets']['train'])
         self.library = self.task_data.library
         self.target_pairs = self.task_data.target_pairs
+        self.camera_fit: CameraFit | None = None
+        if self.drtl.camera_fit:
+            self._fit_camera()
         if self.drtl.adapt.early_stop and self.target_pairs is not None and len(self.target_pairs) < 2:
             raise OptionError('drtl.adapt.early_stop: holding pairs out takes at least 2 pairs; there is 1.')
         self.generator = torch.Generator(self.device).manual_seed(self.opt['manual_seed'])
@@ -111,6 +118,29 @@ class DRTLModel(SRModel):
         self._started = False
         self._build_relation_net()
         self.hooks = build_hooks(self.drtl.hooks)
+
+    def _fit_camera(self) -> None:
+        """Fit the camera, or read a fit; it becomes the last of the auxiliary tasks."""
+        if self.target_pairs is None:
+            raise OptionError('drtl.camera_fit: there is no datasets.train.target to fit a camera to.')
+        load_path = self.opt['path'].get('pretrain_camera_fit')
+        if load_path is not None:
+            self.camera_fit = CameraFit.load(load_path)
+            if self.camera_fit.scale != self.library.scale:
+                raise OptionError(
+                    f'path.pretrain_camera_fit: {load_path} is of scale {self.camera_fit.scale}, not of '
+                    f'{self.library.scale}.'
+                )
+        else:
+            generator = torch.Generator().manual_seed(self.opt['manual_seed'])
+            photographs = self.task_data.gt_patches(_NUM_PHOTOGRAPHS, generator)
+            self.camera_fit = fit_camera(self.target_pairs, photographs)
+        self.library = self.library.with_task(self.camera_fit)
+
+    def _auxiliary_gt(self, gt: Tensor) -> Tensor:
+        """Auxiliary photographs on the model's device, as soft as the camera's ground truth where that was fitted."""
+        gt = gt.to(self.device)
+        return gt if self.camera_fit is None else self.camera_fit.ground_truth(gt)
 
     def setup_optimizers(self) -> None:
         """``SRModel``'s optimiser, the inner loop's step sizes, and an optimiser for these where they are learned."""
@@ -187,7 +217,8 @@ class DRTLModel(SRModel):
         if self.drtl.weighting.mode == 'sampling':
             tasks = torch.multinomial(self.weights, len(tasks), replacement=True, generator=self.patch_generator)
         self.episode_tasks = tasks.tolist()
-        gt = torch.cat([data['support_gt'], data['query_gt']], dim=1).to(self.device)
+        gt = torch.cat([data['support_gt'], data['query_gt']], dim=1)
+        gt = self._auxiliary_gt(gt.flatten(0, 1)).view(gt.shape)
         self.num_support = data['support_gt'].shape[1]
         self.episode_gt = gt
         self.episode_lq = torch.stack(
@@ -205,7 +236,7 @@ class DRTLModel(SRModel):
         Returns:
             tuple[Tensor, Tensor]: gt ``(P, 3, s h, s w)`` and lq ``(N, P, 3, h, w)``.
         """
-        gt = self.task_data.gt_patches(num, self.patch_generator).to(self.device)
+        gt = self._auxiliary_gt(self.task_data.gt_patches(num, self.patch_generator))
         return gt, torch.stack([task(gt, self.generator) for task in self.library.tasks])
 
     def relation_evidence(self, num: int) -> RelationEvidence:
@@ -361,7 +392,7 @@ class DRTLModel(SRModel):
         self, num: int, generator: torch.Generator, synthesis: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """Auxiliary patches ``(lq, gt)`` of tasks drawn by their weights."""
-        gt = self.task_data.gt_patches(num, generator).to(self.device)
+        gt = self._auxiliary_gt(self.task_data.gt_patches(num, generator))
         drawn = torch.multinomial(self.weights, num, replacement=True, generator=generator).tolist()
         tasks = self.library.tasks
         return torch.cat([tasks[task](gt[i : i + 1], synthesis) for i, task in enumerate(drawn)]), gt

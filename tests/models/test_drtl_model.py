@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 from collections import OrderedDict
 
 import numpy as np
@@ -491,6 +492,57 @@ def test_states_of_other_tasks_are_refused(build, quick_opt):
     quick_opt['datasets']['train']['distortions'].reverse()
     with pytest.raises(OptionError, match='not the tasks that the run to resume has learned'):
         build(quick_opt).resume_training(state)
+
+
+class TestCameraFit:
+    def test_it_is_a_task_like_any_other(self, build, quick_opt):
+        quick_opt['drtl']['camera_fit'] = True
+        model = build(quick_opt)
+        assert model.library.labels[-1] == 'camera fit'
+        assert {model.task_data[i]['task'] for i in range(40)} == {0, 1, 2, 3, 4}
+        batch = episodes(model, [0, 4])
+        model.feed_data(batch)
+        assert model.graph.labels[-1] == 'camera fit'
+        assert len(model.weights) == 5
+        # What that episode holds is what the camera makes of its ground truth, but for the noise.
+        made = model.camera_fit(model.episode_gt[1], torch.Generator().manual_seed(7))
+        noise = (model.camera_fit.noise.sum() ** 0.5).item()
+        assert (model.episode_lq[1] - made).abs().mean() < 2 * noise
+        assert (model.episode_lq[0] - made).abs().mean() > 2 * (model.episode_lq[1] - made).abs().mean()
+
+    def test_auxiliary_photographs_are_made_as_soft_as_the_cameras(self, build, quick_opt):
+        quick_opt['drtl']['camera_fit'] = True
+        model = build(quick_opt)
+        model.camera_fit = dataclasses.replace(model.camera_fit, gt_sigma=1.0)
+        batch = episodes(model, [0, 1])
+        model.feed_data(batch)
+        expected = model.camera_fit.ground_truth(batch['query_gt'].flatten(0, 1)).view_as(batch['query_gt'])
+        assert torch.equal(model.episode_gt[:, 1:], expected)
+        assert not torch.equal(expected, batch['query_gt'])
+
+    def test_a_fit_given_by_path_is_taken(self, build, quick_opt, tmp_path, monkeypatch):
+        quick_opt['drtl']['camera_fit'] = True
+        path = tmp_path / 'fit.pth'
+        fit = build(quick_opt).camera_fit
+        fit.save(path)
+        monkeypatch.delattr('drtl_plugin.models.drtl_model.fit_camera')
+        quick_opt['path']['pretrain_camera_fit'] = str(path)
+        assert torch.equal(build(quick_opt).camera_fit.kernel, fit.kernel)
+        dataclasses.replace(fit, scale=2).save(path)
+        with pytest.raises(OptionError, match='is of scale 2, not of 4'):
+            build(quick_opt)
+
+    def test_without_a_target_there_is_nothing_to_fit(self, build, quick_opt):
+        quick_opt['drtl']['camera_fit'] = True
+        del quick_opt['datasets']['train']['target']
+        with pytest.raises(OptionError, match=r'drtl\.camera_fit: there is no'):
+            build(quick_opt)
+
+    def test_its_label_is_its_own(self, build, quick_opt):
+        quick_opt['drtl']['camera_fit'] = True
+        quick_opt['datasets']['train']['distortions'][0]['label'] = 'camera fit'
+        with pytest.raises(OptionError, match="labelled 'camera fit'"):
+            build(quick_opt)
 
 
 def test_networks_are_saved_before_the_state_that_needs_them(build, quick_opt, monkeypatch):
