@@ -123,8 +123,8 @@ class CameraFit:
         Returns:
             Tensor: ``(B, 3, H / scale, W / scale)`` in [0, 1], rounded to 8 bits as a file would be.
         """
-        pair = torch.randint(len(self.gain), (len(gt),), generator=generator, device=generator.device).cpu()
-        gain, offset = (values[pair].to(gt)[..., None, None] for values in (self.gain, self.offset))
+        pair = torch.randint(len(self.gain), (len(gt),), generator=generator, device=generator.device).to(gt.device)
+        gain, offset = (values.to(gt)[pair][..., None, None] for values in (self.gain, self.offset))
         img = reduce_by(gt, self.kernel.to(gt), self.scale) * gain + offset
         img = img + self._noise_for(img, generator)
         return (img * 255).round().clamp(0, 255) / 255
@@ -207,7 +207,7 @@ def fit_camera(pairs: Sequence[Pair], photographs: Tensor) -> CameraFit:
         CameraFit: With ``warnings()``, where it should not be trusted.
 
     Raises:
-        DataError: If the pairs are smaller than twice the kernel.
+        DataError: If a side of a pair is below four times the kernel's, as is needed to judge the fit by quarters.
     """
     scale = pairs[0][1].shape[-1] // pairs[0][0].shape[-1]
     # Wide enough for lenses at x4, and for what is left of them at x2.
@@ -332,7 +332,9 @@ def _solve(parts: list[_Equations], taps: int) -> tuple[Tensor, float, float]:
     }
     ridge = min(left_out, key=left_out.get)
     kernel = kernel_of(total, ridge)
-    explained, explained_left_out = (1 - e / total.bicubic_error for e in (total.error(kernel), left_out[ridge]))
+    explained, explained_left_out = (
+        1 - e / max(total.bicubic_error, 1e-12) for e in (total.error(kernel), left_out[ridge])
+    )
     kernel = kernel / kernel.sum(dim=1, keepdim=True)
     return kernel.view(3, taps, taps), explained, explained_left_out
 
