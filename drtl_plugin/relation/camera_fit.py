@@ -2,13 +2,16 @@
 
 K pairs say more than which known distortion is near. The model of the low-quality image ``y`` of ground truth ``x``::
 
-    y_p = a_p · ((k * S_p x) ↓ s) + o_p + n,        Var n = c_0 + c_1 · I + c_2 · |∇I|²
+    y = t((k * x) ↓ s) + n,        Var n = c_0 + c_1 · y + c_2 · |∇y|²
 
-with one kernel ``k`` for each colour on the ground truth's grid (the reduction by s is part of it), a gain ``a_p``, an
-offset ``o_p`` and a sub-pixel shift ``S_p`` for each pair, and noise that grows with intensity and at edges, correlated
-between colours and between neighbouring pixels. All of it is least squares in closed form, in seconds. What the
+with a kernel ``k`` for each colour on the ground truth's grid (the reduction by s is part of it), a tone curve ``t``
+for each colour, a cubic polynomial, and noise that grows with intensity and at edges, correlated between colours and
+between neighbouring pixels. While the kernel is fitted, each pair has a gain, an offset and a sub-pixel shift of its
+own: exposure and registration differ between pairs. All of it is least squares in closed form, in seconds. What the
 ground truth of the pairs lacks in sharpness against other photographs is fitted, too: a network learns to restore what
 the camera calls good.
+
+Compression is not modelled: its blocks pass for noise.
 
 This is an addition to the paper (arXiv 2111.13078), whose auxiliary tasks are synthetic.
 """
@@ -59,7 +62,7 @@ class CameraFit:
         scale (int): Reduction factor.
         kernel (Tensor): ``(3, n, n)`` on the ground truth's grid, R G B, each of sum 1; n and scale are both even or
             both odd.
-        gain, offset (Tensor): ``(K, 3)``, of each pair; offsets in [0, 1].
+        tone (Tensor): ``(3, 4)``: for each colour the coefficients of 1, z, z², z³ of the tone curve.
         shift (Tensor): ``(K, 2)``, by which the content of each pair's low-quality image lies further down and to the
             right than the other pairs', in pixels of the ground truth; of mean 0, since the kernel has the rest.
         noise (Tensor): ``(3, 3)``: for each colour ``c_0``, ``c_1`` and ``c_2``, of images in [0, 1].
@@ -76,8 +79,7 @@ class CameraFit:
 
     scale: int
     kernel: Tensor
-    gain: Tensor
-    offset: Tensor
+    tone: Tensor
     shift: Tensor
     noise: Tensor
     colour_correlation: Tensor
@@ -89,7 +91,7 @@ class CameraFit:
     def warnings(self) -> list[str]:
         """Reasons not to trust the fit, for people to read; none if it can be trusted."""
         reasons = []
-        if len(self.gain) < 2:
+        if len(self.shift) < 2:
             reasons.append('it is fitted to a single pair; what is the camera and what is that scene cannot be told')
         if self.explained_left_out < _WORTHWHILE:
             reasons.append(
@@ -114,7 +116,7 @@ class CameraFit:
         return _soften(img, self.gt_sigma)
 
     def __call__(self, gt: Tensor, generator: torch.Generator) -> Tensor:
-        """Degrade ground truth as the camera would, each image with the gain and offset of one of the pairs.
+        """Degrade ground truth as the camera would.
 
         Args:
             gt (Tensor): ``(B, 3, H, W)``, RGB in [0, 1]; H and W are multiples of the scale.
@@ -123,9 +125,10 @@ class CameraFit:
         Returns:
             Tensor: ``(B, 3, H / scale, W / scale)`` in [0, 1], rounded to 8 bits as a file would be.
         """
-        pair = torch.randint(len(self.gain), (len(gt),), generator=generator, device=generator.device).to(gt.device)
-        gain, offset = (values.to(gt)[pair][..., None, None] for values in (self.gain, self.offset))
-        img = reduce_by(gt, self.kernel.to(gt), self.scale) * gain + offset
+        # Beyond what it was fitted to, a polynomial means nothing.
+        img = torch.einsum(
+            'ci,bchwi->bchw', self.tone.to(gt), _powers(reduce_by(gt, self.kernel.to(gt), self.scale).clamp(0, 1))
+        )
         img = img + self._noise_for(img, generator)
         return (img * 255).round().clamp(0, 255) / 255
 
@@ -222,18 +225,18 @@ def fit_camera(pairs: Sequence[Pair], photographs: Tensor) -> CameraFit:
         levelled = [(lq - _per_colour(o)) / _per_colour(a) for lq, a, o in zip(lqs, gain, offset)]
         parts = list(zip(levelled, shifted)) if len(pairs) > 1 else _quarters(levelled[0], shifted[0])
         kernel, explained, explained_left_out = _solve([_equations(lq, gt, taps) for lq, gt in parts], taps)
-        models = [reduce_by(gt[None], kernel, scale)[0] for gt in shifted]
-        for p, (lq, model) in enumerate(zip(lqs, models)):
-            gain[p], offset[p] = _level(model, lq)
-            models[p] = model * _per_colour(gain[p]) + _per_colour(offset[p])
+        reduced = [reduce_by(gt[None], kernel, scale)[0] for gt in shifted]
+        models = []
+        for p, (lq, z) in enumerate(zip(lqs, reduced)):
+            gain[p], offset[p] = _level(z, lq)
+            models.append(z * _per_colour(gain[p]) + _per_colour(offset[p]))
             shift[p] += _remaining_shift(models[p], lq) * scale
         shift -= shift.mean(dim=0)
     noise, colours, neighbours = _fit_noise(models, lqs)
     return CameraFit(
         scale=scale,
         kernel=kernel.float(),
-        gain=gain.float(),
-        offset=offset.float(),
+        tone=_fit_tone(reduced, lqs).float(),
         shift=shift.float(),
         noise=noise.float(),
         colour_correlation=colours.float(),
@@ -371,6 +374,17 @@ def _level(model: Tensor, lq: Tensor) -> tuple[Tensor, Tensor]:
     centred = model - model.mean(dim=1, keepdim=True)
     gain = (centred * lq).sum(dim=1) / centred.square().sum(dim=1).clamp_min(1e-12)
     return gain, lq.mean(dim=1) - gain * model.mean(dim=1)
+
+
+def _powers(z: Tensor) -> Tensor:
+    """1, z, z², z³ in a last dimension."""
+    return torch.stack([z**power for power in range(4)], dim=-1)
+
+
+def _fit_tone(reduced: Sequence[Tensor], lqs: Sequence[Tensor]) -> Tensor:
+    """Tone curves ``(3, 4)`` from the reduced ground truth to the low-quality pixels of all pairs."""
+    inputs, outputs = (torch.cat([image.flatten(1) for image in images], dim=1) for images in (reduced, lqs))
+    return torch.linalg.lstsq(_powers(inputs), outputs[..., None]).solution[..., 0]
 
 
 def _slopes(img: Tensor) -> tuple[Tensor, Tensor]:
