@@ -45,7 +45,7 @@ def test_numbers_in_exponent_notation_are_numbers():
         ({'weighting': 'uniform'}, r"drtl\.weighting: expected a section of keys and values, got 'uniform'"),
         ({'hooks': {'type': 'RelationHook'}}, r'drtl\.hooks: expected a list'),
         ({'hooks': ['RelationHook']}, r"drtl\.hooks\[0\]: expected dict, got 'RelationHook'"),
-        ({'xyz': 1}, r"drtl: unknown key 'xyz'; known: adapt, hooks, inner, pipeline"),
+        ({'xyz': 1}, r"drtl: unknown key 'xyz'; known: adapt, camera_fit, hooks, inner, pipeline"),
     ],
 )
 def test_wrong_sections_are_named(section, message):
