@@ -487,6 +487,11 @@ class DRTLModel(SRModel):
         os.replace(unfinished, path)
 
     def resume_training(self, resume_state: dict) -> None:
+        """Take up BasicSR's training state, the generators', the learned step sizes and the hooks' state.
+
+        Raises:
+            OptionError: If it is the state of another model, of other tasks, or of other step sizes.
+        """
         if 'patch_generator' not in resume_state:
             raise OptionError('path.resume_state is not a training state of a DRTLModel.')
         rates = resume_state.get('inner_rates', {})

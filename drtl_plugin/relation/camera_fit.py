@@ -387,18 +387,10 @@ def _fit_tone(reduced: Sequence[Tensor], lqs: Sequence[Tensor]) -> Tensor:
     return torch.linalg.lstsq(_powers(inputs), outputs[..., None]).solution[..., 0]
 
 
-def _slopes(img: Tensor) -> tuple[Tensor, Tensor]:
-    """Central differences of ``(…, h, w)`` downwards and to the right, borders repeated."""
-    padded = F.pad(img.flatten(0, -3)[None], (1, 1, 1, 1), mode='replicate')[0]
-    down = (padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]) / 2
-    right = (padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2]) / 2
-    return down.view_as(img), right.view_as(img)
-
-
 def _brightness_and_slope(img: Tensor) -> tuple[Tensor, Tensor]:
     """What noise depends on: mean over colours of ``(B, 3, h, w)`` and its squared gradient, ``(B, 1, h, w)`` each."""
     brightness = img.mean(dim=-3, keepdim=True).clamp_min(0)
-    down, right = _slopes(brightness)
+    down, right = torch.gradient(brightness, dim=(-2, -1))
     return brightness, down**2 + right**2
 
 
@@ -407,7 +399,7 @@ def _remaining_shift(model: Tensor, lq: Tensor) -> Tensor:
 
     A Gauss-Newton step: ``lq(x) ≈ model(x) - d · ∇model(x)``.
     """
-    slopes = torch.stack([slope.flatten() for slope in _slopes(model)], dim=1)
+    slopes = torch.stack([slope.flatten() for slope in torch.gradient(model, dim=(-2, -1))], dim=1)
     return -torch.linalg.lstsq(slopes, (lq - model).flatten()[:, None]).solution[:, 0]
 
 
