@@ -40,6 +40,9 @@ class WeightingOptions:
     )
     temperature: Optional[float] = option(None, 'Softmax temperature; takes the place of effective_tasks.', low=1e-6)
     floor: float = option(0.2, 'Share of the weights that is spread evenly over all tasks.', 0, 1)
+    fit_share: float = option(
+        0.5, 'Share of the weights that the camera fit has beforehand (with drtl.camera_fit only).', 0, 1
+    )
     mode: Literal['gradient', 'sampling'] = option(
         'gradient', "Weights multiply the tasks' gradients, or are the probabilities with which tasks are drawn."
     )
@@ -72,7 +75,12 @@ class AdaptOptions:
         'adam', "Adam, or plain gradient descent with the inner loop's step sizes and parameters."
     )
     batch_size: int = option(8, 'Patches a step.', low=1)
-    replay: float = option(0.0, 'Share of auxiliary patches in a batch, of tasks drawn by weight.', 0, 1)
+    replay: float = option(0.0, 'Share of synthetic patches in a batch.', 0, 1)
+    replay_source: Literal['auxiliary', 'support'] = option(
+        'auxiliary',
+        "What is replayed: auxiliary photographs under tasks drawn by weight, or the support's own ground truth under "
+        'the camera fit (with drtl.camera_fit only).',
+    )
     ema_decay: float = option(0.99, 'Decay of the moving average of the adapted weights (0: none).', 0, 1)
     early_stop: bool = option(
         False, 'Find the number of steps on a fifth of the pairs that is held out, then adapt to all of them.'
@@ -113,6 +121,8 @@ class DRTLOptions:
             raise OptionError('drtl.inner.parameters: reptile trains what its inner loop adapts, so all; use maml.')
         if 0 < adapt.replay < 1 and adapt.batch_size < 2:
             raise OptionError('drtl.adapt.batch_size: replay needs at least 2 patches a step.')
+        if adapt.replay > 0 and adapt.replay_source == 'support' and not options.camera_fit:
+            raise OptionError('drtl.adapt.replay_source: support needs drtl.camera_fit: true.')
         if adapt.optimizer == 'inner' and adapt.rank:
             raise OptionError('drtl.adapt.rank: low-rank adapters have no inner step sizes; use optimizer: adam.')
         return options

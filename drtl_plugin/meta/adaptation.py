@@ -6,11 +6,12 @@ import copy
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 
 import torch
 from torch import nn
 
-from drtl_plugin.meta.learner import Batch, Criterion, Rates
+from drtl_plugin.meta.learner import Batch, Criterion, Precision, Rates
 from drtl_plugin.meta.low_rank import add_low_rank, merge_low_rank
 
 # Early stopping looks at the held-out loss this many times in a full course, and gives up after so many looks without
@@ -26,6 +27,7 @@ def adaptation(
     ema_decay: float = 0.0,
     rates: Rates | None = None,
     rank: int = 0,
+    precision: Precision = nullcontext,
 ) -> Iterator[nn.Module]:
     """The course of an adaptation: a step for each batch, by Adam or with the inner loop's own rates.
 
@@ -40,6 +42,7 @@ def adaptation(
             loop of meta-learning continued. What is not named stays as it is.
         rank (int): Above 0, low-rank adapters of that rank on convolutions and linear layers learn instead of the
             weights (:mod:`drtl_plugin.meta.low_rank`).
+        precision (Precision): Makes the context that each step is computed in, e.g. autocast.
 
     Yields:
         nn.Module: The adapted copy in evaluation mode, before the first and after each step: always the same object,
@@ -55,7 +58,9 @@ def adaptation(
     yield averaged
     for step, (lq, gt) in enumerate(batches):
         student.zero_grad()
-        criterion(student(lq), gt).backward()
+        with precision():
+            loss = criterion(student(lq), gt)
+        loss.backward()
         if rates is None:
             optimizer.step()
         decay = min(ema_decay, (1 + step) / (10 + step))

@@ -134,6 +134,7 @@ class RelationHook(MetaTrainerHook):
             runner.criterion,
             self.transfer_steps,
             self.transfer_lr,
+            runner.precision,
         )
         runner.set_graph(estimate(question))
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import cycle, islice
 
@@ -35,6 +36,8 @@ Batch = tuple[Tensor, Tensor]
 Loss = Callable[[Parameters, Batch], Tensor]
 # Loss of an output against its ground truth; a scalar.
 Criterion = Callable[[Tensor, Tensor], Tensor]
+# Makes the context that networks are computed in: autocast, or nothing.
+Precision = Callable[[], AbstractContextManager]
 
 ALGORITHMS = ('maml', 'fomaml', 'reptile')
 

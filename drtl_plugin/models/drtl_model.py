@@ -100,6 +100,9 @@ class DRTLModel(SRModel):
     def init_training_settings(self) -> None:
         """``SRModel``'s training settings, the auxiliary tasks, the DRN and the hooks."""
         super().init_training_settings()
+        if self.opt['train'].get('amp') == 'bf16':  # what bfloat16 is fast in
+            for net in (self.net_g, *([self.net_g_ema] if hasattr(self, 'net_g_ema') else [])):
+                net.to(memory_format=torch.channels_last)
         # BasicSR builds the loader's dataset elsewhere; this one, with the same options, feeds the hooks.
         self.task_data = DistortionTaskDataset(self.opt['datasets']['train'])
         self.library = self.task_data.library
@@ -112,7 +115,7 @@ class DRTLModel(SRModel):
         self.generator = torch.Generator(self.device).manual_seed(self.opt['manual_seed'])
         self.patch_generator = torch.Generator().manual_seed(self.opt['manual_seed'])
         self.graph: KnowledgeGraph | None = None
-        self.weights = torch.ones(len(self.library))
+        self.weights = self._with_fit_share(torch.ones(len(self.library)))
         self.iter, self.max_iters = 0, int(self.opt['train']['total_iter'])
         self.num_update = 0
         self._started = False
@@ -261,13 +264,28 @@ class DRTLModel(SRModel):
         """Set the knowledge graph, and the weights that follow from it."""
         weighting = self.drtl.weighting
         self.graph = graph
-        self.weights = relation_weights(
-            graph.relation, weighting.effective_tasks, weighting.temperature, weighting.floor
-        )
+        weights = relation_weights(graph.relation, weighting.effective_tasks, weighting.temperature, weighting.floor)
+        self.weights = self._with_fit_share(weights)
+
+    def _with_fit_share(self, weights: Tensor) -> Tensor:
+        """Weights of mean 1, of which the camera fit, the last task, has its share beforehand."""
+        if self.camera_fit is None:
+            return weights
+        share = self.drtl.weighting.fit_share
+        weights = (1 - share) * weights
+        weights[-1] += share * len(weights)
+        return weights
+
+    def precision(self) -> torch.autocast:
+        """The context that networks are trained in, by ``train.amp``: autocast to bfloat16, or plain."""
+        # Weights change between the inner loop's forward passes: no copies of them may be kept.
+        enabled = self.opt['train'].get('amp') == 'bf16'
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled, cache_enabled=False)
 
     def _losses(self, output: Tensor, gt: Tensor) -> tuple[Tensor, OrderedDict]:
         """``SRModel``'s losses: their sum, and each by name."""
         losses = OrderedDict()
+        output = output.float()
         if self.cri_pix:
             losses['l_pix'] = self.cri_pix(output, gt)
         if self.cri_perceptual:
@@ -289,12 +307,13 @@ class DRTLModel(SRModel):
         sampling = self.drtl.weighting.mode == 'sampling'
         weights = [1.0 if sampling else self.weights[task].item() for task in self.episode_tasks]
         step = self._pretrain_step if self.drtl.pipeline == 'pretrain' else self._meta_step
-        losses = step(weights)
-        if self.drtl.target_weight > 0:
-            lq, gt = self.target_batch
-            loss, _ = self._losses(self.net_g(lq), gt)
-            (self.drtl.target_weight * loss).backward()
-            losses['l_target'] = loss.detach()
+        with self.precision():
+            losses = step(weights)
+            if self.drtl.target_weight > 0:
+                lq, gt = self.target_batch
+                loss, _ = self._losses(self.net_g(lq), gt)
+                (self.drtl.target_weight * loss).backward()
+                losses['l_target'] = loss.detach()
         for optimizer in self.optimizers:
             optimizer.step()
         self.num_update += 1
@@ -357,13 +376,13 @@ class DRTLModel(SRModel):
             order = torch.randperm(len(pairs), generator=generator).tolist()
             num_held_out = max(1, len(pairs) // 5)
             held_out = self._target_patches(_NUM_HELD_OUT, generator, [pairs[i] for i in order[:num_held_out]])
-            course = self._adaptation([pairs[i] for i in order[num_held_out:]], steps)
+            course = self.adaptation_course([pairs[i] for i in order[num_held_out:]], steps)
             steps = best_step(course, lambda net: self.criterion(net(held_out[0]), held_out[1]).item(), steps)
             get_root_logger().info(f'Held-out pairs are restored best after {steps} of {options.steps} steps.')
-        course = self._adaptation(pairs, steps)
+        course = self.adaptation_course(pairs, steps)
         self.net_g_adapted = last(tqdm(course, total=steps + 1, desc='adaptation', disable=None, leave=False))
 
-    def _adaptation(self, pairs: Sequence[tuple[Tensor, Tensor]], steps: int) -> Iterator[nn.Module]:
+    def adaptation_course(self, pairs: Sequence[tuple[Tensor, Tensor]], steps: int) -> Iterator[nn.Module]:
         """The course of an adaptation to some of the support pairs, as ``drtl.adapt`` says."""
         options = self.drtl.adapt
         generator = torch.Generator().manual_seed(self.opt['manual_seed'])
@@ -378,20 +397,34 @@ class DRTLModel(SRModel):
                 if num_replayed < options.batch_size:
                     batch.append(self._target_patches(options.batch_size - num_replayed, generator, pairs))
                 if num_replayed:
-                    batch.append(self._replayed_patches(num_replayed, generator, synthesis))
+                    batch.append(self._replayed_patches(num_replayed, pairs, generator, synthesis))
                 # Support pairs may be smaller than gt_size.
                 sides = [min(images[i].shape[-1] for images in batch) for i in range(2)]
                 yield tuple(torch.cat([images[i][..., : sides[i], : sides[i]] for images in batch]) for i in range(2))
 
         rates = self.inner_rates if options.optimizer == 'inner' else None
         return adaptation(
-            self.trained_network(), self.criterion, batches(), options.lr, options.ema_decay, rates, options.rank
+            self.trained_network(),
+            self.criterion,
+            batches(),
+            options.lr,
+            options.ema_decay,
+            rates,
+            options.rank,
+            self.precision,
         )
 
     def _replayed_patches(
-        self, num: int, generator: torch.Generator, synthesis: torch.Generator
+        self,
+        num: int,
+        pairs: Sequence[tuple[Tensor, Tensor]],
+        generator: torch.Generator,
+        synthesis: torch.Generator,
     ) -> tuple[Tensor, Tensor]:
-        """Auxiliary patches ``(lq, gt)`` of tasks drawn by their weights."""
+        """Synthetic patches ``(lq, gt)``: what is replayed while adapting to ``pairs``."""
+        if self.drtl.adapt.replay_source == 'support':
+            gt = self._target_patches(num, generator, pairs)[1]
+            return self.camera_fit(gt, synthesis), gt
         gt = self._auxiliary_gt(self.task_data.gt_patches(num, generator))
         drawn = torch.multinomial(self.weights, num, replacement=True, generator=generator).tolist()
         tasks = self.library.tasks

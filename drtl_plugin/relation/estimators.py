@@ -19,13 +19,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from drtl_plugin.data.distortions import bicubic
-from drtl_plugin.meta.learner import Criterion, gradients_of, trainable_parameters
+from drtl_plugin.meta.learner import Criterion, Precision, gradients_of, trainable_parameters
 from drtl_plugin.relation.graph import KnowledgeGraph, graph_from_embeddings, uniform_graph
 
 
@@ -56,6 +57,7 @@ class RelationQuestion:
         net_g (nn.Module): The restoration network at the current θ; not changed.
         criterion (Criterion): Its loss.
         transfer_steps (int), transfer_lr (float): Adam steps on each task, and their size (``transfer``).
+        precision (Precision): What the network is computed in.
     """
 
     labels: list[str]
@@ -65,6 +67,7 @@ class RelationQuestion:
     criterion: Criterion
     transfer_steps: int = 20
     transfer_lr: float = 1e-4
+    precision: Precision = nullcontext
 
 
 RelationEstimator = Callable[[RelationQuestion], KnowledgeGraph]
@@ -93,9 +96,13 @@ def embedding_relation(question: RelationQuestion) -> KnowledgeGraph:
     return graph_from_embeddings(question.labels, torch.stack(auxiliary), target)
 
 
-def mean_gradient(net_g: nn.Module, criterion: Criterion, lq: Tensor, gt: Tensor) -> Tensor:
+def mean_gradient(
+    net_g: nn.Module, criterion: Criterion, lq: Tensor, gt: Tensor, precision: Precision = nullcontext
+) -> Tensor:
     """``∇L_i(θ)`` of patches ``(B, …)``, all parameters in one vector ``(D,)``."""
-    gradients = gradients_of(criterion(net_g(lq), gt), list(trainable_parameters(net_g).values()))
+    with precision():
+        loss = criterion(net_g(lq), gt)
+    gradients = gradients_of(loss, list(trainable_parameters(net_g).values()))
     return torch.cat([gradient.flatten() for gradient in gradients])
 
 
@@ -107,13 +114,20 @@ def gradient_relation(question: RelationQuestion) -> KnowledgeGraph:
     evidence = question.draw_evidence()
     net = copy.deepcopy(question.net_g).eval()
     pairs = [(lq, evidence.auxiliary_gt) for lq in evidence.auxiliary_lq]
-    auxiliary = torch.stack([mean_gradient(net, question.criterion, lq, gt) for lq, gt in pairs])
-    target = mean_gradient(net, question.criterion, evidence.target_lq, evidence.target_gt)
+    auxiliary = torch.stack([mean_gradient(net, question.criterion, *pair, question.precision) for pair in pairs])
+    target = mean_gradient(net, question.criterion, evidence.target_lq, evidence.target_gt, question.precision)
     return graph_from_embeddings(question.labels, auxiliary, target)
 
 
 def learn_task(
-    net_g: nn.Module, criterion: Criterion, lq: Tensor, gt: Tensor, steps: int, lr: float, batch_size: int = 8
+    net_g: nn.Module,
+    criterion: Criterion,
+    lq: Tensor,
+    gt: Tensor,
+    steps: int,
+    lr: float,
+    batch_size: int = 8,
+    precision: Precision = nullcontext,
 ) -> nn.Module:
     """``θ_i``: a copy of the network that has taken Adam steps on pairs ``(B, …)`` of a task, in their order."""
     net = copy.deepcopy(net_g).train()
@@ -121,7 +135,9 @@ def learn_task(
     for step in range(steps):
         batch = [(step * batch_size + i) % len(lq) for i in range(batch_size)]
         optimizer.zero_grad()
-        criterion(net(lq[batch]), gt[batch]).backward()
+        with precision():
+            loss = criterion(net(lq[batch]), gt[batch])
+        loss.backward()
         optimizer.step()
     return net
 
@@ -141,10 +157,16 @@ def transfer_relation(question: RelationQuestion) -> KnowledgeGraph:
     rows = []
     for lq in evidence.auxiliary_lq:
         net = learn_task(
-            question.net_g, question.criterion, lq[:half], gt[:half], question.transfer_steps, question.transfer_lr
+            question.net_g,
+            question.criterion,
+            lq[:half],
+            gt[:half],
+            question.transfer_steps,
+            question.transfer_lr,
+            precision=question.precision,
         )
         net.eval()
-        with torch.no_grad():
+        with torch.no_grad(), question.precision():
             rows.append(torch.stack([question.criterion(net(lq), gt) for lq, gt in judged]).log())
     # What θ itself scored cancels out in the centring.
     return graph_from_gains(question.labels, -torch.stack(rows))
