@@ -14,24 +14,21 @@ Writes table.csv, table.md, curves_*.png and crops_*.png there. Uses a GPU where
 from __future__ import annotations
 
 import copy
-import csv
 import dataclasses
 import json
 import os
 import statistics
 import time
-from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 
-from common import HERE, LQ_SIZE, markdown_table, parse, parser, read_pairs
+from common import HERE, LQ_SIZE, parse, parser, read_pairs
 
 import torch  # isort: skip
 from basicsr.metrics import calculate_psnr, calculate_ssim
 from basicsr.utils import tensor2img
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.data import default_collate
 from tqdm import tqdm
 
@@ -295,14 +292,20 @@ def main() -> None:
     args = parse(arguments)
     jobs = [
         Job(args.data, args.results, track, arm, shots, seed, args.iterations, COLUMNS)
-        for seed in range(args.seeds) for shots in args.shots for track in args.tracks for arm in args.arms or ARMS
+        for seed in range(args.seeds)
+        for shots in args.shots
+        for track in args.tracks
+        for arm in args.arms or ARMS
     ]
     jobs = [job for job in jobs if job.missing()]
     num = 1 if torch.cuda.is_available() else os.cpu_count()
     with ProcessPoolExecutor(num, get_context('spawn'), _one_thread_each, (num,)) as pool:
         for done in tqdm(as_completed([pool.submit(run, job) for job in jobs]), total=len(jobs), disable=None):
             tqdm.write(done.result())
-            import sys; sys.stdout.flush()
+            import sys
+
+            sys.stdout.flush()
+
 
 if __name__ == '__main__':
     main()

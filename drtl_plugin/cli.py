@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import shutil
 import sys
-import tempfile
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from unittest import mock
@@ -17,13 +16,13 @@ import basicsr.test
 import basicsr.train
 from basicsr.models import build_model
 from basicsr.utils import mkdir_and_rename
-from basicsr.utils.lmdb_util import make_lmdb_from_imgs
 from basicsr.utils.registry import MODEL_REGISTRY
 
 import drtl_plugin
 from drtl_plugin import preflight
 from drtl_plugin.compat import close_basicsr_logs, resuming_within_epoch, without_gpu
-from drtl_plugin.data.image_files import image_names, image_size, is_turned
+from drtl_plugin.data.lmdb_files import check_lmdb_name, write_lmdb
+from drtl_plugin.data.published_data import PAIRED_DATASETS, prepare_pairs, prepare_subimages
 from drtl_plugin.data.sample_data import SAMPLE_ROOT, prepare_sample_data
 from drtl_plugin.errors import DataError, DRTLError, OptionError
 from drtl_plugin.models import DRTLModel
@@ -38,7 +37,7 @@ BasicSR with distortion-relation guided transfer learning (DRTL).
   basicsr test -opt options/test_drtl_x4.yml    test a trained network
   basicsr relation -opt options/adapt_x4.yml    which synthetic distortions is my camera like?
   basicsr lmdb FOLDER FOLDER.lmdb               turn a folder of images into an LMDB
-  basicsr prepare                               write the sample data
+  basicsr prepare                               write the sample data; with a name, lay out RealSR, City100, …
 
 Any BasicSR option file works, those of plain BasicSR models too. What is trained goes to experiments/, what is
 tested to results/, TensorBoard's logs to tb_logger/, all in the current folder.
@@ -97,10 +96,34 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_relation, launcher='none', auto_resume=False, debug=False)
     _add_option_file(command)
 
-    doc = f'Write the sample data to {SAMPLE_ROOT}: photographs that scikit-image ships, and five pairs of a simulated '
-    doc += 'camera. Training and testing on it do this by themselves.'
-    command = commands.add_parser('prepare', help='write the sample data', description=doc)
+    doc = (
+        f'Without DATASET, write the sample data to {SAMPLE_ROOT}: photographs that scikit-image ships, and five pairs '
+    )
+    doc += 'of a simulated camera; training and testing on it do this by themselves. With DATASET, turn a published '
+    doc += 'dataset, unpacked, into the folders that option files name. Nothing is downloaded.'
+    command = commands.add_parser(
+        'prepare', help='write the sample data, or lay out a published dataset', description=doc
+    )
     command.set_defaults(run=_prepare)
+    recipes = command.add_subparsers(title='datasets', metavar='DATASET')
+    for name, layout in PAIRED_DATASETS.items():
+        doc = f'{name} to support/{{gt,lq}} and val/{{gt,lq}}. Expected in SOURCE: '
+        doc += ' '.join((layout.find.__doc__ or '').replace('``', '').split())
+        recipe = recipes.add_parser(name, help='pairs of real cameras', description=doc)
+        recipe.set_defaults(run=_prepare_pairs, dataset=name)
+        recipe.add_argument('source', help='folder of the unpacked archive')
+        recipe.add_argument('target', help='folder to write')
+        recipe.add_argument('--scale', type=int, default=4, help='default: 4')
+        recipe.add_argument('--camera', help='pairs of this camera only: ' + (', '.join(layout.cameras) or 'by name'))
+        recipe.add_argument('--lmdb', action='store_true', help='gt.lmdb and lq.lmdb instead of folders')
+    doc = 'Cut photographs (DIV2K, Flickr2K, …) into overlapping sub-images, for the auxiliary tasks.'
+    recipe = recipes.add_parser('subimages', help='photographs for the auxiliary tasks', description=doc)
+    recipe.set_defaults(run=_prepare_subimages)
+    recipe.add_argument('source', nargs='+', help='folders of photographs')
+    recipe.add_argument('target', help='folder, or with --lmdb LMDB, to write')
+    recipe.add_argument('--size', type=int, default=480, help='side in pixels; default: 480')
+    recipe.add_argument('--step', type=int, default=240, help='pixels from one to the next; default: 240')
+    recipe.add_argument('--lmdb', action='store_true', help='an LMDB instead of a folder')
 
     doc = 'Turn a folder of images into an LMDB in the BasicSR layout: keys are the names without extension, values '
     doc += 'PNG files, and meta_info.txt lists them. Use it with io_backend: {type: lmdb}.'
@@ -202,32 +225,36 @@ def _prepare(args: argparse.Namespace) -> None:
     print(f'The sample data is in {prepare_sample_data()}.')
 
 
+def _prepare_pairs(args: argparse.Namespace) -> None:
+    counts = prepare_pairs(args.dataset, args.source, args.target, args.scale, args.camera)
+    if args.lmdb:
+        for folder in sorted(Path(args.target).glob('*/*')):
+            _replace_by_lmdb(folder, folder.with_suffix('.lmdb'))
+    print(f'{counts["support"]} pairs to adapt to, {counts["val"]} held out are in {args.target}.')
+
+
+def _prepare_subimages(args: argparse.Namespace) -> None:
+    target = Path(args.target)
+    if args.size < 8 or args.step < 1:
+        raise DataError('--size must be at least 8, --step at least 1.')
+    if not args.lmdb:
+        num = prepare_subimages(args.source, target, args.size, args.step)
+    else:
+        check_lmdb_name(target)
+        folder = target.with_suffix('')
+        num = prepare_subimages(args.source, folder, args.size, args.step)
+        _replace_by_lmdb(folder, target)
+    print(f'{num} sub-images are in {target}.')
+
+
+def _replace_by_lmdb(folder: Path, target: Path) -> None:
+    write_lmdb(folder, target)
+    shutil.rmtree(folder)
+
+
 def _lmdb(args: argparse.Namespace) -> None:
-    names = image_names(args.folder, 'folder')
-    target = Path(args.lmdb)
-    if target.suffix != '.lmdb':
-        raise DataError(f'lmdb: the name must end in .lmdb, got {args.lmdb}.')
-    if target.exists():
-        raise DataError(f'lmdb: {args.lmdb} exists already; remove it or choose another name.')
-    keys = [Path(name).stem.removesuffix(args.strip) for name in names]
-    for key, count in Counter(keys).items():
-        if count > 1:
-            raise DataError(f'folder: {args.folder} has more than one image named {key}; LMDB keys must differ.')
-        if not key.isascii() or '.' in key:
-            raise DataError(f'folder: {key} cannot be an LMDB key in the BasicSR layout; use ASCII names without dots.')
-    for name in names:
-        if is_turned(os.path.join(args.folder, name)):
-            raise DataError(f'folder: {name} is turned by its EXIF header, which an LMDB cannot hold; save it upright.')
-    # BasicSR reserves space by the first image alone, which is too little where it is the smallest. PNG files of 16
-    # bits with alpha are the largest; the file stays as small as its content.
-    sizes = [image_size(os.path.join(args.folder, name)) for name in names]
-    map_size = sum(9 * height * width for height, width in sizes) + (1 << 24)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix='.lmdb_') as folder:
-        unfinished = os.path.join(folder, 'unfinished.lmdb')
-        make_lmdb_from_imgs(args.folder, unfinished, names, keys, compress_level=args.compress_level, map_size=map_size)
-        os.rename(unfinished, target)
-    print(f'{len(keys)} images are in {target}.')
+    num = write_lmdb(args.folder, args.lmdb, args.strip, args.compress_level)
+    print(f'{num} images are in {args.lmdb}.')
 
 
 if __name__ == '__main__':

@@ -16,6 +16,7 @@ from basicsr.utils.matlab_functions import imresize
 
 import drtl_plugin
 from drtl_plugin import cli
+from drtl_plugin.data import lmdb_files
 from drtl_plugin.data.sample_data import SAMPLE_ROOT
 from drtl_plugin.relation.camera_fit import CameraFit
 from tests.conftest import OPTIONS
@@ -311,7 +312,7 @@ class TestLmdb:
             Path(path).mkdir()
             raise OSError('disk full')
 
-        monkeypatch.setattr(cli, 'make_lmdb_from_imgs', fail)
+        monkeypatch.setattr(lmdb_files, 'make_lmdb_from_imgs', fail)
         before = sorted(workdir.iterdir())
         with pytest.raises(OSError, match='disk full'):
             cli.main(['lmdb', 'bench/gt', 'x.lmdb'])

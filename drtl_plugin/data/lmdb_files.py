@@ -1,0 +1,61 @@
+"""Folders of images into LMDBs in the BasicSR layout."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+from basicsr.utils.lmdb_util import make_lmdb_from_imgs
+
+from drtl_plugin.data.image_files import image_names, image_size, is_turned
+from drtl_plugin.errors import DataError
+
+
+def check_lmdb_name(target: str | Path) -> None:
+    """Raise DataError unless ``target`` can be the name of a new LMDB."""
+    target = Path(target)
+    if target.suffix != '.lmdb':
+        raise DataError(f'lmdb: the name must end in .lmdb, got {target}.')
+    if target.exists():
+        raise DataError(f'lmdb: {target} exists already; remove it or choose another name.')
+
+
+def write_lmdb(folder: str | Path, target: str | Path, strip: str = '', compress_level: int = 1) -> int:
+    """Turn a folder of images into an LMDB; it appears under its name only when it is complete.
+
+    Args:
+        folder (str | Path): Images directly in it.
+        target (str | Path): Name of the LMDB, ending in .lmdb.
+        strip (str): Ending that is left out of keys, e.g. x4 to key babyx4.png as baby.
+        compress_level (int): Of the PNG files that are its values, 0 to 9.
+
+    Returns:
+        int: Number of images.
+
+    Raises:
+        DataError: If the target is there already, the folder holds no images, or one that cannot be a value or key.
+    """
+    names = image_names(str(folder), 'folder')
+    check_lmdb_name(target)
+    target = Path(target)
+    keys = [Path(name).stem.removesuffix(strip) for name in names]
+    for key, count in Counter(keys).items():
+        if count > 1:
+            raise DataError(f'folder: {folder} has more than one image named {key}; LMDB keys must differ.')
+        if not key.isascii() or '.' in key:
+            raise DataError(f'folder: {key} cannot be an LMDB key in the BasicSR layout; use ASCII names without dots.')
+    for name in names:
+        if is_turned(os.path.join(folder, name)):
+            raise DataError(f'folder: {name} is turned by its EXIF header, which an LMDB cannot hold; save it upright.')
+    # BasicSR reserves space by the first image alone, which is too little where it is the smallest. PNG files of 16
+    # bits with alpha are the largest; the file stays as small as its content.
+    sizes = [image_size(os.path.join(folder, name)) for name in names]
+    map_size = sum(9 * height * width for height, width in sizes) + (1 << 24)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix='.lmdb_') as unfinished_root:
+        unfinished = os.path.join(unfinished_root, 'unfinished.lmdb')
+        make_lmdb_from_imgs(str(folder), unfinished, names, keys, compress_level=compress_level, map_size=map_size)
+        os.rename(unfinished, target)
+    return len(keys)
