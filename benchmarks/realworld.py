@@ -13,25 +13,33 @@ Writes table.csv, table.md, curves_*.png and crops_*.png there. Uses a GPU where
 
 from __future__ import annotations
 
+import argparse
 import copy
+import csv
 import dataclasses
+import itertools
 import json
 import os
 import statistics
+import sys
 import time
+from collections import defaultdict
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 
-from common import HERE, LQ_SIZE, parse, parser, read_pairs
+from common import HERE, LQ_SIZE, markdown_table, parse, parser, read_pairs
 
 import torch  # isort: skip
 from basicsr.metrics import calculate_psnr, calculate_ssim
 from basicsr.utils import tensor2img
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.data import default_collate
 from tqdm import tqdm
 
+from drtl_plugin.meta.adaptation import last
 from drtl_plugin.models import DRTLModel
 from drtl_plugin.options import AdaptOptions, parse_section
 
@@ -43,7 +51,6 @@ TRACKS = {
     'iphone_x4': ('city100_iphone', 4),
 }
 DEVELOPMENT = 'iphone_x4'
-COLUMNS = (0, 1, 10, 50, 200, 1000)
 EPISODES, PATCHES = 4, 4  # tasks a step, and patches of each
 
 UNIFORM = {'relation': 'uniform'}
@@ -81,12 +88,18 @@ BASELINES = {
     'uniform meta': Arm({'pipeline': 'meta', 'weighting': UNIFORM}),
 }
 FIT = {'camera_fit': True}
+NO_FIT = {'camera_fit': False}
 ARMS = {
     **BASELINES,
     'DRTL weights': drtl_arm({'pipeline': 'pretrain', 'weighting': TRANSFER}, replay=REPLAY),
     'DRTL weights meta': drtl_arm({'pipeline': 'meta', 'weighting': TRANSFER}, replay=REPLAY),
     'fit alone': drtl_arm(
         {'pipeline': 'pretrain', **FIT, 'weighting': {**UNIFORM, 'mode': 'sampling', 'fit_share': 1}},
+        replay=REPLAY,
+        fitted_replay=FITTED_REPLAY,
+    ),
+    'fit half': drtl_arm(
+        {'pipeline': 'pretrain', **FIT, 'weighting': {**UNIFORM, 'mode': 'sampling', 'fit_share': 0.5}},
         fitted_replay=FITTED_REPLAY,
     ),
     'DRTL': drtl_arm(
@@ -98,7 +111,23 @@ ARMS = {
     'DRTL meta': drtl_arm({'pipeline': 'meta', **FIT, 'weighting': TRANSFER}, fitted_replay=FITTED_REPLAY),
 }
 DEFAULT = 'DRTL'
-QUICK_ARMS = ('bicubic', 'uniform', 'DRTL')
+RESULTS = HERE / 'results'
+FULL = {
+    'arms': list(ARMS),
+    'shots': [5, 1, 2],
+    'seeds': 3,
+    'iterations': 1000,
+    'columns': (0, 1, 10, 50, 200, 1000),
+    'results': RESULTS / 'realworld',
+}
+QUICK = {
+    'arms': ['bicubic', 'uniform', DEFAULT],
+    'shots': [5],
+    'seeds': 1,
+    'iterations': 600,
+    'columns': (0, 1, 10, 50, 200),
+    'results': RESULTS / 'realworld_quick',
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +142,7 @@ class Job:
     seed: int
     iterations: int
     columns: tuple[int, ...]
+    variants: tuple[str, ...]
 
     @property
     def trained_for(self) -> int:
@@ -129,7 +159,7 @@ class Job:
 
     def missing(self) -> list[str]:
         """Adaptations that are not done yet."""
-        return [variant for variant in ARMS[self.arm].adapt if not self.path(variant).is_file()]
+        return [variant for variant in self.variants if not self.path(variant).is_file()]
 
 
 def options(job: Job) -> dict:
@@ -139,11 +169,10 @@ def options(job: Job) -> dict:
     iterations, relation = job.iterations, arm.drtl['weighting']['relation']
     hooks = []
     if relation == 'transfer':
-        steps, interval, library = 10, job.iterations * 3 // 10, 17 + arm.drtl.get('camera_fit', False)
-        # Each measurement costs steps on 8 patches of every task.
-        cost = 2 * library * steps * 8 // (EPISODES * PATCHES)
-        iterations -= cost
-        hooks = [{'type': 'RelationHook', 'interval': interval, 'transfer_steps': steps}]
+        # Measured once, before half of the training; steps on 8 patches of each task count as training does.
+        steps, num_tasks = 10, 17 + arm.drtl.get('camera_fit', False)
+        iterations -= num_tasks * steps * 8 // (EPISODES * PATCHES)
+        hooks = [{'type': 'RelationHook', 'interval': int(job.iterations * 0.46), 'transfer_steps': steps}]
     target = {
         'dataroot_gt': str(job.data / camera / 'support' / 'hr'),
         'dataroot_lq': str(job.data / camera / 'support' / f'lr_x{scale}'),
@@ -276,35 +305,212 @@ def run(job: Job) -> str:
     return f'{head} {"; ".join(said)}'
 
 
-def _one_thread_each(jobs: int) -> None:
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
+def upsampling(args: argparse.Namespace, track: str) -> list[float]:
+    """PSNR and SSIM of bicubic upsampling."""
+    camera, scale = TRACKS[track]
+    path = args.results / track / 'bicubic_upsampling.json'
+    if not path.is_file():
+        scores = []
+        for lq, gt in read_pairs(args.data / camera / 'val', scale):
+            result = F.interpolate(lq[None] / 255, size=gt.shape[-2:], mode='bicubic', antialias=True)
+            scores.append(score(result, gt, scale))
+        path.write_text(json.dumps([statistics.mean(values) for values in zip(*scores)]), encoding='utf-8')
+    return json.loads(path.read_text(encoding='utf-8'))
+
+
+def collect(args: argparse.Namespace) -> list[dict]:
+    """What is there: a row for each track, arm, number of shots, seed and number of steps."""
+    rows = []
+    for job in all_jobs(args):
+        for variant in job.variants:
+            path = job.path(variant)
+            if not path.is_file():
+                continue
+            result = json.loads(path.read_text(encoding='utf-8'))
+            name = f'{job.arm}, {variant}' if variant else job.arm
+            for step, (psnr, ssim) in result['scores'].items():
+                rows.append(
+                    {
+                        **{'track': job.track, 'arm': name, 'shots': job.shots, 'seed': job.seed, 'steps': int(step)},
+                        **{'psnr_y': psnr, 'ssim_y': ssim},
+                        **{key: result[key] for key in ('training_seconds', 'adaptation_seconds')},
+                    }
+                )
+    return rows
+
+
+Means = dict[tuple[str, int, str, int], tuple[float, float]]
+
+
+def means_of(rows: list[dict], metric: str) -> Means:
+    """Mean and standard deviation over seeds, by track, shots, arm and steps."""
+    values = defaultdict(list)
+    for row in rows:
+        values[row['track'], row['shots'], row['arm'], row['steps']].append(row[metric])
+    return {
+        key: (statistics.mean(some), statistics.stdev(some) if len(some) > 1 else 0.0) for key, some in values.items()
+    }
+
+
+def tables(args: argparse.Namespace, rows: list[dict]) -> str:
+    """Markdown: a table for each track and number of shots."""
+    psnr, ssim = means_of(rows, 'psnr_y'), means_of(rows, 'ssim_y')
+    seconds = means_of([{**row, 'steps': 0} for row in rows], 'training_seconds')
+    text = []
+    arms = list(dict.fromkeys(row['arm'] for row in rows))
+    for track in args.tracks:
+        for shots in args.shots:
+            present = [arm for arm in arms if (track, shots, arm, 0) in psnr]
+            if not present:
+                continue
+            upsampled = upsampling(args, track)
+            text.append(
+                f'### {track}, {shots} shot{"s" * (shots > 1)} (bicubic upsampling: {upsampled[0]:.2f} dB, '
+                f'{upsampled[1]:.4f})\n'
+            )
+            for means, form in ((psnr, '{:.2f} ± {:.2f}'), (ssim, '{:.4f} ± {:.4f}')):
+                body = [
+                    [
+                        arm,
+                        *(form.format(*means[track, shots, arm, step]) for step in args.columns),
+                        f'{seconds[track, shots, arm, 0][0]:.0f}',
+                    ]
+                    for arm in present
+                ]
+                name = 'PSNR-Y, dB' if means is psnr else 'SSIM-Y'
+                header = [name, *(f'{step} steps' for step in args.columns), 'training, s']
+                text.append(markdown_table(header, body) + '\n')
+    return '\n'.join(text)
+
+
+def verdict(args: argparse.Namespace, rows: list[dict]) -> str:
+    """Markdown: by how many dB the default arm is above the best baseline."""
+    psnr = means_of(rows, 'psnr_y')
+    ours = {row['arm'] for row in rows} - set(BASELINES)
+    final = args.columns[-1]
+
+    def best(track: str, shots: int, step: int, arms: Iterable[str]) -> float:
+        found = [psnr[track, shots, arm, step][0] for arm in arms if (track, shots, arm, step) in psnr]
+        return max(found, default=float('nan'))
+
+    body = []
+    for shots in args.shots:
+        margins = []
+        for track in args.tracks:
+            baseline = {step: best(track, shots, step, BASELINES) for step in args.columns}
+            default = {step: best(track, shots, step, [DEFAULT]) for step in args.columns}
+            margin = [default[step] - baseline[step] for step in (0, 10, final)]
+            margin += [default[50] - baseline[final], best(track, shots, final, ours) - baseline[final]]
+            margins.append(margin)
+            body.append([track, str(shots), *(f'{value:+.2f}' for value in margin)])
+        body.append(['mean', str(shots), *(f'{statistics.mean(column):+.2f}' for column in zip(*margins))])
+    header = ['track', 'shots', 'before adaptation', 'after 10 steps', f'after {final}']
+    return markdown_table([*header, f'50 steps against {final}', f'best of ours after {final}'], body)
+
+
+def draw_curves(args: argparse.Namespace, rows: list[dict]) -> None:
+    """curves_kN.png: PSNR against steps of adaptation, with bands of a standard deviation."""
+    from matplotlib.figure import Figure
+
+    psnr = means_of(rows, 'psnr_y')
+    for shots in args.shots:
+        figure = Figure(figsize=(4.6 * len(args.tracks), 4.2), layout='constrained')
+        for axes, track in zip(figure.subplots(1, len(args.tracks), squeeze=False)[0], args.tracks):
+            for arm in ARMS:
+                if (track, shots, arm, 0) not in psnr or arm == 'scratch':  # far below
+                    continue
+                mean, spread = zip(*(psnr[track, shots, arm, step] for step in args.columns))
+                line = axes.plot(args.columns, mean, '--' if arm in BASELINES else '-', marker='.', label=arm)[0]
+                low, high = ([m + sign * s for m, s in zip(mean, spread)] for sign in (-1, 1))
+                axes.fill_between(args.columns, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+            axes.set_xscale('symlog', linthresh=1)
+            axes.set_title(f'{track}, {shots} shot{"s" * (shots > 1)}')
+            axes.set_xlabel('steps of adaptation')
+            axes.set_ylabel('PSNR-Y, dB')
+            axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+        figure.savefig(args.results / f'curves_k{shots}.png', dpi=100)
+
+
+def draw_crops(args: argparse.Namespace) -> None:
+    """crops.png: for each track, the part of a held-out photograph with most detail, five shots, first seed."""
+    from matplotlib.figure import Figure
+
+    side, steps = 96, 200 if 200 in args.columns else args.columns[-1]
+    figure = Figure(figsize=(10, 2.7 * len(args.tracks)), layout='constrained')
+    for line, track in zip(figure.subplots(len(args.tracks), 4, squeeze=False), args.tracks):
+        camera, scale = TRACKS[track]
+        job = Job(args.data, args.results, track, DEFAULT, max(args.shots), 0, args.iterations, args.columns, ())
+        model, _ = trained_model(job)
+        model.drtl = dataclasses.replace(model.drtl, adapt=parse_section(AdaptOptions, {'steps': steps}, 'adapt'))
+        adapted = last(model.adaptation_course(model.target_pairs, steps))
+        lq, gt = read_pairs(args.data / camera / 'val', scale)[0]
+        brightness = gt.float().mean(dim=0, keepdim=True)[None] / 255
+        spread = F.avg_pool2d(brightness**2, side, 12) - F.avg_pool2d(brightness, side, 12) ** 2
+        top, left = (12 * int(i) for i in divmod(spread.argmax().item(), spread.shape[-1]))
+        pictures = {
+            'bicubic': F.interpolate(lq[None] / 255, size=gt.shape[-2:], mode='bicubic', antialias=True),
+            'before adaptation': restore(model, model.net_g_ema, lq),
+            f'after {steps} steps': restore(model, adapted, lq),
+            'ground truth': gt[None] / 255,
+        }
+        for axes, (name, picture) in zip(line, pictures.items()):
+            axes.imshow(tensor2img(picture, rgb2bgr=False)[top : top + side, left : left + side])
+            axes.set_title(f'{track}: {name}' if name == 'bicubic' else name, fontsize=9)
+            axes.axis('off')
+    figure.savefig(args.results / 'crops.png', dpi=110)
+
+
+def report(args: argparse.Namespace) -> None:
+    """Write table.csv, table.md and the pictures from what is there."""
+    rows = collect(args)
+    with open(args.results / 'table.csv', 'w', newline='', encoding='utf-8') as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    text = f'## Above the best baseline, dB\n\n{verdict(args, rows)}\n\n## All arms\n\n{tables(args, rows)}'
+    (args.results / 'table.md').write_text(text, encoding='utf-8')
+    print(text)
+    draw_curves(args, rows)
+    draw_crops(args)
+    print(f'table.csv, table.md, curves_*.png and crops.png are in {args.results}.')
+
+
+def all_jobs(args: argparse.Namespace) -> list[Job]:
+    """Plain adaptations of everything first, the other variants then."""
+    plain, others = [], []
+    for seed, shots, track, arm in itertools.product(range(args.seeds), args.shots, args.tracks, args.arms):
+        job = Job(args.data, args.results, track, arm, shots, seed, args.iterations, args.columns, ('',))
+        plain.append(job)
+        further = tuple(variant for variant in ARMS[arm].adapt if variant)
+        if further:
+            others.append(dataclasses.replace(job, variants=further))
+    return plain + others
 
 
 def main() -> None:
     arguments = parser(__doc__)
-    arguments.add_argument('--quick', action='store_true', help='one seed, five pairs, main arms, short training')
+    arguments.add_argument('--quick', action='store_true', help='one seed, five shots, main arms, short training')
     arguments.add_argument('--tracks', nargs='+', choices=TRACKS, default=[t for t in TRACKS if t != DEVELOPMENT])
-    arguments.add_argument('--arms', nargs='+', choices=ARMS, default=None)
-    arguments.add_argument('--shots', nargs='+', type=int, default=[5, 1, 2])
-    arguments.add_argument('--seeds', type=int, default=3)
-    arguments.add_argument('--iterations', type=int, default=1000)
-    arguments.add_argument('--results', type=Path, default=HERE / 'results' / 'realworld')
+    arguments.add_argument('--arms', nargs='+', choices=ARMS, help='these only')
+    arguments.add_argument('--shots', nargs='+', type=int, choices=range(1, 6), help='default: 5, 1 and 2')
+    arguments.add_argument('--seeds', type=int, help='default: 3')
+    arguments.add_argument('--iterations', type=int, help=f'training steps, of {EPISODES * PATCHES} patches each')
+    arguments.add_argument('--results', type=Path, help='default: benchmarks/results/realworld')
     args = parse(arguments)
-    jobs = [
-        Job(args.data, args.results, track, arm, shots, seed, args.iterations, COLUMNS)
-        for seed in range(args.seeds)
-        for shots in args.shots
-        for track in args.tracks
-        for arm in args.arms or ARMS
-    ]
-    jobs = [job for job in jobs if job.missing()]
-    num = 1 if torch.cuda.is_available() else os.cpu_count()
-    with ProcessPoolExecutor(num, get_context('spawn'), _one_thread_each, (num,)) as pool:
-        for done in tqdm(as_completed([pool.submit(run, job) for job in jobs]), total=len(jobs), disable=None):
+    profile = QUICK if args.quick else FULL
+    for key, value in profile.items():
+        if getattr(args, key, None) is None:
+            setattr(args, key, value)
+    jobs = [job for job in all_jobs(args) if job.missing()]
+    workers = 1 if torch.cuda.is_available() else os.cpu_count() or 1
+    # One thread each: networks this small gain little from more.
+    with ProcessPoolExecutor(workers, get_context('spawn'), torch.set_num_threads, (1,)) as pool:
+        futures = [pool.submit(run, job) for job in jobs]
+        for done in tqdm(as_completed(futures), total=len(jobs), unit='run', disable=None):
             tqdm.write(done.result())
-            import sys
-
             sys.stdout.flush()
+    report(args)
 
 
 if __name__ == '__main__':

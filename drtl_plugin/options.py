@@ -41,10 +41,10 @@ class WeightingOptions:
     temperature: Optional[float] = option(None, 'Softmax temperature; takes the place of effective_tasks.', low=1e-6)
     floor: float = option(0.2, 'Share of the weights that is spread evenly over all tasks.', 0, 1)
     fit_share: float = option(
-        0.5, 'Share of the weights that the camera fit has beforehand (with drtl.camera_fit only).', 0, 1
+        0.9, 'Share of the weights that the camera fit has beforehand (with drtl.camera_fit only).', 0, 1
     )
     mode: Literal['gradient', 'sampling'] = option(
-        'gradient', "Weights multiply the tasks' gradients, or are the probabilities with which tasks are drawn."
+        'sampling', "Weights multiply the tasks' gradients, or are the probabilities with which tasks are drawn."
     )
 
 

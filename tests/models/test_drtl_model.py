@@ -414,7 +414,7 @@ class TestAdaptation:
         monkeypatch.setattr(
             'drtl_plugin.models.drtl_model.adaptation', lambda net, criterion, batches, *_: drawn.extend(batches)
         )
-        model._adaptation(model.target_pairs, 3)
+        model.adaptation_course(model.target_pairs, 3)
         assert [lq.shape for lq, _ in drawn] == [(4, 3, 16, 16)] * 3
         for lq, gt in drawn:
             residual = (lq - nn.functional.interpolate(gt, scale_factor=0.25, mode='bicubic', antialias=True)).abs()
@@ -435,7 +435,7 @@ class TestAdaptation:
     def test_early_stop_holds_pairs_out_then_adapts_to_all(self, build, quick_opt, monkeypatch):
         model = self.adapted(build, quick_opt, early_stop=True)
         adapted_to, judged_by = [], []
-        course, patches = model._adaptation, model._target_patches
+        course, patches = model.adaptation_course, model._target_patches
 
         def spied_course(pairs, steps):
             adapted_to.append(([id(lq) for lq, _ in pairs], steps))
@@ -446,7 +446,7 @@ class TestAdaptation:
                 judged_by.extend(id(lq) for lq, _ in pairs)
             return patches(num, generator, pairs)
 
-        monkeypatch.setattr(model, '_adaptation', spied_course)
+        monkeypatch.setattr(model, 'adaptation_course', spied_course)
         monkeypatch.setattr(model, '_target_patches', spied_patches)
         monkeypatch.setattr('drtl_plugin.models.drtl_model.best_step', lambda *_: 2)
         model.adapt_to_target()
