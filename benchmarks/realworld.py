@@ -17,6 +17,7 @@ import argparse
 import copy
 import csv
 import dataclasses
+import hashlib
 import itertools
 import json
 import os
@@ -150,16 +151,27 @@ class Job:
         return self.shots if ARMS[self.arm].knows_target else 0
 
     def path(self, variant: str) -> Path:
+        """The result of an adaptation; changed options make another file."""
+        digest = _digest(options(self), ARMS[self.arm].adapt[variant], self.columns)
         name = '_'.join([self.arm, *([variant] if variant else [])]).replace(' ', '_')
-        return self.results / self.track / f'{name}_k{self.shots}_s{self.seed}.json'
+        return self.results / self.track / f'{name}_k{self.shots}_s{self.seed}_{digest}.json'
 
     @property
     def network(self) -> Path:
-        return self.results / self.track / f'{self.arm.replace(" ", "_")}_k{self.trained_for}_s{self.seed}.pth'
+        """The trained network, which adaptations share."""
+        opt = options(self)
+        if not self.trained_for:
+            del opt['datasets']['train']['target']
+        name = f'{self.arm.replace(" ", "_")}_k{self.trained_for}_s{self.seed}_{_digest(opt)}.pth'
+        return self.results / self.track / name
 
     def missing(self) -> list[str]:
         """Adaptations that are not done yet."""
         return [variant for variant in self.variants if not self.path(variant).is_file()]
+
+
+def _digest(*settings: object) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def options(job: Job) -> dict:

@@ -97,7 +97,7 @@ class DRTLOptions:
     inner: InnerOptions = field(default_factory=InnerOptions)
     adapt: AdaptOptions = field(default_factory=AdaptOptions)
     camera_fit: bool = option(
-        False,
+        True,
         "Fit the camera's own degradation to the target's pairs (drtl_plugin.relation.camera_fit): one more auxiliary "
         "task, and auxiliary photographs as soft as the camera's ground truth.",
     )
@@ -394,11 +394,11 @@ def _complete_adaptation(opt: dict) -> None:
 def _complete_task_dataset(train: dict, opt: dict) -> None:
     """Give BasicSR's loader the defaults, and numbers for numbers, of a DistortionTaskDataset's options."""
     train.setdefault('seed', opt['manual_seed'])
-    train['camera_fit'] = DRTLOptions.from_opt(opt).camera_fit
     for root in ('dataroot_gt', 'dataroot_lq'):
         target = train.get('target')
         if isinstance(target, dict) and isinstance(target.get(root), str):
             target[root] = str(Path(target[root]).expanduser())
+    train['camera_fit'] = DRTLOptions.from_opt(opt).camera_fit and train.get('target') is not None
     options = parse_section(TaskDatasetOptions, train, 'datasets.train')
     train.update({key: value for key, value in vars(options).items() if key != 'target'})
     if opt['is_train'] and opt['num_gpu'] > 1:

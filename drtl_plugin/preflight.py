@@ -168,7 +168,7 @@ def _check_drtl(opt: dict) -> None:
             f'{opt["train"]["total_iter"]}; set a shorter interval for RelationHook.'
         )
     if train.get('target') and drtl.weighting.relation != 'uniform' and drtl.weighting.temperature is None:
-        num = len(DistortionLibrary(train.get('distortions', 'default'), opt['scale'])) + drtl.camera_fit
+        num = len(DistortionLibrary(train.get('distortions', 'default'), opt['scale'])) + train['camera_fit']
         wanted = drtl.weighting.effective_tasks
         if wanted >= num:
             raise OptionError(

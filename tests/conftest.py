@@ -44,7 +44,8 @@ def quick_opt() -> dict:
     opt['network_g'].update(num_feat=8, num_block=1)
     opt['network_r'] = {'type': 'DistortionRelationNet', 'num_feat': 8, 'num_embed': 8, 'num_slot': 8}
     opt['drtl']['adapt'].update(steps=2, batch_size=2)
-    opt['drtl']['weighting'].update(relation='embedding', effective_tasks=2)
+    opt['drtl']['camera_fit'] = False
+    opt['drtl']['weighting'].update(relation='embedding', effective_tasks=2, mode='gradient')
     hook = {'interval': 2, 'drn_steps': 2, 'drn_patches': 2, 'drn_contents': 4, 'num_patches': 2, 'transfer_steps': 1}
     opt['drtl']['hooks'] = [{'type': 'RelationHook', **hook}]
     opt['train'].update(total_iter=2, scheduler={'type': 'MultiStepLR', 'milestones': [100], 'gamma': 0.5})

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from drtl_plugin.data.distortion_task_dataset import DistortionTaskDataset
 from drtl_plugin.data.patches import paired_patches
-from drtl_plugin.errors import OptionError
+from drtl_plugin.errors import DataError, OptionError
 from drtl_plugin.meta.adaptation import adaptation, best_step, last
 from drtl_plugin.meta.hooks import build_hooks
 from drtl_plugin.meta.learner import (
@@ -72,10 +72,12 @@ class DRTLModel(SRModel):
 
     Args:
         opt (dict): BasicSR's options for ``SRModel``, with ``datasets.train`` of type ``DistortionTaskDataset`` and
-            a ``drtl`` section (:class:`drtl_plugin.options.DRTLOptions`).
+            a ``drtl`` section (:class:`drtl_plugin.options.DRTLOptions`). ``train.amp: bf16`` computes networks in
+            bfloat16 (autocast, channels-last) while training and adapting; weights stay in single precision.
 
     Attributes:
-        camera_fit (CameraFit | None): Where ``drtl.camera_fit`` is on; also the last task of ``library``.
+        camera_fit (CameraFit | None): Where ``drtl.camera_fit`` is on and there is a target; also
+            the last task of ``library``.
         graph (KnowledgeGraph | None): Set by the RelationHook.
         weights (Tensor): Gradient weights of the auxiliary tasks, ``(N,)``, mean 1.
         net_g_adapted (nn.Module | None): Set by the FewShotAdaptHook.
@@ -100,6 +102,8 @@ class DRTLModel(SRModel):
     def init_training_settings(self) -> None:
         """``SRModel``'s training settings, the auxiliary tasks, the DRN and the hooks."""
         super().init_training_settings()
+        if self.opt['train'].get('amp') not in (None, 'bf16'):
+            raise OptionError(f'train.amp: {self.opt["train"]["amp"]!r} is not bf16; leave it out for full precision.')
         if self.opt['train'].get('amp') == 'bf16':  # what bfloat16 is fast in
             for net in (self.net_g, *([self.net_g_ema] if hasattr(self, 'net_g_ema') else [])):
                 net.to(memory_format=torch.channels_last)
@@ -108,7 +112,7 @@ class DRTLModel(SRModel):
         self.library = self.task_data.library
         self.target_pairs = self.task_data.target_pairs
         self.camera_fit: CameraFit | None = None
-        if self.drtl.camera_fit:
+        if self.drtl.camera_fit and self.target_pairs is not None:
             self._fit_camera()
         if self.drtl.adapt.early_stop and self.target_pairs is not None and len(self.target_pairs) < 2:
             raise OptionError('drtl.adapt.early_stop: holding pairs out takes at least 2 pairs; there is 1.')
@@ -124,8 +128,6 @@ class DRTLModel(SRModel):
 
     def _fit_camera(self) -> None:
         """Fit the camera, or read a fit; it becomes the last of the auxiliary tasks."""
-        if self.target_pairs is None:
-            raise OptionError('drtl.camera_fit: there is no datasets.train.target to fit a camera to.')
         load_path = self.opt['path'].get('pretrain_camera_fit')
         if load_path is not None:
             self.camera_fit = CameraFit.load(load_path)
@@ -137,7 +139,10 @@ class DRTLModel(SRModel):
         else:
             generator = torch.Generator().manual_seed(self.opt['manual_seed'])
             photographs = self.task_data.gt_patches(_NUM_PHOTOGRAPHS, generator)
-            self.camera_fit = fit_camera(self.target_pairs, photographs)
+            try:
+                self.camera_fit = fit_camera(self.target_pairs, photographs)
+            except DataError as error:
+                raise DataError(f'drtl.camera_fit: {error} Leave it out by camera_fit: false.') from None
         self.library = self.library.with_task(self.camera_fit)
 
     def _auxiliary_gt(self, gt: Tensor) -> Tensor:

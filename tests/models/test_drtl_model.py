@@ -2,6 +2,7 @@ import copy
 import dataclasses
 from collections import OrderedDict
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -9,7 +10,7 @@ from basicsr.models import build_model
 from basicsr.utils.misc import check_resume
 from torch import nn
 
-from drtl_plugin.errors import OptionError
+from drtl_plugin.errors import DataError, OptionError
 from drtl_plugin.meta.learner import functional_loss, outer_gradient, trainable_parameters
 from drtl_plugin.models.drtl_model import DRTLModel
 from drtl_plugin.options import load_option_file, parse_options
@@ -399,6 +400,46 @@ class TestInnerRates:
             build(quick_opt)
 
 
+class TestBfloat16:
+    @pytest.mark.parametrize('pipeline', ['pretrain', 'meta'])
+    def test_gradients_are_those_of_single_precision_but_for_rounding(self, build, quick_opt, pipeline):
+        gradients = []
+        for amp in (None, 'bf16'):
+            quick_opt['drtl'].update(pipeline=pipeline, hooks=[])
+            quick_opt['drtl']['weighting']['relation'] = 'uniform'
+            quick_opt['train']['amp'] = amp
+            torch.manual_seed(0)
+            model = build(quick_opt)
+            model.feed_data(episodes(model, [0, 1]))
+            model.optimize_parameters(1)
+            assert {p.dtype for p in model.net_g.parameters()} == {torch.float32}
+            gradients.append(torch.cat([p.grad.flatten() for p in trainable_parameters(model.net_g).values()]))
+        single, half = gradients
+        assert not torch.equal(single, half)
+        # 8 bits of mantissa: 2^-8 a rounding
+        assert (half - single).norm() < 0.05 * single.norm()
+
+    def test_adaptation_and_relations_use_it(self, build, quick_opt):
+        results = []
+        for amp in (None, 'bf16'):
+            quick_opt['train']['amp'] = amp
+            quick_opt['drtl']['weighting']['relation'] = 'transfer'
+            torch.manual_seed(0)
+            model = build(quick_opt)
+            next(hook for hook in model.hooks if hasattr(hook, 'measure')).measure(model)
+            model.adapt_to_target()
+            results.append((parameters(model.net_g_adapted), model.graph.relation))
+        (single, relation), (half, half_relation) = results
+        assert not torch.equal(single, half)
+        assert torch.allclose(single, half, atol=1e-3)
+        assert not torch.equal(relation, half_relation)
+
+    def test_other_types_are_named(self, build, quick_opt):
+        quick_opt['train']['amp'] = 'fp8'
+        with pytest.raises(OptionError, match=r"train\.amp: 'fp8' is not bf16"):
+            build(quick_opt)
+
+
 class TestAdaptation:
     def adapted(self, build, quick_opt, **options):
         quick_opt['drtl']['adapt'].update(steps=4, **options)
@@ -535,7 +576,50 @@ class TestCameraFit:
     def test_without_a_target_there_is_nothing_to_fit(self, build, quick_opt):
         quick_opt['drtl']['camera_fit'] = True
         del quick_opt['datasets']['train']['target']
-        with pytest.raises(OptionError, match=r'drtl\.camera_fit: there is no'):
+        model = build(quick_opt)
+        assert model.camera_fit is None
+        assert {model.task_data[i]['task'] for i in range(40)} == {0, 1, 2, 3}
+
+    def test_it_has_its_share_of_the_weights_from_the_start(self, build, quick_opt):
+        quick_opt['drtl']['camera_fit'] = True
+        quick_opt['drtl']['weighting'].update(fit_share=0.8, relation='uniform')
+        model = build(quick_opt)
+        assert torch.allclose(model.weights, torch.tensor([0.2, 0.2, 0.2, 0.2, 4.2]))
+        model.start()
+        assert torch.allclose(model.weights, torch.tensor([0.2, 0.2, 0.2, 0.2, 4.2]))
+
+    def test_pairs_that_are_too_small_to_fit_are_named(self, build, quick_opt, tmp_path):
+        for folder, side in (('gt', 64), ('lq', 16)):
+            (tmp_path / folder).mkdir()
+            cv2.imwrite(str(tmp_path / folder / 'a.png'), np.zeros((side, side, 3), np.uint8))
+            quick_opt['datasets']['train']['target'][f'dataroot_{folder}'] = str(tmp_path / folder)
+        quick_opt['datasets']['train']['target']['num_shot'] = 1
+        quick_opt['drtl']['camera_fit'] = True
+        with pytest.raises(DataError, match=r'drtl\.camera_fit: .* camera_fit: false'):
+            build(quick_opt)
+
+    def test_replay_from_the_supports_own_ground_truth(self, build, quick_opt, monkeypatch):
+        quick_opt['drtl']['camera_fit'] = True
+        quick_opt['drtl']['adapt'].update(replay=1.0, replay_source='support', batch_size=3)
+        model = build(quick_opt)
+        drawn = []
+        monkeypatch.setattr(
+            'drtl_plugin.models.drtl_model.adaptation', lambda net, criterion, batches, *_: drawn.extend(batches)
+        )
+        model.adaptation_course(model.target_pairs[:1], 2)
+        whole = model.target_pairs[0][1].float() / 255
+        for lq, gt in drawn:
+            assert lq.shape == (3, 3, 16, 16)
+            expected = model.camera_fit(gt, torch.Generator().manual_seed(1))
+            assert (lq - expected).abs().mean() < 0.05  # the noise is another
+            for patch in gt:  # each is somewhere in that pair, up to flips
+                turned = [p.flip(dims) for p in (patch, patch.mT) for dims in ((), (1,), (2,), (1, 2))]
+                corners = whole[0].unfold(0, 64, 4).unfold(1, 64, 4)
+                assert any((corners - p[0]).abs().amax(dim=(2, 3)).min() < 1e-6 for p in turned)
+
+    def test_that_replay_needs_the_fit(self, build, quick_opt):
+        quick_opt['drtl']['adapt'].update(replay=0.5, replay_source='support')
+        with pytest.raises(OptionError, match=r'drtl\.adapt\.replay_source: support needs drtl\.camera_fit'):
             build(quick_opt)
 
     def test_its_label_is_its_own(self, build, quick_opt):
