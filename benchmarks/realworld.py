@@ -56,6 +56,7 @@ EPISODES, PATCHES = 4, 4  # tasks a step, and patches of each
 
 UNIFORM = {'relation': 'uniform'}
 TRANSFER = {'relation': 'transfer', 'mode': 'sampling'}
+HIGH_RATE = {'lr': 1e-3}
 PLAIN, REPLAY, FITTED_REPLAY = {}, {'replay': 0.5}, {'replay': 0.5, 'replay_source': 'support'}
 
 
@@ -83,8 +84,12 @@ def drtl_arm(drtl: dict, **adapt: dict) -> Arm:
 
 
 BASELINES = {
-    'scratch': Arm({'weighting': UNIFORM}, {'': {'lr': 1e-3}}, trained=False),
-    'bicubic': Arm({'pipeline': 'pretrain', 'weighting': UNIFORM}, distortions=[{'name': 'bicubic'}]),
+    'scratch': Arm({'weighting': UNIFORM}, {'': HIGH_RATE}, trained=False),
+    'bicubic': Arm(
+        {'pipeline': 'pretrain', 'weighting': UNIFORM},
+        {'': PLAIN, 'high rate': HIGH_RATE},
+        distortions=[{'name': 'bicubic'}],
+    ),
     'uniform': Arm({'pipeline': 'pretrain', 'weighting': UNIFORM}),
     'uniform meta': Arm({'pipeline': 'meta', 'weighting': UNIFORM}),
 }
@@ -508,6 +513,8 @@ def main() -> None:
     arguments.add_argument('--shots', nargs='+', type=int, choices=range(1, 6), help='default: 5, 1 and 2')
     arguments.add_argument('--seeds', type=int, help='default: 3')
     arguments.add_argument('--iterations', type=int, help=f'training steps, of {EPISODES * PATCHES} patches each')
+    workers = 1 if torch.cuda.is_available() else os.cpu_count() or 1
+    arguments.add_argument('--jobs', type=int, default=workers, help='runs beside each other; default: %(default)s')
     arguments.add_argument('--results', type=Path, help='default: benchmarks/results/realworld')
     args = parse(arguments)
     profile = QUICK if args.quick else FULL
@@ -515,9 +522,8 @@ def main() -> None:
         if getattr(args, key, None) is None:
             setattr(args, key, value)
     jobs = [job for job in all_jobs(args) if job.missing()]
-    workers = 1 if torch.cuda.is_available() else os.cpu_count() or 1
     # One thread each: networks this small gain little from more.
-    with ProcessPoolExecutor(workers, get_context('spawn'), torch.set_num_threads, (1,)) as pool:
+    with ProcessPoolExecutor(args.jobs, get_context('spawn'), torch.set_num_threads, (1,)) as pool:
         futures = [pool.submit(run, job) for job in jobs]
         for done in tqdm(as_completed(futures), total=len(jobs), unit='run', disable=None):
             tqdm.write(done.result())

@@ -2,12 +2,12 @@
 
 K pairs say more than which known distortion is near. The model of the low-quality image ``y`` of ground truth ``x``::
 
-    y = t((k * x) ↓ s) + n,        Var n = c_0 + c_1 · y + c_2 · |∇y|²
+    y = t((k * x) ↓ s) + d(x) + n,        Var n = c_0 + c_1 · y + c_2 · |∇y|²
 
 with a kernel ``k`` for each colour on the ground truth's grid (the reduction by s is part of it), a tone curve ``t``
 for each colour, a cubic polynomial, and noise that grows with intensity and at edges, correlated between colours and
 between neighbouring pixels. While the kernel is fitted, each pair has a gain, an offset and a sub-pixel shift of its
-own: exposure and registration differ between pairs. All of it is least squares in closed form, in seconds. What the
+own: exposure and registration differ between pairs. All but the correction is least squares in closed form. What the
 ground truth of the pairs lacks in sharpness against other photographs is fitted, too: a network learns to restore what
 the camera calls good.
 
@@ -35,6 +35,7 @@ from torch.nn import functional as F
 
 from drtl_plugin.data.distortions import bicubic
 from drtl_plugin.errors import DataError
+from drtl_plugin.relation.camera_correction import Correction, correct, share_left, train_correction
 
 Pair = tuple[Tensor, Tensor]
 
@@ -70,9 +71,10 @@ class CameraFit:
         neighbour_correlation (float): Of the noise between adjacent pixels.
         gt_sigma (float): Width of the Gaussian that makes photographs as soft as the pairs' ground truth, in pixels.
         explained (float): Share of the energy that bicubic reduction of the ground truth leaves (after gain, offset and
-            shift) which the kernel explains.
-        explained_left_out (float): The same, each pair judged by a kernel that was fitted to the others; of a single
-            pair, each quarter.
+            shift) which kernel and correction explain.
+        explained_left_out (float): The same on pairs that were left out; of a single pair, quarters. (Of the kernel,
+            each in turn; of the correction, the last.)
+        correction (Correction): Empty where none helps.
     """
 
     label: ClassVar[str] = 'camera fit'  # its name as an auxiliary task
@@ -87,6 +89,7 @@ class CameraFit:
     gt_sigma: float
     explained: float
     explained_left_out: float
+    correction: Correction = ()
 
     def warnings(self) -> list[str]:
         """Reasons not to trust the fit, for people to read; none if it can be trusted."""
@@ -125,10 +128,9 @@ class CameraFit:
         Returns:
             Tensor: ``(B, 3, H / scale, W / scale)`` in [0, 1], rounded to 8 bits as a file would be.
         """
-        # Beyond what it was fitted to, a polynomial means nothing.
-        img = torch.einsum(
-            'ci,bchwi->bchw', self.tone.to(gt), _powers(reduce_by(gt, self.kernel.to(gt), self.scale).clamp(0, 1))
-        )
+        img = _toned(self.tone.to(gt), reduce_by(gt, self.kernel.to(gt), self.scale))
+        if self.correction:
+            img = correct(self.correction, gt, img)
         img = img + self._noise_for(img, generator)
         return (img * 255).round().clamp(0, 255) / 255
 
@@ -232,19 +234,44 @@ def fit_camera(pairs: Sequence[Pair], photographs: Tensor) -> CameraFit:
             models.append(z * _per_colour(gain[p]) + _per_colour(offset[p]))
             shift[p] += _remaining_shift(models[p], lq) * scale
         shift -= shift.mean(dim=0)
+    tone = _fit_tone(reduced, lqs)
+    toned = [_toned(tone, z[None])[0] for z in reduced]
+    levels = [_level(z, lq) for z, lq in zip(toned, lqs)]
+    levelled = [(lq - _per_colour(o)) / _per_colour(a) for lq, (a, o) in zip(lqs, levels)]
+    correction, left, left_of_unseen = _fit_correction(shifted, toned, levelled)
+    if correction:
+        toned = [correct(correction, gt[None], z[None])[0] for gt, z in zip(shifted, toned)]
+    models = [z * _per_colour(a) + _per_colour(o) for z, (a, o) in zip(toned, levels)]
     noise, colours, neighbours = _fit_noise(models, lqs)
     return CameraFit(
         scale=scale,
         kernel=kernel.float(),
-        tone=_fit_tone(reduced, lqs).float(),
+        tone=tone.float(),
         shift=shift.float(),
         noise=noise.float(),
         colour_correlation=colours.float(),
         neighbour_correlation=neighbours,
         gt_sigma=_relative_softness(gts, photographs.double()),
-        explained=explained,
-        explained_left_out=explained_left_out,
+        explained=1 - (1 - explained) * left,
+        explained_left_out=1 - (1 - explained_left_out) * left_of_unseen,
+        correction=correction,
     )
+
+
+def _fit_correction(
+    gts: Sequence[Tensor], models: Sequence[Tensor], lqs: Sequence[Tensor]
+) -> tuple[Correction, float, float]:
+    """A correction, or an empty one; and what it leaves of the model's error, and of that on what it has not seen."""
+    parts = [tuple(image.float() for image in images) for images in zip(gts, models, lqs)]
+    if len(parts) == 1:
+        gt, model, lq = parts[0]
+        parts = [(whole, z, y) for (y, whole), (z, _) in zip(_quarters(lq, gt), _quarters(model, gt))]
+    generator = torch.Generator().manual_seed(0)
+    left_of_unseen = share_left(train_correction(parts[:-1], generator), parts[-1:])
+    if left_of_unseen > 1 - _WORTHWHILE:
+        return (), 1.0, 1.0
+    correction = train_correction(parts, generator)
+    return correction, share_left(correction, parts), left_of_unseen
 
 
 @dataclass(frozen=True)
@@ -374,6 +401,12 @@ def _level(model: Tensor, lq: Tensor) -> tuple[Tensor, Tensor]:
     centred = model - model.mean(dim=1, keepdim=True)
     gain = (centred * lq).sum(dim=1) / centred.square().sum(dim=1).clamp_min(1e-12)
     return gain, lq.mean(dim=1) - gain * model.mean(dim=1)
+
+
+def _toned(tone: Tensor, reduced: Tensor) -> Tensor:
+    """The tone curves ``(3, 4)`` on ``(B, 3, h, w)``."""
+    # Beyond what it was fitted to, a polynomial means nothing.
+    return torch.einsum('ci,bchwi->bchw', tone, _powers(reduced.clamp(0, 1)))
 
 
 def _powers(z: Tensor) -> Tensor:
