@@ -42,7 +42,7 @@ from tqdm import tqdm
 
 from drtl_plugin.meta.adaptation import last
 from drtl_plugin.models import DRTLModel
-from drtl_plugin.options import AdaptOptions, parse_section
+from drtl_plugin.options import AdaptOptions, DRTLOptions, parse_section
 
 # The last one was used to choose options, and is not reported unless asked for.
 TRACKS = {
@@ -94,7 +94,6 @@ BASELINES = {
     'uniform meta': Arm({'pipeline': 'meta', 'weighting': UNIFORM}),
 }
 FIT = {'camera_fit': True}
-NO_FIT = {'camera_fit': False}
 ARMS = {
     **BASELINES,
     'DRTL weights': drtl_arm({'pipeline': 'pretrain', 'weighting': TRANSFER}, replay=REPLAY),
@@ -156,8 +155,9 @@ class Job:
         return self.shots if ARMS[self.arm].knows_target else 0
 
     def path(self, variant: str) -> Path:
-        """The result of an adaptation; changed options make another file."""
-        digest = _digest(options(self), ARMS[self.arm].adapt[variant], self.columns)
+        """The result of an adaptation."""
+        section = parse_section(AdaptOptions, ARMS[self.arm].adapt[variant], 'adapt')
+        digest = _digest(options(self), dataclasses.asdict(section), self.columns)
         name = '_'.join([self.arm, *([variant] if variant else [])]).replace(' ', '_')
         return self.results / self.track / f'{name}_k{self.shots}_s{self.seed}_{digest}.json'
 
@@ -175,8 +175,10 @@ class Job:
         return [variant for variant in self.variants if not self.path(variant).is_file()]
 
 
-def _digest(*settings: object) -> str:
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+def _digest(opt: dict, *settings: object) -> str:
+    """Changed options make other file names; so do changed defaults of the plug-in."""
+    drtl = dataclasses.asdict(DRTLOptions.from_opt(opt))
+    return hashlib.sha256(json.dumps([{**opt, 'drtl': drtl}, *settings], sort_keys=True).encode()).hexdigest()[:8]
 
 
 def options(job: Job) -> dict:
@@ -222,7 +224,7 @@ def options(job: Job) -> dict:
             **{'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 32, 'num_block': 4},
             **{'upscale': scale, 'res_scale': 1},
         },
-        'drtl': {**copy.deepcopy(arm.drtl), 'hooks': hooks},
+        'drtl': {'camera_fit': False, **copy.deepcopy(arm.drtl), 'hooks': hooks},
         'path': {},
         'train': {
             'amp': 'bf16',

@@ -1,5 +1,7 @@
 """Recipes for published datasets, on made-up images in the published layouts."""
 
+import shlex
+
 import cv2
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from drtl_plugin import cli
 from drtl_plugin.data.image_files import image_names
 from drtl_plugin.data.published_data import prepare_pairs, prepare_subimages
 from drtl_plugin.errors import DataError
+from tests.conftest import OPTIONS
 
 
 def write(path, height, width, seed=0):
@@ -140,3 +143,28 @@ class TestCommand:
         assert sorted(paths_from_lmdb(str(tmp_path / 'b.lmdb'))) == ['a_s001', 'a_s002']
         assert cli.main([*arguments, str(tmp_path / 'c'), '--lmdb']) == 2
         assert 'must end in .lmdb' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('name', ['drtl_x4_realsr', 'drtl_x4_city100'])
+def test_option_files_run_after_the_commands_in_their_heads(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for folder in ('DIV2K_train_HR', 'Flickr2K_HR'):
+        write(tmp_path / folder / f'{folder}.png', 480, 500)
+    for phase in ('Train', 'Test'):
+        for i in range(1, 6):
+            write(tmp_path / f'RealSR(V3)/Canon/{phase}/4/Canon_{i:03d}_HR.png', 96, 96, i)
+            write(tmp_path / f'RealSR(V3)/Canon/{phase}/4/Canon_{i:03d}_LR4.png', 24, 24, i)
+    for i in (4, 11, 14, 31, 51, 71, 91):
+        for kind in 'HL':
+            write(tmp_path / f'City100/City100_NikonD5500/{i:03d}{kind}.PNG', 97, 100, i)
+    path = OPTIONS / f'{name}.yml'
+    commands = [line[4:] for line in path.read_text().splitlines() if line.startswith('#   basicsr ')]
+    assert len(commands) == 2
+    for command in commands:
+        assert cli.main(shlex.split(command)[1:]) == 0
+    changes = ['train:total_iter=2', 'datasets:train:gt_size=64', 'datasets:train:num_worker_per_gpu=0']
+    changes += ['network_g:num_feat=8', 'network_g:num_block=1', 'drtl:camera_fit=false', 'drtl:adapt:steps=1']
+    changes += ['drtl:weighting:relation=uniform', 'logger:use_tb_logger=false', 'val:val_freq=2']
+    assert cli.main(['train', '-opt', str(path), '--force_yml', *changes]) == 0
+    assert 'after adaptation' in capsys.readouterr().out
+    assert (tmp_path / f'experiments/{name}/models/net_g_adapted_latest.pth').is_file()
