@@ -56,8 +56,9 @@ EPISODES, PATCHES = 4, 4  # tasks a step, and patches of each
 
 UNIFORM = {'relation': 'uniform'}
 TRANSFER = {'relation': 'transfer', 'mode': 'sampling'}
-HIGH_RATE = {'lr': 1e-3}
-PLAIN, REPLAY, FITTED_REPLAY = {}, {'replay': 0.5}, {'replay': 0.5, 'replay_source': 'support'}
+# Baselines do without the warm-up, which they are slower with.
+PLAIN, HIGH_RATE = {'warmup': 0}, {'warmup': 0, 'lr': 1e-3}
+REPLAY, FITTED_REPLAY = {'replay': 0.5}, {'replay': 0.5, 'replay_source': 'support'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,14 +81,14 @@ class Arm:
 
 
 def drtl_arm(drtl: dict, **adapt: dict) -> Arm:
-    return Arm(drtl, {'': PLAIN, **adapt}, knows_target=True)
+    return Arm(drtl, {'': {}, **adapt}, knows_target=True)
 
 
 BASELINES = {
     'scratch': Arm({'weighting': UNIFORM}, {'': HIGH_RATE}, trained=False),
     'bicubic': Arm(
         {'pipeline': 'pretrain', 'weighting': UNIFORM},
-        {'': PLAIN, 'high rate': HIGH_RATE},
+        {'': PLAIN, 'high_rate': HIGH_RATE},
         distortions=[{'name': 'bicubic'}],
     ),
     'uniform': Arm({'pipeline': 'pretrain', 'weighting': UNIFORM}),
@@ -112,6 +113,7 @@ ARMS = {
         replay=REPLAY,
         fitted_replay=FITTED_REPLAY,
         low_rank={'rank': 4, 'lr': 1e-3},
+        high_rate=HIGH_RATE,
     ),
     'DRTL meta': drtl_arm({'pipeline': 'meta', **FIT, 'weighting': TRANSFER}, fitted_replay=FITTED_REPLAY),
 }
@@ -178,6 +180,7 @@ class Job:
 def _digest(opt: dict, *settings: object) -> str:
     """Changed options make other file names; so do changed defaults of the plug-in."""
     drtl = dataclasses.asdict(DRTLOptions.from_opt(opt))
+    del drtl['adapt']  # of no account to training
     return hashlib.sha256(json.dumps([{**opt, 'drtl': drtl}, *settings], sort_keys=True).encode()).hexdigest()[:8]
 
 

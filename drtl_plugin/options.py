@@ -71,6 +71,9 @@ class AdaptOptions:
 
     steps: int = option(50, 'Steps on the support set; the most that early_stop may take.', low=0)
     lr: float = option(1e-4, 'Learning rate of Adam.', low=0)
+    warmup: int = option(
+        50, "Steps over which Adam's learning rate rises to lr: its first ones shake a network that is good already.", 0
+    )
     optimizer: Literal['adam', 'inner'] = option(
         'adam', "Adam, or plain gradient descent with the inner loop's step sizes and parameters."
     )

@@ -27,6 +27,7 @@ def adaptation(
     ema_decay: float = 0.0,
     rates: Rates | None = None,
     rank: int = 0,
+    warmup: int = 0,
     precision: Precision = nullcontext,
 ) -> Iterator[nn.Module]:
     """The course of an adaptation: a step for each batch, by Adam or with the inner loop's own rates.
@@ -42,6 +43,8 @@ def adaptation(
             loop of meta-learning continued. What is not named stays as it is.
         rank (int): Above 0, low-rank adapters of that rank on convolutions and linear layers learn instead of the
             weights (:mod:`drtl_plugin.meta.low_rank`).
+        warmup (int): Steps over which Adam's learning rate rises evenly to ``lr``. Adam's first steps are of the
+            gradient's sign alone, as large as ``lr`` for every weight, however small the gradient.
         precision (Precision): Makes the context that each step is computed in, e.g. autocast.
 
     Yields:
@@ -62,6 +65,7 @@ def adaptation(
             loss = criterion(student(lq), gt)
         loss.backward()
         if rates is None:
+            optimizer.param_groups[0]['lr'] = lr * min(1, (step + 1) / max(warmup, 1))
             optimizer.step()
         decay = min(ema_decay, (1 + step) / (10 + step))
         with torch.no_grad():
