@@ -123,7 +123,7 @@ FULL = {
     'arms': list(ARMS),
     'shots': [5, 1, 2],
     'seeds': 3,
-    'iterations': 1000,
+    'iterations': 2000,
     'columns': (0, 1, 10, 50, 200, 1000),
     'results': RESULTS / 'realworld',
 }

@@ -39,6 +39,14 @@ def test_is_adam_on_the_batches():
     assert not adapted.training
 
 
+def test_the_rate_warms_up():
+    # Under a constant gradient each of Adam's steps is as large as its rate.
+    course = adaptation(Scalar(), output_alone, [ONE] * 6, lr=1e-2, warmup=4)
+    path = [net.theta.item() for net in course]
+    steps = [before - after for before, after in zip(path, path[1:])]
+    assert steps == pytest.approx([0.25e-2, 0.5e-2, 0.75e-2, 1e-2, 1e-2, 1e-2], rel=1e-3)
+
+
 def test_inner_rates_are_plain_gradient_descent_on_what_they_name():
     net = small_net().eval()
     rates = {'3.weight': 0.1, '3.bias': torch.tensor([0.3], dtype=torch.float64)}

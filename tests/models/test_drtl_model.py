@@ -12,6 +12,7 @@ from torch import nn
 
 from drtl_plugin.errors import DataError, OptionError
 from drtl_plugin.meta.learner import functional_loss, outer_gradient, trainable_parameters
+from drtl_plugin.models import drtl_model
 from drtl_plugin.models.drtl_model import DRTLModel
 from drtl_plugin.options import load_option_file, parse_options
 from drtl_plugin.relation.graph import KnowledgeGraph
@@ -560,6 +561,17 @@ class TestCameraFit:
         expected = model.camera_fit.ground_truth(batch['query_gt'].flatten(0, 1)).view_as(batch['query_gt'])
         assert torch.equal(model.episode_gt[:, 1:], expected)
         assert not torch.equal(expected, batch['query_gt'])
+
+    def test_a_camera_is_fitted_once_a_run(self, build, quick_opt, monkeypatch):
+        quick_opt['drtl']['camera_fit'] = True
+        calls = []
+        fit_camera = drtl_model.fit_camera
+        monkeypatch.setattr(drtl_model, '_FITS', {})
+        monkeypatch.setattr(drtl_model, 'fit_camera', lambda *pairs: calls.append(1) or fit_camera(*pairs))
+        fits = [build(quick_opt).camera_fit for _ in range(2)]
+        assert fits[0] is fits[1] and len(calls) == 1
+        quick_opt['datasets']['train']['target']['num_shot'] = 4
+        assert build(quick_opt).camera_fit is not fits[0] and len(calls) == 2
 
     def test_a_fit_given_by_path_is_taken(self, build, quick_opt, tmp_path, monkeypatch):
         quick_opt['drtl']['camera_fit'] = True
