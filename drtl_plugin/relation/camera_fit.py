@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-from basicsr.data.degradations import bivariate_Gaussian
 from basicsr.utils.img_process_util import filter2D
 from scipy.optimize import nnls
 from torch import Tensor
@@ -484,8 +483,17 @@ def _soften(img: Tensor, sigma: float) -> Tensor:
     """Gaussian blur of ``(B, 3, H, W)``; below a quarter of a pixel there is nothing to sample a Gaussian by."""
     if sigma < 0.25:
         return img
-    kernel = bivariate_Gaussian(2 * math.ceil(3 * sigma) + 1, sigma, sigma, 0)
-    return filter2D(img, torch.from_numpy(kernel).to(img)[None])
+    # A Gaussian is separable, and for patches a product with a band matrix is several times as fast as a convolution.
+    rows, columns = (_blurring(extent, sigma).to(img) for extent in img.shape[-2:])
+    return rows.T @ img @ columns
+
+
+def _blurring(extent: int, sigma: float) -> Tensor:
+    """``(n, n)``: the matrix by which rows of n pixels are multiplied to be blurred, mirrored at their ends."""
+    radius = math.ceil(3 * sigma)
+    kernel = torch.exp(-(torch.arange(-radius, radius + 1).double() ** 2) / (2 * sigma**2))
+    impulses = F.pad(torch.eye(extent, dtype=torch.float64)[:, None], (radius, radius), mode='reflect')
+    return F.conv1d(impulses, (kernel / kernel.sum())[None, None])[:, 0]
 
 
 def _spectrum(patches: Tensor) -> tuple[Tensor, Tensor]:
