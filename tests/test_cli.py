@@ -434,13 +434,14 @@ class TestRelation:
         capsys.readouterr()
         for _ in range(2):
             assert cli.main(['relation', '-opt', path]) == 0
-        lines = capsys.readouterr().out.splitlines()[-6:]
+        lines = capsys.readouterr().out.splitlines()[-7:]
         folder = workdir / 'results/adapt_x4_relation'
         content = json.loads((folder / 'knowledge_graph.json').read_text())
-        weights = [float(re.fullmatch(r'  .+  [+-]\d\.\d\d  x(\d\.\d\d)  #+', line)[1]) for line in lines[:4]]
+        weights = [float(re.fullmatch(r'  .+  [+-]\d\.\d\d  x(\d\.\d\d)  #*', line)[1]) for line in lines[:5]]
         assert weights == sorted(weights, reverse=True)
+        assert lines[0].split('  ')[1] == 'camera fit'
         assert weights == pytest.approx(sorted(content['weights'], reverse=True), abs=0.006)
-        assert lines[5] == f'The knowledge graph is in {folder.relative_to(workdir)}.'
+        assert lines[6] == f'The knowledge graph is in {folder.relative_to(workdir)}.'
         assert cv2.imread(str(folder / 'knowledge_graph.png')) is not None
         # The first measurement is kept.
         assert len(list((workdir / 'results').glob('adapt_x4_relation_archived_*'))) == 1

@@ -42,7 +42,7 @@ def correct(correction: Correction, gt: Tensor, model: Tensor) -> Tensor:
     scale = gt.shape[-1] // model.shape[-1]
     # Detail is what matters: the s x s pixels around each pixel, against the model's.
     detail = F.pixel_unshuffle(gt, scale) - model.repeat_interleave(scale**2, dim=1)
-    features = F.pad(torch.cat([detail, model], dim=1), (_MARGIN,) * 4, mode='replicate')
+    features = F.pad(torch.cat([detail, model], dim=1), (len(correction) // 2,) * 4, mode='replicate')
     *hidden, (weight, bias) = zip(correction[::2], correction[1::2])
     for hidden_weight, hidden_bias in hidden:
         features = F.conv2d(features, hidden_weight.to(gt), hidden_bias.to(gt)).relu()
