@@ -211,13 +211,16 @@ def fit_camera(pairs: Sequence[Pair], photographs: Tensor) -> CameraFit:
         CameraFit: With ``warnings()``, where it should not be trusted.
 
     Raises:
-        DataError: If a side of a pair is below four times the kernel's, as is needed to judge the fit by quarters.
+        DataError: If a side of a pair is below four times the kernel's, as is needed to judge the fit by quarters, or
+            a colour is black in all of the ground truth.
     """
     scale = pairs[0][1].shape[-1] // pairs[0][0].shape[-1]
     # Wide enough for lenses at x4, and for what is left of them at x2.
     taps = max(5 * scale, 14 + scale % 2)
     if min(min(gt.shape[-2:]) for _, gt in pairs) < 4 * taps:
         raise DataError(f'a camera cannot be fitted to pairs of less than {4 * taps} pixels of ground truth a side.')
+    if not functools.reduce(operator.or_, (gt.flatten(1).any(dim=1) for _, gt in pairs)).all():
+        raise DataError('a camera cannot be fitted to pairs whose ground truth has a colour that is black throughout.')
     lqs, gts = zip(*(_middle(lq.double() / 255, gt.double() / 255) for lq, gt in pairs))
     shift = torch.zeros(len(pairs), 2, dtype=torch.float64)
     gain, offset = torch.ones(len(pairs), 3).double(), torch.zeros(len(pairs), 3).double()
@@ -353,8 +356,9 @@ def _solve(parts: list[_Equations], taps: int) -> tuple[Tensor, float, float]:
     penalty = _regularisation(taps)
 
     def kernel_of(equations: _Equations, ridge: float) -> Tensor:
-        energy = equations.gram.diagonal(dim1=1, dim2=2).mean(dim=1)
-        return torch.linalg.solve(equations.gram + ridge * energy[:, None, None] * penalty, equations.product)
+        energy = equations.gram.diagonal(dim1=1, dim2=2).mean(dim=1).clamp_min(1e-9)  # of what may be black
+        factor = torch.linalg.cholesky(equations.gram + ridge * energy[:, None, None] * penalty)
+        return torch.cholesky_solve(equations.product[..., None], factor)[..., 0]
 
     left_out = {
         ridge: sum(part.error(kernel_of(rest, ridge)) for part, rest in zip(parts, others)) for ridge in _RIDGES
@@ -399,6 +403,7 @@ def _level(model: Tensor, lq: Tensor) -> tuple[Tensor, Tensor]:
     model, lq = model.flatten(1), lq.flatten(1)
     centred = model - model.mean(dim=1, keepdim=True)
     gain = (centred * lq).sum(dim=1) / centred.square().sum(dim=1).clamp_min(1e-12)
+    gain = gain.clamp(0.1, 10)  # images without contrast have none, and it is divided by
     return gain, lq.mean(dim=1) - gain * model.mean(dim=1)
 
 

@@ -143,6 +143,25 @@ def test_pairs_too_small_are_an_error(sharp):
         fit_camera([pair(np.zeros((16, 16, 3)), np.zeros((48, 48, 3)))], sharp)
 
 
+def test_black_pairs_are_an_error_and_a_black_one_among_others_is_not(sharp):
+    black = np.zeros((SIDE, SIDE, 3))
+    with pytest.raises(DataError, match='black throughout'):
+        fit([reduced(black, 1.6)] * 2, sharp, gts=[black] * 2)
+    img = photographs()[0]
+    fitted = fit([reduced(img, 1.6), reduced(black, 1.6)], sharp, gts=[img, black])
+    assert all(parameter.isfinite().all() for parameter in (fitted.kernel, fitted.tone, fitted.shift, fitted.noise))
+
+
+def test_threads_that_were_set_by_hand_do_not_matter(sharp):
+    """A general solver of MKL's is broken after ``torch.set_num_threads``: it complains and never ends."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert fit([reduced(img, 1.6) for img in photographs()[:2]], sharp).explained > 0.9
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_it_is_saved_loaded_and_drawn(sharp, tmp_path, generator):
     fitted = fit([reduced(img, 1.6) for img in photographs()], sharp)
     fitted.save(tmp_path / 'camera_fit.pth')
