@@ -17,6 +17,7 @@ import argparse
 import copy
 import csv
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -25,7 +26,7 @@ import statistics
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
@@ -172,6 +173,12 @@ class Job:
         name = f'{self.arm.replace(" ", "_")}_k{self.trained_for}_s{self.seed}_{_digest(opt)}.pth'
         return self.results / self.track / name
 
+    @property
+    def fit(self) -> Path:
+        """The fitted camera, which arms share."""
+        digest = _digest(options(dataclasses.replace(self, arm='fit alone')))
+        return self.results / self.track / f'fit_k{self.shots}_s{self.seed}_{digest}.pth'
+
     def missing(self) -> list[str]:
         """Adaptations that are not done yet."""
         return [variant for variant in self.variants if not self.path(variant).is_file()]
@@ -247,7 +254,11 @@ def trained_model(job: Job) -> tuple[DRTLModel, float]:
     """The model of a job, trained or as it was trained before, and the seconds that training took."""
     torch.manual_seed(job.seed)
     opt = options(job)
+    if job.fit.is_file() and opt['drtl']['camera_fit']:
+        opt['path']['pretrain_camera_fit'] = str(job.fit)
     model = DRTLModel(opt)
+    if model.camera_fit is not None and not job.fit.is_file():
+        _write(job.fit, model.camera_fit.save)
     if not ARMS[job.arm].trained:
         return model, 0.0
     if job.network.is_file():
@@ -267,10 +278,15 @@ def trained_model(job: Job) -> tuple[DRTLModel, float]:
         model.optimize_parameters(iteration)
     seconds = time.perf_counter() - start
     state = {'params': model.net_g_ema.state_dict(), 'weights': model.weights, 'seconds': seconds}
-    unfinished = job.network.with_suffix(f'.{os.getpid()}')
-    torch.save(state, unfinished)
-    os.replace(unfinished, job.network)
+    _write(job.network, functools.partial(torch.save, state))
     return model, seconds
+
+
+def _write(path: Path, save: Callable[[Path], None]) -> None:
+    """Save as a whole or not at all; others may be at it."""
+    unfinished = path.with_suffix(f'.{os.getpid()}')
+    save(unfinished)
+    os.replace(unfinished, path)
 
 
 @torch.no_grad()
