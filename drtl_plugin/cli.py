@@ -20,10 +20,11 @@ from basicsr.utils.registry import MODEL_REGISTRY
 
 import drtl_plugin
 from drtl_plugin import preflight
-from drtl_plugin.compat import close_basicsr_logs, resuming_within_epoch, without_gpu
+from drtl_plugin.compat import close_basicsr_logs, resuming_within_epoch, several_processes, without_gpu
 from drtl_plugin.data.lmdb_files import check_lmdb_name, write_lmdb
 from drtl_plugin.data.published_data import PAIRED_DATASETS, prepare_pairs, prepare_subimages
 from drtl_plugin.data.sample_data import SAMPLE_ROOT, prepare_sample_data
+from drtl_plugin.distributed import end_dist, of_first_process
 from drtl_plugin.errors import DataError, DRTLError, OptionError
 from drtl_plugin.models import DRTLModel
 from drtl_plugin.options import DRTLOptions, parse_options
@@ -62,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             line = line.partition('Error: ')[2]
         print(f'basicsr: error: {line}', file=sys.stderr)
         return 2
+    finally:
+        end_dist()
     return 0
 
 
@@ -170,7 +173,7 @@ def _prepare_run(args: argparse.Namespace, is_train: bool) -> dict:
     close_basicsr_logs()
     opt = parse_options(args, os.getcwd(), is_train)
     if f"'{SAMPLE_ROOT}/" in str(opt['datasets']):
-        prepare_sample_data()
+        of_first_process(prepare_sample_data)
     preflight.check(opt)
     return opt
 
@@ -184,15 +187,17 @@ def _train(args: argparse.Namespace) -> None:
         return models[0]
 
     parsed = mock.patch.object(basicsr.train, 'parse_options', lambda *_, **__: (opt, args))
-    with parsed, mock.patch.object(basicsr.train, 'build_model', build), without_gpu(), resuming_within_epoch():
+    built = mock.patch.object(basicsr.train, 'build_model', build)
+    with parsed, built, without_gpu(), several_processes(), resuming_within_epoch():
         basicsr.train.train_pipeline(os.getcwd())
-    if hasattr(models[0], 'finish'):
+    if hasattr(models[0], 'finish') and opt['rank'] == 0:
         print(models[0].finish())
 
 
 def _test(args: argparse.Namespace) -> None:
     opt = _prepare_run(args, is_train=False)
-    with mock.patch.object(basicsr.test, 'parse_options', lambda *_, **__: (opt, args)), without_gpu():
+    parsed = mock.patch.object(basicsr.test, 'parse_options', lambda *_, **__: (opt, args))
+    with parsed, without_gpu(), several_processes():
         basicsr.test.test_pipeline(os.getcwd())
 
 

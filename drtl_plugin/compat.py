@@ -17,8 +17,10 @@ import sys
 import tempfile
 import types
 from pathlib import Path
+from unittest import mock
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 # Operators for which torchvision registers fake kernels unconditionally while it is imported: nms (since 0.17 or so)
 # and qnms (since 0.28).
@@ -271,6 +273,40 @@ def without_gpu():
         yield
     finally:
         torch.Tensor.cuda, torch.nn.Module.cuda = tensor_cuda, module_cuda
+
+
+@contextlib.contextmanager
+def several_processes():
+    """Let BasicSR's pipelines run in several processes, without GPUs, too.
+
+    Faults: the other processes copy the option file into a folder that the first is still to make, all of them write
+    that copy, and ``BaseModel.model_to_device`` asks CUDA for its current device even where there is none. A single
+    process sees no difference.
+    """
+    if not torch.distributed.is_initialized():
+        yield
+        return
+    from basicsr.models.base_model import BaseModel
+    from basicsr.utils.dist_util import master_only
+
+    pipelines = [importlib.import_module(f'basicsr.{name}') for name in ('train', 'test')]
+    make_exp_dirs = pipelines[0].make_exp_dirs
+
+    def make_exp_dirs_for_all(opt):
+        make_exp_dirs(opt)
+        torch.distributed.barrier()
+
+    def wrap(self, net):
+        find_unused = self.opt.get('find_unused_parameters', False)
+        return DistributedDataParallel(net.to(self.device), find_unused_parameters=find_unused)
+
+    with contextlib.ExitStack() as stack:
+        for pipeline in pipelines:
+            stack.enter_context(mock.patch.object(pipeline, 'make_exp_dirs', make_exp_dirs_for_all))
+        stack.enter_context(mock.patch.object(pipelines[0], 'copy_opt_file', master_only(pipelines[0].copy_opt_file)))
+        if not torch.cuda.is_available():
+            stack.enter_context(mock.patch.object(BaseModel, 'model_to_device', wrap))
+        yield
 
 
 def apply() -> None:

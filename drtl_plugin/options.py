@@ -17,6 +17,7 @@ import torch
 import yaml
 from basicsr.utils import options as basicsr_options
 
+from drtl_plugin.distributed import init_dist, of_first_process
 from drtl_plugin.errors import OptionError, unknown
 
 
@@ -331,11 +332,15 @@ def parse_options(args: argparse.Namespace, root_path: str, is_train: bool) -> d
     if opt.get('model_type') == 'DRTLAdaptModel' and is_train:
         _complete_adaptation(opt)
     _check_shape(opt, args.opt, is_train)
-    _fit_device(opt, args.launcher)
+    _fit_device(opt)
     argv = ['basicsr', '-opt', args.opt, '--launcher', args.launcher]
     argv += ['--auto_resume'] * args.auto_resume + ['--debug'] * args.debug
-    with mock.patch.object(sys, 'argv', argv), mock.patch.object(basicsr_options.yaml, 'load', lambda *_, **__: opt):
+    starter = mock.patch.object(basicsr_options, 'init_dist', init_dist)
+    loader = mock.patch.object(basicsr_options.yaml, 'load', lambda *_, **__: opt)
+    with mock.patch.object(sys, 'argv', argv), starter, loader:
         parsed = basicsr_options.parse_options(root_path, is_train=is_train)[0]
+    # Where the option file has no seed, each process draws its own.
+    parsed['manual_seed'] = of_first_process(lambda: parsed['manual_seed'])
     train = parsed['datasets'].get('train', {})
     if train.get('type') == 'DistortionTaskDataset':
         _complete_task_dataset(train, parsed)
@@ -404,17 +409,19 @@ def _complete_task_dataset(train: dict, opt: dict) -> None:
     train['camera_fit'] = DRTLOptions.from_opt(opt).camera_fit and train.get('target') is not None
     options = parse_section(TaskDatasetOptions, train, 'datasets.train')
     train.update({key: value for key, value in vars(options).items() if key != 'target'})
-    if opt['is_train'] and opt['num_gpu'] > 1:
-        print(f'DRTLModel trains on one device: num_gpu {opt["num_gpu"]} becomes 1.', file=sys.stderr)
+    if opt['is_train'] and not opt['dist'] and opt['num_gpu'] > 1:
+        print(
+            f'num_gpu {opt["num_gpu"]} becomes 1, since each GPU wants a process of its own: '
+            f'torchrun --nproc_per_node={opt["num_gpu"]} -m drtl_plugin.cli train -opt … --launcher pytorch.',
+            file=sys.stderr,
+        )
         opt['num_gpu'] = 1
 
 
-def _fit_device(opt: dict, launcher: str) -> None:
+def _fit_device(opt: dict) -> None:
     """Let an option file that was written for GPUs run where there is none."""
     if torch.cuda.is_available():
         return
-    if launcher != 'none':
-        raise OptionError(f'--launcher {launcher}: distributed training needs a GPU, and torch finds none here.')
     if opt['num_gpu'] not in (0, 'auto'):
         print(f'No GPU found: num_gpu {opt["num_gpu"]} becomes 0.', file=sys.stderr)
         opt['num_gpu'] = 0

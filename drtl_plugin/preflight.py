@@ -61,8 +61,7 @@ def check(opt: dict) -> None:
         _check_dataset(dataset_opt, f'datasets.{phase}')
     if issubclass(model, DRTLModel):
         _check_drtl(opt)
-    if not opt['dist']:
-        _rehearse(model, opt)
+    _rehearse(model, opt)
 
 
 def _rehearse(model_class: type, opt: dict) -> None:
@@ -75,7 +74,7 @@ def _rehearse(model_class: type, opt: dict) -> None:
     logging.disable(logging.CRITICAL)
     try:
         with torch.random.fork_rng(), contextlib.redirect_stdout(None), without_gpu():
-            model = model_class(deepcopy(opt))
+            model = model_class({**deepcopy(opt), 'dist': False})
             if isinstance(model, DRTLModel):
                 model.feed_data({'lq': torch.rand(1, 3, _SIZE, _SIZE)})
                 model.test()
@@ -153,8 +152,6 @@ def _check_drtl(opt: dict) -> None:
         raise OptionError('network_g is missing.')
     if not opt['is_train']:
         return
-    if opt['dist']:
-        raise OptionError('--launcher: DRTLModel trains on one device; leave the launcher out.')
     train = opt['datasets'].get('train') or {}
     if train.get('type') != 'DistortionTaskDataset':
         raise OptionError(f'datasets.train.type: DRTLModel trains on DistortionTaskDataset, not {train.get("type")}.')

@@ -156,11 +156,6 @@ class TestParseOptions:
         assert opt['datasets']['train']['prefetch_mode'] == 'cpu'
         assert 'num_gpu 8 becomes 0' in capsys.readouterr().err
 
-    def test_distributed_without_gpu_is_refused(self, workdir, quick_opt, write_opt, monkeypatch):
-        monkeypatch.setattr('torch.cuda.is_available', lambda: False)
-        with pytest.raises(OptionError, match='distributed training needs a GPU'):
-            parse_options(arguments(write_opt(quick_opt), launcher='pytorch'), str(workdir), is_train=True)
-
     @pytest.mark.parametrize('key', ['name', 'datasets', 'train', 'logger'])
     def test_missing_sections_are_named(self, workdir, quick_opt, write_opt, key):
         del quick_opt[key]

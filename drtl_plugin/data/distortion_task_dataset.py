@@ -145,7 +145,7 @@ class DistortionTaskDataset(data.Dataset):
         """One episode.
 
         Returns:
-            dict: ``task`` (int), ``support_gt`` ``(num_support, 3, gt_size, gt_size)``, ``query_gt``
+            dict: ``index`` (int), ``task`` (int), ``support_gt`` ``(num_support, 3, gt_size, gt_size)``, ``query_gt``
             ``(num_query, …)``, and with a target ``target_lq`` and ``target_gt`` ``(num_query, …)``.
         """
         options = self.options
@@ -154,6 +154,7 @@ class DistortionTaskDataset(data.Dataset):
         # The task that is fitted to the camera is the model's, and the last one.
         num_task = len(self.library) + options.camera_fit
         episode = {
+            'index': index,
             'task': int(torch.randint(0, num_task, (), generator=generator)),
             'support_gt': gt[: options.num_support],
             'query_gt': gt[options.num_support :],

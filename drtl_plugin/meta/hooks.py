@@ -2,7 +2,8 @@
 
 A hook is an ``mmengine.hooks.Hook``; its ``runner`` is the :class:`drtl_plugin.models.drtl_model.DRTLModel`. The
 model calls ``before_train``, ``before_train_iter``, ``after_train_iter``, ``before_val``, ``after_val``,
-``before_save_checkpoint``, ``after_load_checkpoint`` and ``after_train``, in the order of the hooks' priorities.
+``before_save_checkpoint``, ``after_load_checkpoint`` and ``after_train``, in the order of the hooks' priorities. Where
+several processes train, validation, saving and ``after_train`` are the first one's alone.
 
 Example of a hook of one's own, in a module that ``basicsr train --import my_hooks`` imports::
 
@@ -23,6 +24,7 @@ import typing
 from pathlib import Path
 
 from basicsr.utils import get_root_logger, imfrombytes
+from basicsr.utils.dist_util import master_only
 from basicsr.utils.registry import Registry
 from mmengine.hooks import Hook
 from mmengine.hooks.hook import DATA_BATCH
@@ -31,6 +33,7 @@ from mmengine.runner.priority import get_priority
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from drtl_plugin.distributed import of_first_process
 from drtl_plugin.errors import OptionError, unknown
 from drtl_plugin.options import number
 from drtl_plugin.relation.drn_training import train_drn
@@ -113,6 +116,7 @@ class RelationHook(MetaTrainerHook):
             return
         self.measure(runner)
 
+    @master_only
     def _train_drn(self, runner) -> None:
         logger = get_root_logger()
         logger.info(f'Training the DRN on {len(runner.library)} auxiliary tasks, {self.drn_steps} steps.')
@@ -136,7 +140,7 @@ class RelationHook(MetaTrainerHook):
             self.transfer_lr,
             runner.precision,
         )
-        runner.set_graph(estimate(question))
+        runner.set_graph(of_first_process(lambda: estimate(question)))
 
     def after_train_iter(self, runner, batch_idx: int, data_batch: DATA_BATCH = None, outputs=None) -> None:
         """Measure the graph anew every ``interval`` iterations."""
@@ -175,6 +179,7 @@ class GraphRecordHook(MetaTrainerHook):
     def __init__(self) -> None:
         self._recorded: KnowledgeGraph | None = None
 
+    @master_only
     def before_train(self, runner) -> None:
         """Record the camera fit, and warn where it should not be trusted."""
         fit = runner.camera_fit
@@ -196,6 +201,7 @@ class GraphRecordHook(MetaTrainerHook):
         """Record the last graph."""
         self._record(runner, runner.iter + 1)
 
+    @master_only
     def _record(self, runner, iteration: int) -> None:
         graph, weights = runner.graph, runner.weights
         if graph is None or graph is self._recorded:

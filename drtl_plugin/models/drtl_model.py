@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import torch
 from basicsr.archs import build_network
 from basicsr.models.sr_model import SRModel
@@ -22,6 +23,7 @@ from tqdm import tqdm
 
 from drtl_plugin.data.distortion_task_dataset import DistortionTaskDataset
 from drtl_plugin.data.patches import paired_patches
+from drtl_plugin.distributed import average_gradients, broadcast, of_first_process
 from drtl_plugin.errors import DataError, OptionError
 from drtl_plugin.meta.adaptation import adaptation, best_step, last
 from drtl_plugin.meta.hooks import build_hooks
@@ -159,7 +161,7 @@ class DRTLModel(SRModel):
             generator = torch.Generator().manual_seed(self.opt['manual_seed'])
             photographs = self.task_data.gt_patches(_NUM_PHOTOGRAPHS, generator)
             try:
-                self.camera_fit = _fit_once(self.target_pairs, photographs)
+                self.camera_fit = of_first_process(lambda: _fit_once(self.target_pairs, photographs))
             except DataError as error:
                 raise DataError(f'drtl.camera_fit: {error} Leave it out by camera_fit: false.') from None
         self.library = self.library.with_task(self.camera_fit)
@@ -221,6 +223,17 @@ class DRTLModel(SRModel):
             self.load_network(self.net_r, load_path, self.opt['path'].get('strict_load_r', True))
             self.net_r_is_trained = True
 
+    def model_to_device(self, net: nn.Module) -> nn.Module:
+        """Move a network to the device; with several processes, they begin with the first one's weights.
+
+        Without ``DistributedDataParallel``: the outer gradient is no ``backward``. It is averaged by
+        :func:`drtl_plugin.distributed.average_gradients`, as that of pre-training is.
+        """
+        net = net.to(self.device)
+        if self.opt['dist']:
+            broadcast([*net.parameters(), *net.buffers()])
+        return net
+
     def call_hook(self, stage: str, **arguments) -> None:
         """Call a stage of all hooks, in order of their priorities."""
         for hook in self.hooks:
@@ -240,19 +253,27 @@ class DRTLModel(SRModel):
             super().feed_data(data)
             return
         self.start()
-        tasks = data['task']
+        seeds = [self._episode_seed(index) for index in data['index'].tolist()]
         if self.drtl.weighting.mode == 'sampling':
-            tasks = torch.multinomial(self.weights, len(tasks), replacement=True, generator=self.patch_generator)
-        self.episode_tasks = tasks.tolist()
+            generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+            self.episode_tasks = [torch.multinomial(self.weights, 1, generator=g).item() for g in generators]
+        else:
+            self.episode_tasks = data['task'].tolist()
         gt = torch.cat([data['support_gt'], data['query_gt']], dim=1)
         gt = self._auxiliary_gt(gt.flatten(0, 1)).view(gt.shape)
         self.num_support = data['support_gt'].shape[1]
         self.episode_gt = gt
+        generators = [torch.Generator(self.device).manual_seed(seed) for seed in seeds]
         self.episode_lq = torch.stack(
-            [self.library.tasks[task](gt[i], self.generator) for i, task in enumerate(self.episode_tasks)]
+            [self.library.tasks[task](*episode) for task, *episode in zip(self.episode_tasks, gt, generators)]
         )
         if self.drtl.target_weight > 0:
             self.target_batch = tuple(data[key].flatten(0, 1).to(self.device) for key in ('target_lq', 'target_gt'))
+
+    def _episode_seed(self, index: int) -> int:
+        """What is random of an episode depends on this, whichever process learns from it."""
+        state = np.random.SeedSequence([self.opt['manual_seed'], self.num_update, index]).generate_state(1, np.uint64)
+        return int(state[0] >> np.uint64(1))
 
     def auxiliary_pairs(self, num: int) -> tuple[Tensor, Tensor]:
         """The same contents under every auxiliary task.
@@ -338,14 +359,24 @@ class DRTLModel(SRModel):
                 loss, _ = self._losses(self.net_g(lq), gt)
                 (self.drtl.target_weight * loss).backward()
                 losses['l_target'] = loss.detach()
+        average_gradients(
+            p for optimizer in self.optimizers for group in optimizer.param_groups for p in group['params']
+        )
         for optimizer in self.optimizers:
             optimizer.step()
         self.num_update += 1
         if self.ema_decay > 0:
             self.model_ema(decay=self.ema_decay)
-        self.log_dict = self.reduce_loss_dict(losses)
-        self.log_dict['effective_tasks'] = effective_number(self.weights)
+        self.log_dict = OrderedDict(**losses, effective_tasks=effective_number(self.weights))
         self.call_hook('after_train_iter', batch_idx=self.iter, outputs=self.log_dict)
+
+    def get_current_log(self) -> OrderedDict:
+        """Scalars of the last step, averaged over the processes. Only here they are fetched from the device."""
+        return self.reduce_loss_dict(
+            OrderedDict(
+                (name, torch.as_tensor(value, device=self.device).float()) for name, value in self.log_dict.items()
+            )
+        )
 
     def _pretrain_step(self, weights: list[float]) -> OrderedDict:
         """``g = (1/N) Σ w_i ∇L_i(θ)`` (arXiv 2111.13078, pre-training pipeline), over all patches of the episodes."""
@@ -511,6 +542,7 @@ class DRTLModel(SRModel):
         self.save_hook_results(current_iter)
         super().save(epoch, current_iter)
 
+    @master_only
     def save_hook_results(self, current_iter: int) -> None:
         """Call the hooks' ``before_save_checkpoint``, and save the networks that they made."""
         self._hook_state: dict = {}
@@ -569,7 +601,7 @@ class DRTLModel(SRModel):
         self.call_hook('after_load_checkpoint', checkpoint=resume_state)
 
     def finish(self) -> str:
-        """End the run: call the hooks' ``after_train``, write the comparison picture.
+        """End the run, in the first process: call the hooks' ``after_train``, write the comparison picture.
 
         Returns:
             str: What came out, for the last lines that the user sees.

@@ -1,0 +1,136 @@
+"""Training by several processes, with or without GPUs: starting them, agreeing, adding up gradients.
+
+What is random in a training step depends on its number and that of the episode alone, so that N processes with B
+episodes each take the step that one process takes with N · B.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+from basicsr.utils.dist_util import get_dist_info
+from torch import Tensor, distributed
+
+from drtl_plugin.errors import DRTLError, OptionError
+
+T = TypeVar('T')
+
+# Bytes of gradients that are sent at once.
+_BUCKET = 25 * 1024**2
+# The first process measures relations, adapts, validates and saves while the others wait.
+_TIMEOUT = timedelta(hours=3)
+_STARTED_BY = {
+    'pytorch': ('torchrun', ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')),
+    'slurm': ('srun', ('SLURM_PROCID', 'SLURM_LOCALID', 'SLURM_NTASKS', 'SLURM_NODELIST')),
+}
+
+
+def init_dist(launcher: str, backend: str | None = None, port: int | None = None) -> None:
+    """Join the other processes; in the place of BasicSR's function, which needs a GPU and gives SLURM's node list to a
+    shell (CVE-2024-27763).
+
+    Args:
+        launcher (str): ``pytorch``: started by torchrun; ``slurm``: by srun.
+        backend (str | None): Of torch.distributed; by default NCCL where there are GPUs, Gloo where there are none.
+        port (int | None): Of the first process, for SLURM; by default ``MASTER_PORT``, or 29500.
+
+    Raises:
+        OptionError: If the process was not started so.
+    """
+    command, variables = _STARTED_BY[launcher]
+    missing = [name for name in variables if name not in os.environ]
+    if missing:
+        raise OptionError(f'--launcher {launcher}: {", ".join(missing)} is not set; start the processes by {command}.')
+    if launcher == 'slurm':
+        os.environ.update(
+            RANK=os.environ['SLURM_PROCID'],
+            LOCAL_RANK=os.environ['SLURM_LOCALID'],
+            WORLD_SIZE=os.environ['SLURM_NTASKS'],
+            MASTER_ADDR=_first_host(os.environ['SLURM_NODELIST']),
+            MASTER_PORT=str(port or os.environ.get('MASTER_PORT', 29500)),
+        )
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ['LOCAL_RANK']) % torch.cuda.device_count())
+    distributed.init_process_group(backend or ('nccl' if torch.cuda.is_available() else 'gloo'), timeout=_TIMEOUT)
+
+
+def _first_host(node_list: str) -> str:
+    command = ['scontrol', 'show', 'hostnames', node_list]
+    try:
+        return subprocess.run(command, capture_output=True, check=True, text=True).stdout.split()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError) as error:
+        raise OptionError(f'--launcher slurm: {" ".join(command)} names no host ({error}).') from None
+
+
+def end_dist() -> None:
+    """Leave the other processes, if there are any."""
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def of_first_process(make: Callable[[], T]) -> T:
+    """What ``make`` returns in the first process, in all of them; the others wait.
+
+    Args:
+        make (Callable[[], T]): Called in the first process only; what it returns is pickled.
+
+    Raises:
+        DRTLError: What ``make`` raises, in all processes.
+    """
+    rank, world_size = get_dist_info()
+    if world_size == 1:
+        return make()
+    answer: list = [None]
+    if rank == 0:
+        try:
+            answer = [make()]
+        except DRTLError as error:
+            answer = [error]
+    distributed.broadcast_object_list(answer, src=0)
+    if isinstance(answer[0], DRTLError):
+        raise answer[0]
+    return answer[0]
+
+
+@torch.no_grad()
+def broadcast(tensors: Iterable[Tensor]) -> None:
+    """Set tensors to what they are in the first process."""
+    for tensor in tensors:
+        distributed.broadcast(tensor, src=0)
+
+
+@torch.no_grad()
+def average_gradients(parameters: Iterable[Tensor]) -> None:
+    """Set gradients to their mean over the processes, in buckets: one message for many parameters.
+
+    Args:
+        parameters (Iterable[Tensor]): The same in all processes, as are those that have no gradient.
+    """
+    world_size = get_dist_info()[1]
+    if world_size == 1:
+        return
+    bucket: list[Tensor] = []
+    size = 0
+    for parameter in parameters:
+        if parameter.grad is None:
+            continue
+        if bucket and (size >= _BUCKET or parameter.grad.dtype != bucket[0].dtype):
+            _average(bucket, world_size)
+            bucket, size = [], 0
+        bucket.append(parameter.grad)
+        size += parameter.grad.nbytes
+    if bucket:
+        _average(bucket, world_size)
+
+
+def _average(tensors: list[Tensor], world_size: int) -> None:
+    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    distributed.all_reduce(flat)
+    flat /= world_size
+    for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors])):
+        tensor.copy_(mean.view_as(tensor))
