@@ -71,7 +71,7 @@ class AdaptOptions:
     """``drtl.adapt``: few-shot adaptation to the target (:mod:`drtl_plugin.meta.adaptation`)."""
 
     steps: int = option(50, 'Steps on the support set; the most that early_stop may take.', low=0)
-    lr: float = option(1e-4, 'Learning rate of Adam.', low=0)
+    lr: float = option(3e-4, 'Learning rate of Adam.', low=0)
     warmup: int = option(
         50, "Steps over which Adam's learning rate rises to lr: its first ones shake a network that is good already.", 0
     )
@@ -79,7 +79,7 @@ class AdaptOptions:
         'adam', "Adam, or plain gradient descent with the inner loop's step sizes and parameters."
     )
     batch_size: int = option(8, 'Patches a step.', low=1)
-    replay: float = option(0.0, 'Share of synthetic patches in a batch.', 0, 1)
+    replay: float = option(0.5, 'Share of synthetic patches in a batch.', 0, 1)
     replay_source: Literal['auxiliary', 'support'] = option(
         'auxiliary',
         "What is replayed: auxiliary photographs under tasks drawn by weight, or the support's own ground truth under "

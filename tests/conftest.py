@@ -43,7 +43,7 @@ def quick_opt() -> dict:
     ]
     opt['network_g'].update(num_feat=8, num_block=1)
     opt['network_r'] = {'type': 'DistortionRelationNet', 'num_feat': 8, 'num_embed': 8, 'num_slot': 8}
-    opt['drtl']['adapt'].update(steps=2, batch_size=2)
+    opt['drtl']['adapt'].update(steps=2, batch_size=2, replay=0)
     opt['drtl']['camera_fit'] = False
     opt['drtl']['weighting'].update(relation='embedding', effective_tasks=2, mode='gradient')
     hook = {'interval': 2, 'drn_steps': 2, 'drn_patches': 2, 'drn_contents': 4, 'num_patches': 2, 'transfer_steps': 1}
