@@ -125,7 +125,8 @@ class DRTLModel(SRModel):
         super().init_training_settings()
         if self.opt['train'].get('amp') not in (None, 'bf16'):
             raise OptionError(f'train.amp: {self.opt["train"]["amp"]!r} is not bf16; leave it out for full precision.')
-        if self.opt['train'].get('amp') == 'bf16':  # what bfloat16 is fast in
+        # Faster wherever convolutions are; but pre-training in full precision stays, bit for bit, what SRModel does.
+        if self.drtl.pipeline == 'meta' or self.opt['train'].get('amp') == 'bf16':
             for net in (self.net_g, *([self.net_g_ema] if hasattr(self, 'net_g_ema') else [])):
                 net.to(memory_format=torch.channels_last)
         # BasicSR builds the loader's dataset elsewhere; this one, with the same options, feeds the hooks.

@@ -1,15 +1,11 @@
-"""Outer gradients against two meta-learning libraries, which go other ways to them.
-
-`higher` monkey-patches modules, `torchopt` swaps parameters in place; both differentiate through their optimisers.
-"""
+"""Outer gradients against two meta-learning libraries, which go other ways to them (``benchmarks/peers.py``)."""
 
 import copy
 
-import higher
 import pytest
 import torch
-import torchopt
 from basicsr.archs.edsr_arch import EDSR
+from peers import PEERS
 from torch import nn
 
 from drtl_plugin.meta.learner import functional_loss, outer_gradient, trainable_parameters
@@ -34,44 +30,13 @@ def ours(net, support, query, steps, algorithm):
     return list(outer_gradient(loss, theta, support, query, rates, steps, algorithm).parameters.values())
 
 
-def with_higher(net, support, query, steps, algorithm):
-    optimizer = torch.optim.SGD(net.parameters(), lr=LR)
-    with higher.innerloop_ctx(net, optimizer, copy_initial_weights=False, track_higher_grads=algorithm == 'maml') as (
-        functional,
-        descent,
-    ):
-        for _ in range(steps):
-            descent.step(nn.functional.mse_loss(functional(support[0]), support[1]))
-        loss = nn.functional.mse_loss(functional(query[0]), query[1])
-        wanted = net.parameters() if algorithm == 'maml' else functional.parameters()
-        return torch.autograd.grad(loss, list(wanted))
-
-
-def with_torchopt(net, support, query, steps, algorithm):
-    parameters = list(net.parameters())
-    descent = torchopt.MetaSGD(net, lr=LR)
-    if algorithm == 'fomaml':
-        # Its idiom for the first order: cut the graph after each step.
-        for _ in range(steps):
-            descent.step(nn.functional.mse_loss(net(support[0]), support[1]))
-            torchopt.stop_gradient(net)
-            for p in net.parameters():
-                p.requires_grad_(True)
-        wanted = list(net.parameters())
-    else:
-        for _ in range(steps):
-            descent.step(nn.functional.mse_loss(net(support[0]), support[1]))
-        wanted = parameters
-    return torch.autograd.grad(nn.functional.mse_loss(net(query[0]), query[1]), wanted)
-
-
-@pytest.mark.parametrize('peer', [with_higher, with_torchopt])
+@pytest.mark.parametrize('peer', PEERS.values(), ids=PEERS)
 @pytest.mark.parametrize('steps', [1, 3])
 @pytest.mark.parametrize('algorithm', ['maml', 'fomaml'])
 @pytest.mark.parametrize(('dtype', 'tolerance'), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
 def test_outer_gradients_are_those_of_other_libraries(peer, steps, algorithm, dtype, tolerance):
     net, support, query = episode(dtype)
-    expected = peer(copy.deepcopy(net), support, query, steps, algorithm)
+    expected = peer(copy.deepcopy(net), nn.MSELoss(), support, query, LR, steps, algorithm)
     result = ours(net, support, query, steps, algorithm)
     assert len(result) == len(expected)
     for gradient, other in zip(result, expected):

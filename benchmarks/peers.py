@@ -1,0 +1,53 @@
+"""Outer gradients by two meta-learning libraries, in the idioms of their documentation.
+
+`higher` monkey-patches modules, `torchopt` swaps parameters in place; both differentiate through their optimisers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import higher
+import torch
+import torchopt
+from torch import Tensor, nn
+
+Pair = tuple[Tensor, Tensor]
+Criterion = Callable[[Tensor, Tensor], Tensor]
+
+
+def with_higher(
+    net: nn.Module, criterion: Criterion, support: Pair, query: Pair, lr: float, steps: int, algorithm: str
+) -> Sequence[Tensor]:
+    """Gradient by parameter of `net`, of ``maml`` or ``fomaml``."""
+    optimizer = torch.optim.SGD(net.parameters(), lr=lr)
+    second_order = algorithm == 'maml'
+    context = higher.innerloop_ctx(net, optimizer, copy_initial_weights=False, track_higher_grads=second_order)
+    with context as (functional, descent):
+        for _ in range(steps):
+            descent.step(criterion(functional(support[0]), support[1]))
+        loss = criterion(functional(query[0]), query[1])
+        return torch.autograd.grad(loss, list((net if second_order else functional).parameters()))
+
+
+def with_torchopt(
+    net: nn.Module, criterion: Criterion, support: Pair, query: Pair, lr: float, steps: int, algorithm: str
+) -> Sequence[Tensor]:
+    """Gradient by parameter of `net`, of ``maml`` or ``fomaml``; the network is left as it was."""
+    parameters = list(net.parameters())
+    before = torchopt.extract_state_dict(net, by='reference')
+    descent = torchopt.MetaSGD(net, lr=lr)
+    for _ in range(steps):
+        descent.step(criterion(net(support[0]), support[1]))
+        if algorithm == 'fomaml':
+            # Its idiom for the first order: cut the graph after each step.
+            torchopt.stop_gradient(net)
+            for p in net.parameters():
+                p.requires_grad_(True)
+    wanted = parameters if algorithm == 'maml' else list(net.parameters())
+    gradients = torch.autograd.grad(criterion(net(query[0]), query[1]), wanted)
+    torchopt.recover_state_dict(net, before)
+    return gradients
+
+
+PEERS = {'higher': with_higher, 'torchopt': with_torchopt}
