@@ -1,0 +1,431 @@
+"""Speed and memory, as ratios to a peer that does the same in the same run.
+
+Medians of repeats that take turns with the peer's; peak memory in processes of their own. Needs no data of yours.
+
+    python benchmarks/speed.py                       # everything, on a GPU where there is one
+    python benchmarks/speed.py --rows fomaml maml    # these only
+
+Prints a Markdown table. Smaller is better; `bar` is what we hold ourselves to.
+"""
+
+from __future__ import annotations
+
+# Before torch, so that its threads don't spin while others work.
+import drtl_plugin  # noqa: F401  isort: skip
+import argparse
+import contextlib
+import copy
+import os
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+import yaml
+from basicsr.data import degradations
+from basicsr.data.prefetch_dataloader import CPUPrefetcher
+from basicsr.models import build_model
+from basicsr.models.realesrgan_model import RealESRGANModel
+from common import markdown_table
+from peers import PEERS
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from drtl_plugin import cli
+from drtl_plugin.data.distortions import DistortionTask
+from drtl_plugin.data.image_files import image_size
+from drtl_plugin.data.patches import paired_patches
+from drtl_plugin.data.sample_data import prepare_sample_data
+from drtl_plugin.models import DRTLModel
+from drtl_plugin.options import parse_options
+
+OPTIONS = Path(__file__).parent.parent / 'options' / 'drtl_x4.yml'
+TASKS, PATCHES, LQ_SIZE, SCALE = 4, 4, 48, 4
+INNER_LR = 1e-2
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table: ours against a peer's, both in the same unit."""
+
+    what: str
+    peer: str
+    ours: float
+    theirs: float
+    bar: float
+    unit: str = 's'
+
+    @property
+    def ratio(self) -> float:
+        return self.ours / self.theirs
+
+
+def device() -> str:
+    return 'cuda' if torch.cuda.is_available() else 'cpu'
+
+
+def synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def medians(functions: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Median seconds of functions that take turns; each has run once before."""
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for repeat in range(repeats + 1):
+        for name, function in functions.items():
+            synchronize()
+            start = time.perf_counter()
+            function()
+            synchronize()
+            if repeat:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def options(model_type: str = 'DRTLModel', **drtl: object) -> dict:
+    """The shipped option file with EDSR of 64 features and 16 blocks, and patches of 48² at x4."""
+    opt = yaml.safe_load(OPTIONS.read_text(encoding='utf-8'))
+    opt.update(model_type=model_type, name='speed', num_gpu=int(torch.cuda.is_available()))
+    opt['datasets']['train'].update(gt_size=LQ_SIZE * SCALE, num_support=PATCHES // 2, num_query=PATCHES // 2)
+    opt['network_g'].update(num_feat=64, num_block=16)
+    opt['drtl'].update(camera_fit=False, **drtl)
+    opt['train']['total_iter'] = 1000
+    opt['logger']['use_tb_logger'] = False
+    return opt
+
+
+def parsed(opt: dict, is_train: bool = True) -> dict:
+    path = Path(f'{opt["name"]}.yml')
+    path.write_text(yaml.safe_dump(opt), encoding='utf-8')
+    args = argparse.Namespace(opt=str(path), launcher='none', auto_resume=False, debug=False, force_yml=None)
+    return parse_options(args, os.getcwd(), is_train)
+
+
+def fed_model(opt: dict) -> DRTLModel:
+    """A model with a batch of episodes."""
+    torch.manual_seed(0)
+    model = build_model(parsed(opt))
+    # Not its measuring of relations, which is a row of its own.
+    model.hooks = []
+    model.feed_data(default_collate([model.task_data[i] for i in range(TASKS)]))
+    return model
+
+
+def meta_opt(algorithm: str, amp: str | None) -> dict:
+    inner = {'algorithm': algorithm, 'lr': INNER_LR, 'steps': 1}
+    opt = options(pipeline='meta', inner=inner, weighting={'relation': 'uniform'})
+    opt['train'].update(amp=amp, ema_decay=0)
+    return opt
+
+
+def our_step(algorithm: str, amp: str | None) -> Callable[[], None]:
+    model = fed_model(meta_opt(algorithm, amp))
+    return lambda: model.optimize_parameters(1)
+
+
+def peer_step(peer: str, algorithm: str) -> Callable[[], None]:
+    """The same step with another library and plain Adam."""
+    model = fed_model(meta_opt(algorithm, None))
+    net = model.net_g.to(memory_format=torch.contiguous_format)
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3, betas=(0.9, 0.99))
+    criterion = nn.L1Loss()
+    half = PATCHES // 2
+
+    def step() -> None:
+        optimizer.zero_grad()
+        for lq, gt in zip(model.episode_lq, model.episode_gt):
+            support, query = (lq[:half], gt[:half]), (lq[half:], gt[half:])
+            gradients = PEERS[peer](net, criterion, support, query, INNER_LR, 1, algorithm)
+            for p, gradient in zip(net.parameters(), gradients):
+                p.grad = gradient / TASKS if p.grad is None else p.grad + gradient / TASKS
+        optimizer.step()
+
+    return step
+
+
+def _peak(make: Callable[..., Callable[[], None]], arguments: tuple, folder: str) -> float:
+    """MiB that three steps need beyond what there is before, in a process of its own."""
+    os.chdir(folder)
+    step = make(*arguments)
+    if torch.cuda.is_available():
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        for _ in range(3):
+            step()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(3):
+        step()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
+
+
+def peak(make: Callable[..., Callable[[], None]], *arguments: object) -> float:
+    with ProcessPoolExecutor(1, get_context('spawn')) as pool:
+        return pool.submit(_peak, make, arguments, os.getcwd()).result()
+
+
+def meta_rows(algorithm: str, bars: tuple[float, float], repeats: int) -> Iterator[Row]:
+    steps = {amp or 'fp32': our_step(algorithm, amp) for amp in (None, 'bf16')}
+    steps |= {peer: peer_step(peer, algorithm) for peer in PEERS}
+    seconds = medians(steps, repeats)
+    fastest = min(PEERS, key=seconds.get)
+    for precision, bar in zip(('fp32', 'bf16'), bars):
+        yield Row(f'{algorithm} step, {precision}', fastest, seconds[precision], seconds[fastest], bar)
+    memory = {peer: peak(peer_step, peer, algorithm) for peer in PEERS}
+    leanest = min(memory, key=memory.get)
+    for amp in (None, 'bf16'):
+        ours = peak(our_step, algorithm, amp)
+        yield Row(f'{algorithm} step, {amp or "fp32"}, peak memory', leanest, ours, memory[leanest], 0.8, 'MiB')
+
+
+def pretrain_rows(repeats: int) -> Iterator[Row]:
+    opt = options(pipeline='pretrain', weighting={'relation': 'uniform'})
+    model = fed_model(opt)
+    plain = build_model({**parsed(opt), 'model_type': 'SRModel'})
+    plain.feed_data({'lq': model.episode_lq.flatten(0, 1), 'gt': model.episode_gt.flatten(0, 1)})
+    steps = {'ours': lambda: model.optimize_parameters(1), 'theirs': lambda: plain.optimize_parameters(1)}
+    yield Row('pretrain step', 'SRModel', **medians(steps, repeats), bar=1.03)
+
+
+def relation_rows(repeats: int) -> Iterator[Row]:
+    """The hook's measurement, against the training between two measurements."""
+    model = build_model(parsed(options(pipeline='meta', hooks=[])))
+    hook = model.hooks[0]
+    model.hooks = []
+    model.feed_data(default_collate([model.task_data[i] for i in range(TASKS)]))
+    seconds = medians({'step': lambda: model.optimize_parameters(1)}, repeats)['step']
+    synchronize()
+    start = time.perf_counter()
+    hook.measure(model)
+    synchronize()
+    measuring = time.perf_counter() - start
+    yield Row('measuring the relation', 'training between', measuring, seconds * hook.interval, 0.03)
+
+
+def in_numpy(task: DistortionTask, img: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A task on one image ``(H, W, 3)`` by BasicSR's functions and OpenCV."""
+    for step in task.steps:
+        drawn = {key: rng.uniform(*limits) for key, limits in step.ranges.items()}
+        name = step.kind.name if step.kind else 'reduction'
+        size = step.fixed.get('kernel_size')
+        if name == 'reduction':
+            img = cv2.resize(img, None, fx=1 / task.scale, fy=1 / task.scale, interpolation=cv2.INTER_CUBIC)
+        elif name == 'gaussian_blur':
+            img = cv2.filter2D(img, -1, degradations.bivariate_Gaussian(size, drawn['sigma'], drawn['sigma'], 0))
+        elif name == 'anisotropic_blur':
+            img = cv2.filter2D(img, -1, degradations.bivariate_Gaussian(size, *drawn.values(), isotropic=False))
+        elif name == 'plateau_blur':
+            sigma = drawn['sigma']
+            img = cv2.filter2D(img, -1, degradations.bivariate_plateau(size, sigma, sigma, 0, drawn['beta']))
+        elif name == 'sinc':
+            with np.errstate(invalid='ignore', divide='ignore'):
+                img = cv2.filter2D(img, -1, degradations.circular_lowpass_kernel(drawn['cutoff'], size))
+        elif name == 'gaussian_noise':
+            img = degradations.add_gaussian_noise(img, drawn['sigma'])
+        elif name == 'poisson_noise':
+            img = degradations.add_poisson_noise(np.clip(img, 0, 1), drawn['strength'])
+        elif name == 'jpeg':
+            img = degradations.add_jpg_compression(np.clip(img, 0, 1), drawn['quality'])
+        elif name == 'sharpen':
+            img = np.clip(img + drawn['weight'] * (img - cv2.GaussianBlur(img, (7, 7), 0)), 0, 1)
+    return img
+
+
+class PerImageDataset(Dataset):
+    """Ground truth in memory, degraded one by one."""
+
+    def __init__(self, tasks: tuple[DistortionTask, ...], gt: Tensor) -> None:
+        self.tasks = tasks
+        self.images = gt.permute(0, 2, 3, 1).contiguous().numpy()
+
+    def __getitem__(self, index: int) -> Tensor:
+        rng = np.random.default_rng(index)
+        cv2.setNumThreads(1)
+        task = self.tasks[rng.integers(len(self.tasks))]
+        lq = in_numpy(task, self.images[index % len(self.images)], rng)
+        return torch.from_numpy(np.ascontiguousarray(lq.transpose(2, 0, 1), dtype=np.float32))
+
+    def __len__(self) -> int:
+        return 10**9
+
+
+def synthesis_rows(repeats: int) -> Iterator[Row]:
+    model = fed_model(options(pipeline='pretrain', weighting={'relation': 'uniform'}))
+    # The tasks of the peer's, one for each image; ours come in episodes.
+    batches = iter(range(10**9))
+    episodes = [default_collate([model.task_data[4 * b + i] for i in range(TASKS)]) for b in range(8)]
+    gt = torch.cat([torch.cat([e['support_gt'], e['query_gt']], dim=1).flatten(0, 1) for e in episodes])
+    loader = DataLoader(
+        PerImageDataset(model.library.tasks, gt), TASKS * PATCHES, num_workers=os.cpu_count(), prefetch_factor=4
+    )
+    stream = iter(loader)
+
+    def ours() -> None:
+        model.num_update += 1
+        for _ in range(8):
+            model.feed_data(episodes[next(batches) % len(episodes)])
+
+    seconds = medians({'ours': ours, 'theirs': lambda: [next(stream) for _ in range(8)]}, repeats)
+    yield Row('synthesis of 8 batches', "BasicSR's functions for each image", **seconds, bar=0.5)
+    opt = yaml.safe_load(REALESRGAN)
+    peer = object.__new__(RealESRGANModel)
+    peer.opt, peer.is_train, peer.device = opt, True, torch.device(device())
+    yield from against_realesrgan(peer, episodes, ours, repeats)
+
+
+def against_realesrgan(peer: RealESRGANModel, episodes: list[dict], ours: Callable, repeats: int) -> Iterator[Row]:
+    from basicsr.utils import DiffJPEG, USMSharp
+
+    peer.jpeger, peer.usm_sharpener = DiffJPEG(differentiable=False).to(peer.device), USMSharp().to(peer.device)
+    peer.queue_size = 10 * TASKS * PATCHES
+    kernel = torch.from_numpy(degradations.bivariate_Gaussian(21, 1.5, 1.5, 0)).float()
+    batches = []
+    for episode in episodes:
+        gt = torch.cat([episode['support_gt'], episode['query_gt']], dim=1).flatten(0, 1)
+        kernels = kernel.expand(len(gt), -1, -1)
+        batches.append({'gt': gt, 'kernel1': kernels, 'kernel2': kernels, 'sinc_kernel': kernels})
+
+    def theirs() -> None:
+        for batch in batches:
+            peer.feed_data(batch)
+
+    seconds = medians({'ours': ours, 'theirs': theirs}, repeats)
+    yield Row(
+        'synthesis of 8 batches', 'one of two orders of RealESRGANModel', seconds['ours'], seconds['theirs'] / 2, 1
+    )
+
+
+# The degradations of Real-ESRGAN's training, as its option file has them.
+REALESRGAN = """
+scale: 4
+gt_size: 192
+queue_size: 160
+resize_prob: [0.2, 0.7, 0.1]
+resize_range: [0.15, 1.5]
+gaussian_noise_prob: 0.5
+noise_range: [1, 30]
+poisson_scale_range: [0.05, 3]
+gray_noise_prob: 0.4
+jpeg_range: [30, 95]
+second_blur_prob: 0.8
+resize_prob2: [0.3, 0.4, 0.3]
+resize_range2: [0.3, 1.2]
+gaussian_noise_prob2: 0.5
+noise_range2: [1, 25]
+poisson_scale_range2: [0.05, 2.5]
+gray_noise_prob2: 0.4
+jpeg_range2: [30, 95]
+"""
+
+
+def waiting_rows(repeats: int) -> Iterator[Row]:
+    """Time that a training spends waiting for the loader of the shipped option file."""
+    model = fed_model(options(pipeline='meta', weighting={'relation': 'uniform'}))
+    train = model.opt['datasets']['train']
+    workers = train['num_worker_per_gpu']
+    prefetcher = CPUPrefetcher(DataLoader(model.task_data, TASKS, num_workers=workers))
+    waiting, whole = [], []
+    for iteration in range(1, 8 * repeats + 1):
+        start = time.perf_counter()
+        batch = prefetcher.next()
+        waiting.append(time.perf_counter() - start)
+        model.feed_data(batch)
+        model.optimize_parameters(iteration)
+        synchronize()
+        whole.append(time.perf_counter() - start)
+    yield Row('waiting for data', 'iteration', statistics.mean(waiting[4:]), statistics.mean(whole[4:]), 0.05)
+
+
+def adaptation_rows(repeats: int) -> Iterator[Row]:
+    steps, batch_size, lr = 50, 8, 3e-4
+    adapt = {'steps': steps, 'batch_size': batch_size, 'lr': lr, 'replay': 0}
+    opt = options(pipeline='pretrain', weighting={'relation': 'uniform'}, adapt=adapt)
+    model = build_model(parsed(opt))
+
+    def plain() -> None:
+        net = copy.deepcopy(model.trained_network()).train()
+        average = torch.optim.swa_utils.AveragedModel(
+            net, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.99)
+        )
+        optimizer = torch.optim.Adam(net.parameters(), lr=lr)
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(steps):
+            lq, gt = paired_patches(model.target_pairs, batch_size, LQ_SIZE, generator, True, True)
+            optimizer.zero_grad()
+            nn.functional.l1_loss(net(lq.to(device())), gt.to(device())).backward()
+            optimizer.step()
+            average.update_parameters(net)
+
+    yield Row(
+        'adaptation, 50 steps',
+        'plain loop',
+        **medians({'ours': model.adapt_to_target, 'theirs': plain}, repeats),
+        bar=1.02,
+    )
+
+
+def test_rows(repeats: int) -> Iterator[Row]:
+    model = build_model(parsed(options(pipeline='pretrain', weighting={'relation': 'uniform'})))
+    torch.save({'params': model.net_g.state_dict()}, 'net.pth')
+    opt = options()
+    del opt['datasets']['train'], opt['train'], opt['drtl']
+    opt['path'] = {'pretrain_network_g': 'net.pth', 'strict_load_g': True}
+    opt['val']['save_img'] = False
+    runs = {}
+    for side, model_type in (('ours', 'DRTLModel'), ('theirs', 'SRModel')):
+        path = f'test_{model_type}.yml'
+        Path(path).write_text(yaml.safe_dump({**opt, 'name': side, 'model_type': model_type}), encoding='utf-8')
+        runs[side] = lambda path=path: quietly(['test', '-opt', path])
+    yield Row('basicsr test', 'SRModel', **medians(runs, repeats), bar=1.02)
+
+
+def quietly(argv: list[str]) -> None:
+    with open(os.devnull, 'w') as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        if cli.main(argv):
+            raise RuntimeError(f'basicsr {" ".join(argv)} failed.')
+
+
+ROWS: dict[str, Callable[[int], Iterator[Row]]] = {
+    'fomaml': lambda repeats: meta_rows('fomaml', (0.75, 0.42), repeats),
+    'maml': lambda repeats: meta_rows('maml', (0.8, 0.42), repeats),
+    'pretrain': pretrain_rows,
+    'relation': relation_rows,
+    'synthesis': synthesis_rows,
+    'waiting': waiting_rows,
+    'adaptation': adaptation_rows,
+    'test': test_rows,
+}
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument('--rows', nargs='+', choices=ROWS, default=list(ROWS))
+    arguments.add_argument('--repeats', type=int, default=7, help='default: %(default)s')
+    args = arguments.parse_args()
+    body = []
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        for path in prepare_sample_data().glob('auxiliary/*'):
+            if min(image_size(str(path))) < LQ_SIZE * SCALE:
+                path.unlink()
+        for name in args.rows:
+            for row in ROWS[name](args.repeats):
+                figures = (f'{value:.3g} {row.unit}' for value in (row.ours, row.theirs))
+                body.append([row.what, row.peer, *figures, f'{row.ratio:.3f}', f'{row.bar:g}'])
+                print('  '.join(body[-1]), file=sys.stderr)
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else f'{os.cpu_count()} CPU cores'
+    print(f'torch {torch.__version__}, {name}\n')
+    print(markdown_table(['what', 'peer', 'ours', "peer's", 'ratio', 'bar'], body))
+
+
+if __name__ == '__main__':
+    main()
