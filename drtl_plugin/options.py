@@ -365,6 +365,10 @@ def _check_shape(opt: dict, path: str, is_train: bool) -> None:
         raise OptionError(f'name: expected the name of a folder, got {opt["name"]!r}.')
     if opt.get('manual_seed') is not None:
         opt['manual_seed'] = number(opt['manual_seed'], int, 'manual_seed', 0, 2**32 - 1)
+    val = opt.get('val')
+    for key in ('tile', 'overlap'):
+        if isinstance(val, dict) and key in val:
+            val[key] = number(val[key], int, f'val.{key}', 0)
     for key, value in opt.items():
         known = key in ('datasets', 'path', 'train', 'logger', 'val') or key.startswith('network_')
         if known and value is not None and not isinstance(value, dict):

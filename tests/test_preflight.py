@@ -57,6 +57,7 @@ class TestWrongInput:
         (['val', 'metrics', 'psnr_y'], None, "val.metrics.psnr_y.type: unknown metric 'None'"),
         (['name'], 'a/b', "name: expected the name of a folder, got 'a/b'"),
         (['name'], 123, 'name: expected the name of a folder, got 123'),
+        (['val', 'tile'], -1, 'val.tile: -1 is out of range'),
         (['manual_seed'], 'abc', "manual_seed: expected a whole number, got 'abc'"),
         (['drtl', 'hooks'], [{'type': 'RelationHook', 'interval': 'abc'}], 'interval: expected a whole number'),
     ]

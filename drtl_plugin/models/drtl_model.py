@@ -35,6 +35,7 @@ from drtl_plugin.meta.learner import (
     trainable_parameters,
 )
 from drtl_plugin.models.report import AFTER, BEFORE, BICUBIC, results_table, save_comparison
+from drtl_plugin.models.tiles import restore
 from drtl_plugin.options import DRTLOptions
 from drtl_plugin.relation.camera_fit import CameraFit, fit_camera
 from drtl_plugin.relation.estimators import RelationEvidence
@@ -87,6 +88,7 @@ class DRTLModel(SRModel):
     ``g = (1/N) Σ w_i ∇L_i(θ)``, ``meta`` on ``g = (1/B) Σ w_i ∇_θ L_i^qry(θ_i')``. The relation, the graph, the
     adaptation and the records are meta-trainer hooks (:mod:`drtl_plugin.meta.hooks`), to which the model is the
     runner. Without training (``basicsr test``) it is ``SRModel``, and pads for networks with a ``window_size``.
+    ``val.tile`` and ``val.overlap`` restore large images tile by tile.
 
     Validation has three passes, named in log and TensorBoard after the dataset: ``NAME_bicubic`` (upsampling, once),
     ``NAME`` (before adaptation), ``NAME_adapted`` (after). ``net_g_adapted`` is saved beside ``net_g``.
@@ -488,7 +490,7 @@ class DRTLModel(SRModel):
         return torch.cat([tasks[task](gt[i : i + 1], synthesis) for i, task in enumerate(drawn)]), gt
 
     def test(self) -> None:
-        """Restore ``lq`` by what the current pass validates, padded to whole windows where the network has such."""
+        """Restore ``lq`` by what the current pass validates, as :func:`restore` does."""
         scale = self.opt.get('scale', 1)
         if self._pass == BICUBIC:
             height, width = (extent * scale for extent in self.lq.shape[-2:])
@@ -497,13 +499,11 @@ class DRTLModel(SRModel):
             return
         net = self.net_g_adapted if self._pass == AFTER else self.trained_network()
         window = self.opt['network_g'].get('window_size', 1)
-        height, width = self.lq.shape[-2:]
+        tiles = {key: value for key, value in (self.opt.get('val') or {}).items() if key in ('tile', 'overlap')}
         training = net.training
         net.eval()
-        with torch.no_grad():
-            output = net(F.pad(self.lq, (0, -width % window, 0, -height % window), 'reflect'))
+        self.output = restore(net, self.lq, scale, window, **tiles)
         net.train(training)
-        self.output = output[..., : height * scale, : width * scale]
 
     def nondist_validation(self, dataloader, current_iter, tb_logger, save_img) -> None:
         """``SRModel``'s validation, once for each pass."""

@@ -265,6 +265,19 @@ def test_windows_are_padded_as_swinirmodel_does(build, quick_opt):
     assert torch.equal(ours, model.output)
 
 
+def test_large_images_are_tested_tile_by_tile(build, quick_opt):
+    model = build(quick_opt)
+    sides = []
+    model.net_g_ema.register_forward_hook(lambda module, inputs, output: sides.append(max(inputs[0].shape[-2:])))
+    model.feed_data({'lq': torch.rand(1, 3, 90, 60)})
+    model.test()
+    whole = model.output
+    model.opt['val'].update(tile=24, overlap=8)
+    model.test()
+    torch.testing.assert_close(model.output, whole, rtol=1e-4, atol=1e-5)
+    assert sides[0] == 90 and len(sides) == 1 + 4 * 3 and max(sides[1:]) <= 24 + 2 * 8
+
+
 class TestRelation:
     def test_hook_trains_the_drn_once_and_sets_weights(self, build, quick_opt, workdir):
         model = build(quick_opt)
