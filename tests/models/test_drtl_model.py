@@ -9,6 +9,7 @@ import torch
 from basicsr.models import build_model
 from basicsr.utils.misc import check_resume
 from torch import nn
+from torch.utils.data import default_collate
 
 from drtl_plugin.errors import DataError, OptionError
 from drtl_plugin.meta.learner import functional_loss, outer_gradient, trainable_parameters
@@ -34,8 +35,7 @@ def build(workdir, write_opt):
 
 
 def episodes(model: DRTLModel, tasks: list[int]) -> dict:
-    items = [model.task_data[i] for i in range(len(tasks))]
-    batch = {key: torch.stack([item[key] for item in items]) for key in items[0] if key != 'task'}
+    batch = default_collate([model.task_data[i] for i in range(len(tasks))])
     return {**batch, 'task': torch.tensor(tasks)}
 
 
@@ -110,7 +110,7 @@ class TestWeightedGradients:
     def test_sampling_draws_tasks_by_weight_and_weights_none(self, build, quick_opt):
         model = self.prepared(build, quick_opt, 'pretrain', mode='sampling')
         drawn = torch.zeros(4)
-        for _ in range(100):
+        for model.num_update in range(100):
             model.feed_data(episodes(model, [0, 0]))
             drawn += torch.bincount(torch.tensor(model.episode_tasks), minlength=4)
         assert drawn[3] == 0
