@@ -7,6 +7,7 @@ import importlib
 import os
 import shutil
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from unittest import mock
@@ -17,14 +18,15 @@ import basicsr.train
 from basicsr.models import build_model
 from basicsr.utils import mkdir_and_rename
 from basicsr.utils.registry import MODEL_REGISTRY
+from torch import distributed
 
 import drtl_plugin
 from drtl_plugin import preflight
-from drtl_plugin.compat import close_basicsr_logs, resuming_within_epoch, several_processes, without_gpu
+from drtl_plugin.compat import close_basicsr_logs, processes_without_gpu, resuming_within_epoch, without_gpu
 from drtl_plugin.data.lmdb_files import check_lmdb_name, write_lmdb
 from drtl_plugin.data.published_data import PAIRED_DATASETS, prepare_pairs, prepare_subimages
 from drtl_plugin.data.sample_data import SAMPLE_ROOT, prepare_sample_data
-from drtl_plugin.distributed import end_dist, of_first_process
+from drtl_plugin.distributed import abandon, end_dist, of_first_process
 from drtl_plugin.errors import DataError, DRTLError, OptionError
 from drtl_plugin.models import DRTLModel
 from drtl_plugin.options import DRTLOptions, parse_options
@@ -57,14 +59,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         args.run(args)
+        end_dist()
     except DRTLError as error:
-        *traceback, line = str(error).strip().splitlines()
-        if traceback:  # of a loader process, in front of the error
+        *others, line = str(error).strip().splitlines()
+        if others:  # of a loader process, in front of the error
             line = line.partition('Error: ')[2]
         print(f'basicsr: error: {line}', file=sys.stderr)
+        abandon(2)
         return 2
-    finally:
-        end_dist()
+    except Exception:
+        if distributed.is_initialized():
+            traceback.print_exc()
+            abandon(1)
+        raise
     return 0
 
 
@@ -188,7 +195,7 @@ def _train(args: argparse.Namespace) -> None:
 
     parsed = mock.patch.object(basicsr.train, 'parse_options', lambda *_, **__: (opt, args))
     built = mock.patch.object(basicsr.train, 'build_model', build)
-    with parsed, built, without_gpu(), several_processes(), resuming_within_epoch():
+    with parsed, built, without_gpu(), processes_without_gpu(), resuming_within_epoch():
         basicsr.train.train_pipeline(os.getcwd())
     if hasattr(models[0], 'finish') and opt['rank'] == 0:
         print(models[0].finish())
@@ -197,7 +204,7 @@ def _train(args: argparse.Namespace) -> None:
 def _test(args: argparse.Namespace) -> None:
     opt = _prepare_run(args, is_train=False)
     parsed = mock.patch.object(basicsr.test, 'parse_options', lambda *_, **__: (opt, args))
-    with parsed, without_gpu(), several_processes():
+    with parsed, without_gpu(), processes_without_gpu():
         basicsr.test.test_pipeline(os.getcwd())
 
 

@@ -276,36 +276,22 @@ def without_gpu():
 
 
 @contextlib.contextmanager
-def several_processes():
-    """Let BasicSR's pipelines run in several processes, without GPUs, too.
+def processes_without_gpu():
+    """Let BasicSR's own models run in several processes without GPUs.
 
-    Faults: the other processes copy the option file into a folder that the first is still to make, all of them write
-    that copy, and ``BaseModel.model_to_device`` asks CUDA for its current device even where there is none. A single
-    process sees no difference.
+    Fault: ``BaseModel.model_to_device`` asks CUDA for its current device even where there is none. A single process,
+    and processes with GPUs, see no difference.
     """
-    if not torch.distributed.is_initialized():
+    if not torch.distributed.is_initialized() or torch.cuda.is_available():
         yield
         return
     from basicsr.models.base_model import BaseModel
-    from basicsr.utils.dist_util import master_only
-
-    pipelines = [importlib.import_module(f'basicsr.{name}') for name in ('train', 'test')]
-    make_exp_dirs = pipelines[0].make_exp_dirs
-
-    def make_exp_dirs_for_all(opt):
-        make_exp_dirs(opt)
-        torch.distributed.barrier()
 
     def wrap(self, net):
         find_unused = self.opt.get('find_unused_parameters', False)
         return DistributedDataParallel(net.to(self.device), find_unused_parameters=find_unused)
 
-    with contextlib.ExitStack() as stack:
-        for pipeline in pipelines:
-            stack.enter_context(mock.patch.object(pipeline, 'make_exp_dirs', make_exp_dirs_for_all))
-        stack.enter_context(mock.patch.object(pipelines[0], 'copy_opt_file', master_only(pipelines[0].copy_opt_file)))
-        if not torch.cuda.is_available():
-            stack.enter_context(mock.patch.object(BaseModel, 'model_to_device', wrap))
+    with mock.patch.object(BaseModel, 'model_to_device', wrap):
         yield
 
 

@@ -1,20 +1,23 @@
 """Training by several processes, with or without GPUs: starting them, agreeing, adding up gradients.
 
-What is random in a training step depends on its number and that of the episode alone, so that N processes with B
-episodes each take the step that one process takes with N · B.
+The distortions of a training step depend on its number and those of its episodes alone, so that N processes with B
+episodes each take the step that one process takes with N · B: the same episodes where N divides their number, and the
+same gradient where the network draws nothing by itself and keeps no running statistics. All processes see the same
+folders.
 """
 
 from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import TypeVar
 
 import torch
 from basicsr.utils.dist_util import get_dist_info
-from torch import Tensor, distributed
+from torch import Tensor, distributed, multiprocessing
 
 from drtl_plugin.errors import DRTLError, OptionError
 
@@ -36,7 +39,8 @@ def init_dist(launcher: str, backend: str | None = None, port: int | None = None
 
     Args:
         launcher (str): ``pytorch``: started by torchrun; ``slurm``: by srun.
-        backend (str | None): Of torch.distributed; by default NCCL where there are GPUs, Gloo where there are none.
+        backend (str | None): Of torch.distributed. By default, and for ``nccl``, NCCL for tensors on GPUs and Gloo for
+            others.
         port (int | None): Of the first process, for SLURM; by default ``MASTER_PORT``, or 29500.
 
     Raises:
@@ -56,7 +60,11 @@ def init_dist(launcher: str, backend: str | None = None, port: int | None = None
         )
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ['LOCAL_RANK']) % torch.cuda.device_count())
-    distributed.init_process_group(backend or ('nccl' if torch.cuda.is_available() else 'gloo'), timeout=_TIMEOUT)
+    if backend in (None, 'nccl'):
+        backend = 'cpu:gloo,cuda:nccl' if torch.cuda.is_available() else 'gloo'
+    # Forked loaders and communication don't go together.
+    multiprocessing.set_start_method('spawn', force=True)
+    distributed.init_process_group(backend, timeout=_TIMEOUT)
 
 
 def _first_host(node_list: str) -> str:
@@ -68,9 +76,21 @@ def _first_host(node_list: str) -> str:
 
 
 def end_dist() -> None:
-    """Leave the other processes, if there are any."""
+    """Wait for the other processes, if there are any, and leave them."""
     if distributed.is_initialized():
+        distributed.barrier()
         distributed.destroy_process_group()
+
+
+def abandon(code: int) -> None:
+    """Where there are other processes, end this one at once; they may be waiting for it, and it for them.
+
+    The launcher then ends the others (torchrun does; srun with ``--kill-on-bad-exit=1``).
+    """
+    if distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def of_first_process(make: Callable[[], T]) -> T:
@@ -80,20 +100,24 @@ def of_first_process(make: Callable[[], T]) -> T:
         make (Callable[[], T]): Called in the first process only; what it returns is pickled.
 
     Raises:
-        DRTLError: What ``make`` raises, in all processes.
+        DRTLError: Where ``make`` raises it, in all processes.
+        RuntimeError: In the others, where it raises anything else.
     """
     rank, world_size = get_dist_info()
     if world_size == 1:
         return make()
-    answer: list = [None]
+    answer: list = [None, None]
     if rank == 0:
         try:
-            answer = [make()]
+            answer[0] = make()
         except DRTLError as error:
-            answer = [error]
+            answer[1] = error
+        except Exception as error:
+            distributed.broadcast_object_list([None, RuntimeError(f'the first process failed: {error}')], src=0)
+            raise
     distributed.broadcast_object_list(answer, src=0)
-    if isinstance(answer[0], DRTLError):
-        raise answer[0]
+    if answer[1] is not None:
+        raise answer[1]
     return answer[0]
 
 

@@ -16,6 +16,7 @@ from unittest import mock
 import torch
 import yaml
 from basicsr.utils import options as basicsr_options
+from basicsr.utils import set_random_seed
 
 from drtl_plugin.distributed import init_dist, of_first_process
 from drtl_plugin.errors import OptionError, unknown
@@ -124,7 +125,9 @@ class DRTLOptions:
         if options.pipeline == 'meta' and inner.algorithm == 'reptile' and inner.parameters != ['*']:
             raise OptionError('drtl.inner.parameters: reptile trains what its inner loop adapts, so all; use maml.')
         if 0 < adapt.replay < 1 and adapt.batch_size < 2:
-            raise OptionError('drtl.adapt.batch_size: replay needs at least 2 patches a step.')
+            raise OptionError(
+                'drtl.adapt.batch_size: replay needs at least 2 patches a step; or set drtl.adapt.replay to 0.'
+            )
         if adapt.replay > 0 and adapt.replay_source == 'support' and not options.camera_fit:
             raise OptionError('drtl.adapt.replay_source: support needs drtl.camera_fit: true.')
         if adapt.optimizer == 'inner' and adapt.rank:
@@ -341,6 +344,7 @@ def parse_options(args: argparse.Namespace, root_path: str, is_train: bool) -> d
         parsed = basicsr_options.parse_options(root_path, is_train=is_train)[0]
     # Where the option file has no seed, each process draws its own.
     parsed['manual_seed'] = of_first_process(lambda: parsed['manual_seed'])
+    set_random_seed(parsed['manual_seed'] + parsed['rank'])
     train = parsed['datasets'].get('train', {})
     if train.get('type') == 'DistortionTaskDataset':
         _complete_task_dataset(train, parsed)
@@ -414,11 +418,12 @@ def _complete_task_dataset(train: dict, opt: dict) -> None:
     options = parse_section(TaskDatasetOptions, train, 'datasets.train')
     train.update({key: value for key, value in vars(options).items() if key != 'target'})
     if opt['is_train'] and not opt['dist'] and opt['num_gpu'] > 1:
-        print(
-            f'num_gpu {opt["num_gpu"]} becomes 1, since each GPU wants a process of its own: '
-            f'torchrun --nproc_per_node={opt["num_gpu"]} -m drtl_plugin.cli train -opt … --launcher pytorch.',
-            file=sys.stderr,
-        )
+        if opt['model_type'] != 'DRTLAdaptModel':  # for which one is enough
+            print(
+                f'num_gpu {opt["num_gpu"]} becomes 1, since each GPU wants a process of its own: '
+                f'torchrun --nproc_per_node={opt["num_gpu"]} -m drtl_plugin.cli train -opt … --launcher pytorch.',
+                file=sys.stderr,
+            )
         opt['num_gpu'] = 1
 
 

@@ -74,7 +74,7 @@ def _rehearse(model_class: type, opt: dict) -> None:
     logging.disable(logging.CRITICAL)
     try:
         with torch.random.fork_rng(), contextlib.redirect_stdout(None), without_gpu():
-            model = model_class({**deepcopy(opt), 'dist': False})
+            model = model_class({**deepcopy(opt), 'dist': False, 'num_gpu': min(opt['num_gpu'], 1)})
             if isinstance(model, DRTLModel):
                 model.feed_data({'lq': torch.rand(1, 3, _SIZE, _SIZE)})
                 model.test()

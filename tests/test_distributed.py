@@ -45,7 +45,7 @@ def test_two_processes_take_the_steps_of_one_with_the_joint_batch(workdir, quick
     """Random distortions, tasks drawn by a relation that is measured on the way: all of it is the same."""
     quick_opt['drtl']['pipeline'] = pipeline
     quick_opt['drtl']['weighting'].update(relation='gradient', mode='sampling')
-    quick_opt['datasets']['train']['batch_size_per_gpu'] = 4
+    quick_opt['datasets']['train'].update(batch_size_per_gpu=4, num_worker_per_gpu=1)
     quick_opt['train']['total_iter'] = 5
     # Adam without this divides rounding errors by themselves where gradients are next to nothing.
     quick_opt['train']['optim_g']['eps'] = 1e-3
@@ -55,6 +55,28 @@ def test_two_processes_take_the_steps_of_one_with_the_joint_batch(workdir, quick
     for name, weight in one.items():
         torch.testing.assert_close(two[name], weight, rtol=1e-4, atol=1e-6)
     assert output.count('after adaptation') == 1  # the first process speaks
+
+
+def test_a_process_that_fails_does_not_keep_the_others(workdir, quick_opt):
+    path = workdir / 'opt.yml'
+    quick_opt['drtl']['hooks'].append({'type': 'FailingHook'})
+    path.write_text(yaml.safe_dump(quick_opt), encoding='utf-8')
+    (workdir / 'failing.py').write_text(_FAILING_HOOK, encoding='utf-8')
+    arguments = ['-m', 'drtl_plugin.cli', 'train', '-opt', str(path), '--launcher', 'pytorch', '--import', 'failing']
+    done = start(*arguments, processes=2, cwd=workdir)
+    assert done.returncode != 0
+    assert 'ZeroDivisionError: of the second process' in done.stderr
+
+
+_FAILING_HOOK = """
+from drtl_plugin.meta import META_HOOK_REGISTRY, MetaTrainerHook
+
+@META_HOOK_REGISTRY.register()
+class FailingHook(MetaTrainerHook):
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if runner.opt['rank'] == 1:
+            raise ZeroDivisionError('of the second process')
+"""
 
 
 def test_plain_models_run_in_several_processes_without_gpu(workdir, quick_opt):
@@ -82,7 +104,7 @@ from drtl_plugin.errors import DataError
 distributed.init_dist('pytorch')
 rank = torch.distributed.get_rank()
 distributed._BUCKET = 100  # bytes: several buckets
-kinds = [(width, dtype) for width in (1, 7, 4) for dtype in (torch.float, torch.double)]
+kinds = [(width, dtype) for dtype in (torch.float, torch.double) for width in (1, 2, 7, 4, 1)]
 parameters = [torch.nn.Parameter(torch.zeros(5, width, dtype=dtype)) for width, dtype in kinds]
 parameters.append(torch.nn.Parameter(torch.zeros(3)))  # without gradient
 for i, p in enumerate(parameters[:-1]):
@@ -98,10 +120,19 @@ assert distributed.of_first_process(lambda: f'of {rank}') == 'of 0'
 def fail():
     raise DataError(f'found by {rank}')
 
+def crash():
+    raise ZeroDivisionError(rank)
+
 try:
     distributed.of_first_process(fail)
 except DataError as error:
     assert str(error) == 'found by 0'
+else:
+    raise AssertionError('no error')
+try:
+    distributed.of_first_process(crash)
+except (ZeroDivisionError if rank == 0 else RuntimeError) as error:
+    assert '0' in str(error)
 else:
     raise AssertionError('no error')
 distributed.end_dist()
@@ -147,11 +178,12 @@ class TestSlurm:
             monkeypatch.setenv(f'SLURM_{name}', value)
         joined = []
         monkeypatch.setattr(distributed.distributed, 'init_process_group', lambda *a, **_: joined.append(a))
+        monkeypatch.setattr(distributed.multiprocessing, 'set_start_method', lambda *_, **__: None)
         monkeypatch.setattr('torch.cuda.is_available', lambda: False)
         return joined
 
     def test_start(self, environment):
-        init_dist('slurm', port=1234)
+        init_dist('slurm', backend='nccl', port=1234)  # as BasicSR's option files have it
         names = ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')
         assert [os.environ[name] for name in names] == ['3', '1', '4', '<node[1-2]>', '1234']
         assert environment == [('gloo',)]

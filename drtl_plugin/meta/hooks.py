@@ -3,7 +3,8 @@
 A hook is an ``mmengine.hooks.Hook``; its ``runner`` is the :class:`drtl_plugin.models.drtl_model.DRTLModel`. The
 model calls ``before_train``, ``before_train_iter``, ``after_train_iter``, ``before_val``, ``after_val``,
 ``before_save_checkpoint``, ``after_load_checkpoint`` and ``after_train``, in the order of the hooks' priorities. Where
-several processes train, validation, saving and ``after_train`` are the first one's alone.
+several processes train, validation, saving and ``after_train`` are the first one's alone; a stage of those must not
+measure the relation, which all of them take part in. ``outputs`` and ``log_dict`` hold losses as tensors on the device.
 
 Example of a hook of one's own, in a module that ``basicsr train --import my_hooks`` imports::
 

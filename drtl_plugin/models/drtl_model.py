@@ -96,7 +96,7 @@ class DRTLModel(SRModel):
     Args:
         opt (dict): BasicSR's options for ``SRModel``, with ``datasets.train`` of type ``DistortionTaskDataset`` and
             a ``drtl`` section (:class:`drtl_plugin.options.DRTLOptions`). ``train.amp: bf16`` computes networks in
-            bfloat16 (autocast, channels-last) while training and adapting; weights stay in single precision.
+            bfloat16 (autocast) while training and adapting; weights stay in single precision.
 
     Attributes:
         camera_fit (CameraFit | None): Where ``drtl.camera_fit`` is on and there is a target; also
@@ -256,9 +256,9 @@ class DRTLModel(SRModel):
             super().feed_data(data)
             return
         self.start()
-        seeds = [self._episode_seed(index) for index in data['index'].tolist()]
+        seeds = [self._episode_seeds(index) for index in data['index'].tolist()]
         if self.drtl.weighting.mode == 'sampling':
-            generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+            generators = [torch.Generator().manual_seed(seed) for seed, _ in seeds]
             self.episode_tasks = [torch.multinomial(self.weights, 1, generator=g).item() for g in generators]
         else:
             self.episode_tasks = data['task'].tolist()
@@ -266,17 +266,17 @@ class DRTLModel(SRModel):
         gt = self._auxiliary_gt(gt.flatten(0, 1)).view(gt.shape)
         self.num_support = data['support_gt'].shape[1]
         self.episode_gt = gt
-        generators = [torch.Generator(self.device).manual_seed(seed) for seed in seeds]
+        generators = [torch.Generator(self.device).manual_seed(seed) for _, seed in seeds]
         self.episode_lq = torch.stack(
             [self.library.tasks[task](*episode) for task, *episode in zip(self.episode_tasks, gt, generators)]
         )
         if self.drtl.target_weight > 0:
             self.target_batch = tuple(data[key].flatten(0, 1).to(self.device) for key in ('target_lq', 'target_gt'))
 
-    def _episode_seed(self, index: int) -> int:
-        """What is random of an episode depends on this, whichever process learns from it."""
-        state = np.random.SeedSequence([self.opt['manual_seed'], self.num_update, index]).generate_state(1, np.uint64)
-        return int(state[0] >> np.uint64(1))
+    def _episode_seeds(self, index: int) -> list[int]:
+        """Of an episode's task and of its distortion, whichever process learns from it."""
+        sequence = np.random.SeedSequence([self.opt['manual_seed'], self.num_update, index])
+        return [int(word) >> 1 for word in sequence.generate_state(2, np.uint64)]
 
     def auxiliary_pairs(self, num: int) -> tuple[Tensor, Tensor]:
         """The same contents under every auxiliary task.
@@ -370,16 +370,17 @@ class DRTLModel(SRModel):
         self.num_update += 1
         if self.ema_decay > 0:
             self.model_ema(decay=self.ema_decay)
+        self._losses_of_step = losses
         self.log_dict = OrderedDict(**losses, effective_tasks=effective_number(self.weights))
         self.call_hook('after_train_iter', batch_idx=self.iter, outputs=self.log_dict)
 
     def get_current_log(self) -> OrderedDict:
-        """Scalars of the last step, averaged over the processes. Only here they are fetched from the device."""
-        return self.reduce_loss_dict(
-            OrderedDict(
-                (name, torch.as_tensor(value, device=self.device).float()) for name, value in self.log_dict.items()
-            )
-        )
+        """Scalars of the last step: losses, averaged over the processes, and what hooks have added to ``log_dict``.
+
+        Only here they are fetched from the device.
+        """
+        losses = self.reduce_loss_dict(self._losses_of_step)
+        return OrderedDict((name, losses.get(name, float(value))) for name, value in self.log_dict.items())
 
     def _pretrain_step(self, weights: list[float]) -> OrderedDict:
         """``g = (1/N) Σ w_i ∇L_i(θ)`` (arXiv 2111.13078, pre-training pipeline), over all patches of the episodes."""
