@@ -479,10 +479,17 @@ def draw_crops(args: argparse.Namespace) -> None:
     from matplotlib.figure import Figure
 
     side, steps = 96, 200 if 200 in args.columns else args.columns[-1]
-    figure = Figure(figsize=(10, 2.7 * len(args.tracks)), layout='constrained')
-    for line, track in zip(figure.subplots(len(args.tracks), 4, squeeze=False), args.tracks):
+    jobs = [
+        Job(args.data, args.results, track, DEFAULT, max(args.shots), 0, args.iterations, args.columns, ())
+        for track in args.tracks
+    ]
+    jobs = [job for job in jobs if job.network.is_file()]
+    if not jobs:
+        return
+    figure = Figure(figsize=(10, 2.7 * len(jobs)), layout='constrained')
+    for line, job in zip(figure.subplots(len(jobs), 4, squeeze=False), jobs):
+        track = job.track
         camera, scale = TRACKS[track]
-        job = Job(args.data, args.results, track, DEFAULT, max(args.shots), 0, args.iterations, args.columns, ())
         model, _ = trained_model(job)
         model.drtl = dataclasses.replace(model.drtl, adapt=parse_section(AdaptOptions, {'steps': steps}, 'adapt'))
         adapted = last(model.adaptation_course(model.target_pairs, steps))
@@ -506,6 +513,8 @@ def draw_crops(args: argparse.Namespace) -> None:
 def report(args: argparse.Namespace) -> None:
     """Write table.csv, table.md and the pictures from what is there."""
     rows = collect(args)
+    if not rows:
+        sys.exit(f'realworld.py: there are no results in {args.results}.')
     with open(args.results / 'table.csv', 'w', newline='', encoding='utf-8') as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
@@ -540,13 +549,16 @@ def main() -> None:
     arguments.add_argument('--iterations', type=int, help=f'training steps, of {EPISODES * PATCHES} patches each')
     workers = 1 if torch.cuda.is_available() else os.cpu_count() or 1
     arguments.add_argument('--jobs', type=int, default=workers, help='runs beside each other; default: %(default)s')
+    arguments.add_argument('--report', action='store_true', help='run nothing, tabulate what is there')
     arguments.add_argument('--results', type=Path, help='default: benchmarks/results/realworld')
     args = parse(arguments)
     profile = QUICK if args.quick else FULL
     for key, value in profile.items():
         if getattr(args, key, None) is None:
             setattr(args, key, value)
-    jobs = [job for job in all_jobs(args) if job.missing()]
+    if args.iterations < 200:  # measuring a relation takes some of them
+        arguments.error('--iterations must be at least 200.')
+    jobs = [] if args.report else [job for job in all_jobs(args) if job.missing()]
     # One thread each: networks this small gain little from more.
     with ProcessPoolExecutor(args.jobs, get_context('spawn'), torch.set_num_threads, (1,)) as pool:
         futures = [pool.submit(run, job) for job in jobs]

@@ -12,6 +12,7 @@ import torch
 
 from drtl_plugin.data.distortions import bicubic
 from drtl_plugin.errors import DataError
+from drtl_plugin.relation import camera_correction
 from drtl_plugin.relation.camera_fit import CameraFit, fit_camera, kernel_sigma, reduce_by
 
 SIDE = 240
@@ -34,6 +35,12 @@ def reduced(img: np.ndarray, sigma: float) -> np.ndarray:
 
 def pair(lq: np.ndarray, gt: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
     return tuple((tensor(img) * 255).round().clamp(0, 255).byte() for img in (lq, gt))
+
+
+@pytest.fixture(autouse=True)
+def brief_correction(monkeypatch):
+    """What a correction learns is the matter of test_camera_correction.py."""
+    monkeypatch.setattr(camera_correction, '_STEPS', 60)
 
 
 @pytest.fixture(scope='module')
