@@ -3,8 +3,8 @@
 City100's cameras, adapted on 1, 2 or 5 pairs of `support`, judged on `val`; auxiliary photographs from BSDS500. Every
 arm is a run of DRTLModel with the options that ARMS shows; the number of gradient evaluations (one patch, forward and
 backward) is the same for all, what measuring a relation takes included. PSNR and SSIM on luma after 0 to 1000 steps of
-adaptation. What is done is kept in benchmarks/results/realworld and not done again, so that a run may be interrupted; to measure
-changed code, remove that folder.
+adaptation. What is done is kept in benchmarks/results/realworld and not done again, so that a run may be interrupted;
+remove that folder to measure changed code.
 
     python benchmarks/realworld.py --quick             # one seed, five pairs, main arms: 10 minutes on 2 CPU cores
     python benchmarks/realworld.py                     # everything: 9 hours or so there

@@ -16,7 +16,6 @@ import argparse
 import contextlib
 import copy
 import os
-import resource
 import statistics
 import sys
 import tempfile
@@ -163,10 +162,17 @@ def _peak(make: Callable[..., Callable[[], None]], arguments: tuple, folder: str
         for _ in range(3):
             step()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path('/proc/self/clear_refs').write_text('5')  # forget the peak so far
+    before = _memory('VmRSS')
     for _ in range(3):
         step()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
+    return _memory('VmHWM') - before
+
+
+def _memory(key: str) -> float:
+    """MiB of this process, by its name in Linux's table."""
+    lines = dict(line.split(':') for line in Path('/proc/self/status').read_text().splitlines())
+    return int(lines[key].split()[0]) / 2**10
 
 
 def peak(make: Callable[..., Callable[[], None]], *arguments: object) -> float:
