@@ -10,7 +10,7 @@ remove that folder to measure changed code.
     python benchmarks/realworld.py                     # everything: 9 hours or so there
     python benchmarks/realworld.py --report            # nothing new, but tables and pictures of what is there
 
-Writes table.csv, table.md, curves_*.png and crops_*.png there. Uses a GPU where there is one.
+Writes table.csv, table.md, curves_*.png and crops.png there. Uses a GPU where there is one.
 """
 
 from __future__ import annotations

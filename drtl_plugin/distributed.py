@@ -132,6 +132,8 @@ def broadcast(tensors: Iterable[Tensor]) -> None:
 def average_gradients(parameters: Iterable[Tensor]) -> None:
     """Set gradients to their mean over the processes, in buckets: one message for many parameters.
 
+    (``mmengine.dist.all_reduce_params`` would take those of a GPU through the host's memory: it knows of one backend.)
+
     Args:
         parameters (Iterable[Tensor]): The same in all processes, as are those that have no gradient.
     """

@@ -379,8 +379,7 @@ class DRTLModel(SRModel):
 
         Only here they are fetched from the device.
         """
-        losses = self.reduce_loss_dict(self._losses_of_step)
-        return OrderedDict((name, losses.get(name, float(value))) for name, value in self.log_dict.items())
+        return OrderedDict({**self.log_dict, **self.reduce_loss_dict(self._losses_of_step)})
 
     def _pretrain_step(self, weights: list[float]) -> OrderedDict:
         """``g = (1/N) Σ w_i ∇L_i(θ)`` (arXiv 2111.13078, pre-training pipeline), over all patches of the episodes."""

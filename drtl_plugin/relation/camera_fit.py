@@ -493,6 +493,7 @@ def _soften(img: Tensor, sigma: float) -> Tensor:
     return rows.T @ img @ columns
 
 
+@functools.lru_cache(maxsize=8)  # a training softens patches of one size by one width
 def _blurring(extent: int, sigma: float) -> Tensor:
     """``(n, n)``: the matrix by which rows of n pixels are multiplied to be blurred, mirrored at their ends."""
     radius = math.ceil(3 * sigma)
