@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
 import shutil
@@ -22,7 +23,7 @@ from torch import distributed
 
 import drtl_plugin
 from drtl_plugin import preflight
-from drtl_plugin.compat import close_basicsr_logs, processes_without_gpu, resuming_within_epoch, without_gpu
+from drtl_plugin.compat import close_basicsr_logs, processes_without_gpu, without_gpu
 from drtl_plugin.data.lmdb_files import check_lmdb_name, write_lmdb
 from drtl_plugin.data.published_data import PAIRED_DATASETS, prepare_pairs, prepare_subimages
 from drtl_plugin.data.sample_data import SAMPLE_ROOT, prepare_sample_data
@@ -32,6 +33,7 @@ from drtl_plugin.models import DRTLModel
 from drtl_plugin.options import DRTLOptions, parse_options
 from drtl_plugin.relation.estimators import NEED_TRAINED_NETWORK
 from drtl_plugin.relation.graph import relation_table
+from drtl_plugin.run import TrainingRun, exclusive
 
 _DESCRIPTION = """\
 BasicSR with distortion-relation guided transfer learning (DRTL).
@@ -54,7 +56,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv (Sequence[str] | None): Arguments, ``sys.argv[1:]`` by default.
 
     Returns:
-        int: 0, or 2 where the options or the data are wrong; then one line says what, where and what to do.
+        int: 0; or 2 where the options, the data or the disk are not as they should be: then one line says what, where
+        and what to do; or 130 after an interrupt.
+
+    Raises:
+        SystemExit: Where training was ended by a signal, with 128 and its number as code.
     """
     args = _parser().parse_args(argv)
     try:
@@ -64,15 +70,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         *others, line = str(error).strip().splitlines()
         if others:  # of a loader process, in front of the error
             line = line.partition('Error: ')[2]
-        print(f'basicsr: error: {line}', file=sys.stderr)
-        abandon(2)
-        return 2
+        return _failed(line)
+    except OSError as error:
+        return _failed(' '.join(str(error).split()))
+    except KeyboardInterrupt:
+        return _failed('interrupted.', 130)
     except Exception:
         if distributed.is_initialized():
             traceback.print_exc()
             abandon(1)
         raise
     return 0
+
+
+def _failed(line: str, code: int = 2) -> int:
+    print(f'basicsr: error: {line}', file=sys.stderr)
+    abandon(code)
+    return code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -185,26 +199,24 @@ def _prepare_run(args: argparse.Namespace, is_train: bool) -> dict:
     return opt
 
 
+def _alone(opt: dict, folder: str) -> contextlib.AbstractContextManager:
+    """The context in which no other run has the name of this one; of several processes the first one sees to it."""
+    return exclusive(folder, opt['name']) if opt['rank'] == 0 else contextlib.nullcontext()
+
+
 def _train(args: argparse.Namespace) -> None:
     opt = _prepare_run(args, is_train=True)
-    models = []
-
-    def build(model_opt: dict):
-        models.append(build_model(model_opt))
-        return models[0]
-
     parsed = mock.patch.object(basicsr.train, 'parse_options', lambda *_, **__: (opt, args))
-    built = mock.patch.object(basicsr.train, 'build_model', build)
-    with parsed, built, without_gpu(), processes_without_gpu(), resuming_within_epoch():
+    with _alone(opt, 'experiments'), parsed, without_gpu(), processes_without_gpu(), TrainingRun(opt) as run:
         basicsr.train.train_pipeline(os.getcwd())
-    if hasattr(models[0], 'finish') and opt['rank'] == 0:
-        print(models[0].finish())
+        if hasattr(run.model, 'finish') and opt['rank'] == 0:
+            print(run.model.finish())
 
 
 def _test(args: argparse.Namespace) -> None:
     opt = _prepare_run(args, is_train=False)
     parsed = mock.patch.object(basicsr.test, 'parse_options', lambda *_, **__: (opt, args))
-    with parsed, without_gpu(), processes_without_gpu():
+    with _alone(opt, 'results'), parsed, without_gpu(), processes_without_gpu():
         basicsr.test.test_pipeline(os.getcwd())
 
 
@@ -221,13 +233,13 @@ def _relation(args: argparse.Namespace) -> None:
     if relation in NEED_TRAINED_NETWORK and not opt['path'].get('pretrain_network_g'):
         raise OptionError(f'path.pretrain_network_g is missing: relation {relation!r} asks a trained network.')
     folder = Path('results', f'{opt["name"]}_relation')
-    mkdir_and_rename(str(folder))
-    opt['path'].update(experiments_root=str(folder), models=str(folder))
-    with without_gpu():
+    with exclusive('results', folder.name), without_gpu():
+        mkdir_and_rename(str(folder))
+        opt['path'].update(experiments_root=str(folder), models=str(folder))
         model = build_model(opt)
         model.start()
-    model.graph.save(folder / 'knowledge_graph.json', model.weights)
-    model.graph.draw(folder / 'knowledge_graph.png', model.weights)
+        model.graph.save(folder / 'knowledge_graph.json', model.weights)
+        model.graph.draw(folder / 'knowledge_graph.png', model.weights)
     print(f'Relation to the target ({relation}), and the weight that follows from it:')
     print(relation_table(model.graph, model.weights))
     print(f'The knowledge graph is in {folder}.')

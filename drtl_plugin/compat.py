@@ -16,6 +16,7 @@ import os
 import sys
 import tempfile
 import types
+from collections import OrderedDict
 from pathlib import Path
 from unittest import mock
 
@@ -164,79 +165,111 @@ def load_resume_state(opt: dict) -> dict | None:
     """Find and load the training state to resume from, on any device.
 
     Answers ``basicsr.train.load_resume_state``, which asks CUDA for its current device even where there is none, and
-    unpickles whatever the file holds.
+    gives up where the newest state is damaged.
 
     Args:
         opt (dict): Parsed options. ``opt['path']['resume_state']`` is set to the state that was found.
 
     Returns:
         dict | None: The state, on the CPU (BasicSR's optimizers move it to their parameters' device), or None.
+
+    Raises:
+        DataError: If the state cannot be read.
     """
     from basicsr.utils import check_resume
 
+    from drtl_plugin import checkpoints
+    from drtl_plugin.errors import DataError
+
     path = opt['path'].get('resume_state')
     if opt['auto_resume']:
-        folder = Path(opt['path']['training_states'])
-        states = sorted(folder.glob('*.state'), key=lambda state: float(state.stem)) if folder.is_dir() else []
-        path = opt['path']['resume_state'] = str(states[-1]) if states else None
+        found = checkpoints.newest_valid_state(Path(opt['path']['training_states']), Path(opt['path']['models']))
+        path, state = found or (None, None)
+        opt['path']['resume_state'] = path and str(path)
+    elif path is not None:
+        state = checkpoints.read(path, 'path.resume_state')
     if path is None:
         return None
-    state = torch.load(path, map_location='cpu', weights_only=True)
+    if not isinstance(state, dict) or not {'iter', 'epoch', 'optimizers', 'schedulers'} <= set(state):
+        raise DataError(f'path.resume_state: {path} is no training state.')
     check_resume(opt, state['iter'])
     return state
 
 
 def resume_on_any_device() -> bool:
-    """Put :func:`load_resume_state` in the place of BasicSR's own, where there is no GPU.
+    """Put :func:`load_resume_state` in the place of BasicSR's own.
 
     Returns:
         bool: Whether something had to be repaired.
     """
     train = importlib.import_module('basicsr.train')
-    if torch.cuda.is_available() or train.load_resume_state is load_resume_state:
+    if train.load_resume_state is load_resume_state:
         return False
     train.load_resume_state = load_resume_state
     return True
 
 
-@contextlib.contextmanager
-def resuming_within_epoch():
-    """Let a resumed run go on with the samples that it has not seen yet.
+def save_whole_checkpoints() -> bool:
+    """Let BasicSR's models write checkpoints whole, or say that they could not.
 
-    Fault: a resumed run starts the interrupted epoch anew, with the same order of samples: it trains on its first
-    part again, and never on the rest. A run that is not resumed sees no difference.
+    Faults: ``BaseModel.save_network`` and ``save_training_state`` write over the file in place, and go on training
+    where that fails; a resumed run has forgotten the best metrics. ``logger.keep_checkpoints`` is ours.
+
+    Returns:
+        bool: Whether something had to be repaired.
     """
-    train = importlib.import_module('basicsr.train')
-    load, sampler_class = train.load_resume_state, train.EnlargedSampler
-    resumed = {}
+    from basicsr.models.base_model import BaseModel
+    from basicsr.utils.dist_util import master_only
 
-    def remember(opt):
-        state = load(opt)
-        if state is not None:
-            resumed.update(epoch=state['epoch'], iter=state['iter'], batch=_loader_batch_size(opt))
-        return state
+    from drtl_plugin import checkpoints
 
-    class ResumingSampler(sampler_class):
-        """``EnlargedSampler`` that leaves out, in the epoch that was interrupted, what was seen before."""
+    if BaseModel.save_network.__module__ == __name__:
+        return False
+    resume = BaseModel.resume_training
 
-        def __iter__(self):
-            indices = list(super().__iter__())
-            if not resumed or self.epoch != resumed['epoch']:
-                return iter(indices)
-            steps_an_epoch = len(indices) // resumed['batch']
-            return iter(indices[(resumed['iter'] - self.epoch * steps_an_epoch) * resumed['batch'] :])
+    @master_only
+    def save_network(self, net, net_label, current_iter, param_key='params'):
+        """Save networks, each under its key, as ``models/NET_LABEL_ITERATION.pth``."""
+        content = {}
+        for one, key in zip(*(value if isinstance(value, list) else [value] for value in (net, param_key))):
+            state = self.get_bare_model(one).state_dict()
+            content[key] = OrderedDict((name[7 * name.startswith('module.') :], w.cpu()) for name, w in state.items())
+        name = f'{net_label}_{"latest" if current_iter == -1 else current_iter}.pth'
+        checkpoints.save(content, Path(self.opt['path']['models'], name))
 
-    train.load_resume_state, train.EnlargedSampler = remember, ResumingSampler
-    try:
-        yield
-    finally:
-        train.load_resume_state, train.EnlargedSampler = load, sampler_class
+    @master_only
+    def save_training_state(self, epoch, current_iter, **more):
+        """Save what a run needs to go on, and ``more``, as ``training_states/ITERATION.state``."""
+        if current_iter == -1:
+            return
+        best = getattr(self, 'best_metric_results', {})
+        # As plain numbers: metrics are NumPy's.
+        best = {
+            dataset: {name: {**record, 'val': float(record['val'])} for name, record in records.items()}
+            for dataset, records in best.items()
+        }
+        state = {
+            **more,
+            'epoch': epoch,
+            'iter': current_iter,
+            'optimizers': [optimizer.state_dict() for optimizer in self.optimizers],
+            'schedulers': [scheduler.state_dict() for scheduler in self.schedulers],
+            'best_metric_results': best,
+            'random': checkpoints.random_state(),
+        }
+        checkpoints.save(state, Path(self.opt['path']['training_states'], f'{current_iter}.state'))
+        best_iterations = {record['iter'] for records in best.values() for record in records.values()}
+        checkpoints.thin_out(self.opt, current_iter, best_iterations)
 
+    @functools.wraps(resume)
+    def resume_training(self, resume_state):
+        resume(self, resume_state)
+        if resume_state.get('best_metric_results'):
+            self.best_metric_results = resume_state['best_metric_results']
 
-def _loader_batch_size(opt: dict) -> int:
-    """Samples a step that a process loads, as ``build_dataloader`` has it."""
-    devices = 1 if opt['dist'] else max(opt['num_gpu'], 1)
-    return opt['datasets']['train']['batch_size_per_gpu'] * devices
+    for method in (save_network, save_training_state, resume_training):
+        setattr(BaseModel, method.__name__, method)
+    return True
 
 
 def close_basicsr_logs() -> None:
@@ -302,3 +335,4 @@ def apply() -> None:
     share_lmdb_environments()
     let_filter2d_take_any_layout()
     resume_on_any_device()
+    save_whole_checkpoints()

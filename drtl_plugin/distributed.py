@@ -121,6 +121,16 @@ def of_first_process(make: Callable[[], T]) -> T:
     return answer[0]
 
 
+def any_process(here: bool) -> bool:
+    """Whether something is so in any of the processes; all of them must ask."""
+    if get_dist_info()[1] == 1:
+        return here
+    # On the CPU: waiting for the answer must not be waiting for a GPU.
+    answer = torch.tensor(int(here))
+    distributed.all_reduce(answer, distributed.ReduceOp.MAX)
+    return bool(answer)
+
+
 @torch.no_grad()
 def broadcast(tensors: Iterable[Tensor]) -> None:
     """Set tensors to what they are in the first process."""

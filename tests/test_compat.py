@@ -1,12 +1,10 @@
 import os
-import pickle
 import subprocess
 import sys
 
 import pytest
 import torch
 from basicsr.utils.file_client import FileClient, LmdbBackend
-from torch.utils.data import DataLoader
 
 from drtl_plugin import compat
 
@@ -148,75 +146,6 @@ def test_filter2d_takes_images_of_any_layout():
         filter2D.__wrapped__(channels_last, kernel)  # the fault upstream
     assert not compat.let_filter2d_take_any_layout()  # probes, and finds no fault any more
     assert realesrnet_model.filter2D is filter2D
-
-
-class TestLoadResumeState:
-    def opt(self, folder, auto_resume=True):
-        path = {'training_states': str(folder), 'models': 'models', 'resume_state': None}
-        return {'auto_resume': auto_resume, 'path': path, 'network_g': {}}
-
-    def test_takes_the_newest_state_by_number(self, tmp_path):
-        for iteration in (900, 1000):
-            torch.save({'iter': iteration, 'optimizers': []}, tmp_path / f'{iteration}.state')
-        opt = self.opt(tmp_path)
-        assert compat.load_resume_state(opt)['iter'] == 1000
-        assert opt['path']['pretrain_network_g'] == 'models/net_g_1000.pth'
-
-    def test_starts_anew_where_there_is_no_state(self, tmp_path):
-        assert compat.load_resume_state(self.opt(tmp_path / 'missing')) is None
-        assert compat.load_resume_state(self.opt(tmp_path, auto_resume=False)) is None
-
-    def test_runs_no_code_of_a_file(self, tmp_path):
-        class Bomb:
-            def __reduce__(self):
-                return (os.mkdir, (str(tmp_path / 'exploded'),))
-
-        torch.save({'iter': 1, 'bomb': Bomb()}, tmp_path / '1.state')
-        with pytest.raises(pickle.UnpicklingError):
-            compat.load_resume_state(self.opt(tmp_path))
-        assert not (tmp_path / 'exploded').exists()
-
-    def test_takes_basicsrs_place_only_without_gpu(self, monkeypatch):
-        import basicsr.train
-
-        def original(opt):
-            """BasicSR's."""
-
-        monkeypatch.setattr(basicsr.train, 'load_resume_state', original)
-        monkeypatch.setattr('torch.cuda.is_available', lambda: True)
-        assert not compat.resume_on_any_device()
-        assert basicsr.train.load_resume_state is original
-        monkeypatch.setattr('torch.cuda.is_available', lambda: False)
-        assert compat.resume_on_any_device()
-        assert basicsr.train.load_resume_state is compat.load_resume_state
-
-
-class TestResumingWithinEpoch:
-    SIZE, BATCH = 10, 3  # three steps an epoch, a sample left over
-
-    def samples(self, state) -> list[int]:
-        """What a run trains on from a state to the end of the second epoch."""
-        import basicsr.train
-
-        opt = {'dist': False, 'num_gpu': 0, 'datasets': {'train': {'batch_size_per_gpu': self.BATCH}}}
-        with compat.resuming_within_epoch():
-            basicsr.train.load_resume_state(opt)
-            sampler = basicsr.train.EnlargedSampler(range(self.SIZE), 1, 0)
-            loader = DataLoader(range(self.SIZE), batch_size=self.BATCH, sampler=sampler, drop_last=True)
-            seen = []
-            for epoch in range(state['epoch'] if state else 0, 2):
-                sampler.set_epoch(epoch)
-                seen += [batch.tolist() for batch in loader]
-        return seen
-
-    @pytest.mark.parametrize('iteration', range(6))
-    def test_goes_on_where_the_run_was_interrupted(self, monkeypatch, iteration):
-        monkeypatch.setattr('basicsr.train.load_resume_state', lambda opt: None)
-        whole = self.samples(None)
-        assert len(whole) == 6
-        state = {'epoch': max(iteration - 1, 0) // 3, 'iter': iteration}
-        monkeypatch.setattr('basicsr.train.load_resume_state', lambda opt: state)
-        assert self.samples(state) == whole[iteration:]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')

@@ -1,10 +1,11 @@
 """Meta-trainer hooks: what happens around the training steps, named in the option file and found by registry.
 
 A hook is an ``mmengine.hooks.Hook``; its ``runner`` is the :class:`drtl_plugin.models.drtl_model.DRTLModel`. The
-model calls ``before_train``, ``before_train_iter``, ``after_train_iter``, ``before_val``, ``after_val``,
-``before_save_checkpoint``, ``after_load_checkpoint`` and ``after_train``, in the order of the hooks' priorities. Where
-several processes train, validation, saving and ``after_train`` are the first one's alone; a stage of those must not
-measure the relation, which all of them take part in. ``outputs`` and ``log_dict`` hold losses as tensors on the device.
+model calls ``before_train``, ``before_train_iter``, ``before_optimizer_step``, ``after_train_iter``, ``before_val``,
+``after_val``, ``before_save_checkpoint``, ``after_load_checkpoint`` and ``after_train``, in the order of the hooks'
+priorities. Where several processes train, validation, saving and ``after_train`` are the first one's alone; a stage of
+those must not measure the relation, which all of them take part in. ``outputs`` and ``log_dict`` hold losses as tensors
+on the device.
 
 Example of a hook of one's own, in a module that ``basicsr train --import my_hooks`` imports::
 
@@ -20,10 +21,12 @@ and in the option file ``drtl: {hooks: [{type: WeightLogHook}]}``.
 
 from __future__ import annotations
 
+import csv
 import inspect
 import typing
 from pathlib import Path
 
+import torch
 from basicsr.utils import get_root_logger, imfrombytes
 from basicsr.utils.dist_util import master_only
 from basicsr.utils.registry import Registry
@@ -34,8 +37,8 @@ from mmengine.runner.priority import get_priority
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from drtl_plugin.distributed import of_first_process
-from drtl_plugin.errors import OptionError, unknown
+from drtl_plugin.distributed import any_process, of_first_process
+from drtl_plugin.errors import DRTLError, OptionError, unknown
 from drtl_plugin.options import number
 from drtl_plugin.relation.drn_training import train_drn
 from drtl_plugin.relation.estimators import ESTIMATORS, NEED_TRAINED_NETWORK, RelationQuestion
@@ -44,11 +47,22 @@ from drtl_plugin.relation.graph import KnowledgeGraph, relation_table
 META_HOOK_REGISTRY = Registry('meta_hook')
 
 
+class DivergedError(DRTLError):
+    """Training has left the finite numbers."""
+
+
 class MetaTrainerHook(Hook):
     """Base class of the meta-trainer hooks. A hook's state goes through the training state:
 
-    ``before_save_checkpoint`` puts it into ``checkpoint``, ``after_load_checkpoint`` takes it out.
+    ``before_save_checkpoint`` puts it into ``checkpoint`` (tensors and plain values, under a key of its own),
+    ``after_load_checkpoint`` takes it out.
     """
+
+    def before_optimizer_step(self, runner, batch_idx: int, outputs: dict | None = None) -> None:
+        """Called with the gradients of a step in place; setting ``runner.skip_step`` leaves the step out.
+
+        Not one of mmengine's stages.
+        """
 
 
 @HOOKS.register_module()
@@ -171,14 +185,15 @@ class GraphRecordHook(MetaTrainerHook):
     """Writes the knowledge graph and the weights where people look, whenever they were measured anew.
 
     ``knowledge_graph.json`` and ``knowledge_graph.png`` in the experiment's folder; relation, weights and the picture
-    in TensorBoard; the first time a table in the log. Where the camera was fitted, ``camera_fit.pth`` (for
-    ``path.pretrain_camera_fit``) and ``camera_fit.png``, its kernels, before training.
+    in TensorBoard; all measurements in ``weights.csv``; the first one as a table in the log. Where the camera was
+    fitted, ``camera_fit.pth`` (for ``path.pretrain_camera_fit``) and ``camera_fit.png``, its kernels, before training.
     """
 
     priority = 'LOW'
 
     def __init__(self) -> None:
         self._recorded: KnowledgeGraph | None = None
+        self._rows: list[list] = []
 
     @master_only
     def before_train(self, runner) -> None:
@@ -211,6 +226,10 @@ class GraphRecordHook(MetaTrainerHook):
             get_root_logger().info(f'Relation to the target and gradient weight:\n{relation_table(graph, weights)}')
         self._recorded = graph
         folder = Path(runner.opt['path']['experiments_root'])
+        for row in zip(graph.labels, graph.relation.tolist(), weights.tolist()):
+            self._rows.append([iteration, *row])
+        with open(folder / 'weights.csv', 'w', newline='', encoding='utf-8') as file:
+            csv.writer(file).writerows([['iteration', 'task', 'relation', 'weight'], *self._rows])
         graph.save(folder / 'knowledge_graph.json', weights)
         graph.draw(folder / 'knowledge_graph.png', weights)
         if not runner.opt['logger'].get('use_tb_logger') or 'debug' in runner.opt['name']:
@@ -223,6 +242,17 @@ class GraphRecordHook(MetaTrainerHook):
                 writer.add_scalar(f'weights/{tag}', weight, iteration)
             picture = imfrombytes((folder / 'knowledge_graph.png').read_bytes())[:, :, ::-1].copy()
             writer.add_image('knowledge_graph', picture, iteration, dataformats='HWC')
+
+    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Put what was recorded into the training state."""
+        checkpoint['graph_record'] = {'rows': self._rows, 'is_latest': self._recorded is runner.graph}
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Go on with the record; a graph that is in it is not recorded again."""
+        if 'graph_record' in checkpoint:
+            self._rows = list(checkpoint['graph_record']['rows'])
+            if checkpoint['graph_record']['is_latest']:
+                self._recorded = runner.graph
 
 
 @HOOKS.register_module()
@@ -247,11 +277,76 @@ class FewShotAdaptHook(MetaTrainerHook):
         self._adapt(runner)
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Adapt, unless the network has not changed since the last time."""
-        self._adapt(runner)
+        """Adapt, unless the network has not changed since the last time, or the run ends in a hurry."""
+        if not runner.stopping:
+            self._adapt(runner)
 
 
-DEFAULT_HOOKS = ('RelationHook', 'FewShotAdaptHook', 'GraphRecordHook')
+@HOOKS.register_module()
+@META_HOOK_REGISTRY.register()
+class NanGuardHook(MetaTrainerHook):
+    """Leaves out the steps whose loss or gradient is not finite, and ends the run when there are too many.
+
+    The log has their number (``skipped_steps``) as soon as there are any, and a line for each.
+
+    Args:
+        max_skips (int): Steps, of the whole run, that may be left out. Default: 20.
+    """
+
+    priority = 'VERY_HIGH'
+
+    def __init__(self, max_skips: int = 20) -> None:
+        if max_skips < 0:
+            raise OptionError('NanGuardHook: max_skips must be at least 0.')
+        self.max_skips = max_skips
+        self._num_skips = 0
+
+    def before_optimizer_step(self, runner, batch_idx: int, outputs: dict | None = None) -> None:
+        """Look at the losses and gradients of a step.
+
+        Raises:
+            DivergedError: If more than ``max_skips`` steps had to be left out.
+        """
+        gradients = [p.grad for p in runner.trained_parameters() if p.grad is not None]
+        # One number for all of them, so that a GPU is waited for once.
+        total = torch.stack(torch._foreach_norm(gradients)).sum() + sum(runner.losses_of_step.values())
+        if any_process(not total.isfinite()):
+            runner.skip_step = True
+            self._num_skips += 1
+            line = (
+                f'iteration {batch_idx + 1}: the loss or the gradient is not finite (learning rate '
+                f'{runner.get_current_learning_rate()[0]:.3g}; {_not_finite(runner)})'
+            )
+            if self._num_skips > self.max_skips:
+                raise DivergedError(
+                    f'{line}. {self._num_skips} steps were left out, and max_skips of NanGuardHook is '
+                    f'{self.max_skips}. Checkpoints are as they were; lower train.optim_g.lr or drtl.inner.lr.'
+                )
+            get_root_logger().warning(f'{line}; the step is left out, the {self._num_skips}. of this run.')
+        if self._num_skips:
+            outputs['skipped_steps'] = self._num_skips
+
+    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Put the number of steps that were left out into the training state."""
+        checkpoint['num_skips'] = self._num_skips
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Go on counting."""
+        self._num_skips = checkpoint.get('num_skips', 0)
+
+
+@torch.no_grad()
+def _not_finite(runner) -> str:
+    """Which tasks of the step have a loss that is not finite, for a message."""
+    with runner.precision():
+        losses = [runner.criterion(runner.net_g(lq), gt) for lq, gt in zip(runner.episode_lq, runner.episode_gt)]
+    labels = runner.library.labels
+    step = dict.fromkeys(labels[task] for task in runner.episode_tasks)
+    found = dict.fromkeys(labels[task] for task, loss in zip(runner.episode_tasks, losses) if not loss.isfinite())
+    return f'tasks {", ".join(found)}' if found else f'somewhere in the step on {", ".join(step)}'
+
+
+DEFAULT_HOOKS = ('NanGuardHook', 'RelationHook', 'FewShotAdaptHook', 'GraphRecordHook')
 
 
 def build_hooks(hook_opts: list[dict]) -> list[MetaTrainerHook]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from drtl_plugin import checkpoints
 from drtl_plugin.data.distortion_task_dataset import DistortionTaskDataset
 from drtl_plugin.data.patches import paired_patches
 from drtl_plugin.distributed import average_gradients, broadcast, of_first_process
@@ -106,6 +106,9 @@ class DRTLModel(SRModel):
         net_g_adapted (nn.Module | None): Set by the FewShotAdaptHook.
         validation_results (dict): Metrics by dataset name (with the pass), of the last validation.
         iter, max_iters (int): As in mmengine: the number of the current iteration, from 0, and of all.
+        losses_of_step (dict): Of the last step, by name, as tensors on the device.
+        skip_step (bool): For hooks to set before an optimiser's step that is better not taken.
+        stopping (bool): Whether the run was told to end, in a hurry; then nothing is adapted before it is saved.
 
     Raises:
         OptionError: If the ``drtl`` section or the hooks are not valid.
@@ -146,6 +149,7 @@ class DRTLModel(SRModel):
         self.weights = self._with_fit_share(torch.ones(len(self.library)))
         self.iter, self.max_iters = 0, int(self.opt['train']['total_iter'])
         self.num_update = 0
+        self.stopping = False
         self._started = False
         self._build_relation_net()
         self.hooks = build_hooks(self.drtl.hooks)
@@ -187,7 +191,7 @@ class DRTLModel(SRModel):
             self.optimizers.append(self.optimizer_rates)
         load_path = self.opt['path'].get('pretrain_inner_rates')
         if load_path is not None:
-            self._set_inner_rates(torch.load(load_path, map_location=self.device, weights_only=True)['params'])
+            self._set_inner_rates(checkpoints.read(load_path, 'path.pretrain_inner_rates')['params'])
 
     def _set_inner_rates(self, rates: dict[str, Tensor]) -> None:
         """Take rates that were learned before.
@@ -201,7 +205,7 @@ class DRTLModel(SRModel):
             if self.learns_rates:
                 self.inner_rates[name].data.copy_(rate)
             else:
-                self.inner_rates[name] = rate
+                self.inner_rates[name] = rate.to(self.device)
 
     @property
     def learns_rates(self) -> bool:
@@ -362,24 +366,29 @@ class DRTLModel(SRModel):
                 loss, _ = self._losses(self.net_g(lq), gt)
                 (self.drtl.target_weight * loss).backward()
                 losses['l_target'] = loss.detach()
-        average_gradients(
-            p for optimizer in self.optimizers for group in optimizer.param_groups for p in group['params']
-        )
-        for optimizer in self.optimizers:
-            optimizer.step()
-        self.num_update += 1
-        if self.ema_decay > 0:
-            self.model_ema(decay=self.ema_decay)
-        self._losses_of_step = losses
+        average_gradients(self.trained_parameters())
+        self.losses_of_step = losses
         self.log_dict = OrderedDict(**losses, effective_tasks=effective_number(self.weights))
+        self.skip_step = False
+        self.call_hook('before_optimizer_step', batch_idx=self.iter, outputs=self.log_dict)
+        self.num_update += 1
+        if not self.skip_step:
+            for optimizer in self.optimizers:
+                optimizer.step()
+            if self.ema_decay > 0:
+                self.model_ema(decay=self.ema_decay)
         self.call_hook('after_train_iter', batch_idx=self.iter, outputs=self.log_dict)
+
+    def trained_parameters(self) -> Iterator[Tensor]:
+        """What the optimisers change."""
+        return (p for optimizer in self.optimizers for group in optimizer.param_groups for p in group['params'])
 
     def get_current_log(self) -> OrderedDict:
         """Scalars of the last step: losses, averaged over the processes, and what hooks have added to ``log_dict``.
 
         Only here they are fetched from the device.
         """
-        return OrderedDict({**self.log_dict, **self.reduce_loss_dict(self._losses_of_step)})
+        return OrderedDict({**self.log_dict, **self.reduce_loss_dict(self.losses_of_step)})
 
     def _pretrain_step(self, weights: list[float]) -> OrderedDict:
         """``g = (1/N) Σ w_i ∇L_i(θ)`` (arXiv 2111.13078, pre-training pipeline), over all patches of the episodes."""
@@ -523,6 +532,8 @@ class DRTLModel(SRModel):
             loader = _RenamedLoader(dataloader, self._validated)
             super().nondist_validation(loader, current_iter, tb_logger, save_img and self._pass != BICUBIC)
             self.validation_results[self._validated] = dict(getattr(self, 'metric_results', {}))
+            if self._pass == BICUBIC:  # there is no best iteration of it
+                getattr(self, 'best_metric_results', {}).pop(self._validated, None)
         self.opt['path']['visualization'] = visualization
         self._pass = BEFORE
         self.call_hook('after_val')
@@ -540,42 +551,34 @@ class DRTLModel(SRModel):
 
         Where there is a state to resume from, the networks that belong to it are there, too.
         """
+        self._hook_state: dict = {}
         self.save_hook_results(current_iter)
         super().save(epoch, current_iter)
 
     @master_only
     def save_hook_results(self, current_iter: int) -> None:
         """Call the hooks' ``before_save_checkpoint``, and save the networks that they made."""
-        self._hook_state: dict = {}
+        self._hook_state = {}
         self.call_hook('before_save_checkpoint', checkpoint=self._hook_state)
-        if self.net_g_adapted is not None:
+        if self.net_g_adapted is not None and not self.stopping:
             self.save_network(self.net_g_adapted, 'net_g_adapted', current_iter)
         if self.net_r is not None:
             self.save_network(self.net_r, 'net_r', current_iter)
         if self.learns_rates:
             name = f'inner_rates_{"latest" if current_iter == -1 else current_iter}.pth'
             rates = {name: rate.detach() for name, rate in self.inner_rates.items()}
-            torch.save({'params': rates}, Path(self.opt['path']['models'], name))
+            checkpoints.save({'params': rates}, Path(self.opt['path']['models'], name))
 
-    @master_only
     def save_training_state(self, epoch: int, current_iter: int) -> None:
-        """BasicSR's training state, with the hooks' state and the generators'; it appears when it is complete."""
-        if current_iter == -1:
-            return
-        state = {
+        """BasicSR's training state, with the hooks' state and the generators'."""
+        super().save_training_state(
+            epoch,
+            current_iter,
             **self._hook_state,
-            'epoch': epoch,
-            'iter': current_iter,
-            'optimizers': [optimizer.state_dict() for optimizer in self.optimizers],
-            'schedulers': [scheduler.state_dict() for scheduler in self.schedulers],
-            'generator': self.generator.get_state(),
-            'patch_generator': self.patch_generator.get_state(),
-            'inner_rates': {name: rate.detach() for name, rate in self.inner_rates.items() if self.learns_rates},
-        }
-        path = Path(self.opt['path']['training_states'], f'{current_iter}.state')
-        unfinished = path.with_suffix('.unfinished')
-        torch.save(state, unfinished)
-        os.replace(unfinished, path)
+            generator=self.generator.get_state(),
+            patch_generator=self.patch_generator.get_state(),
+            inner_rates={name: rate.detach() for name, rate in self.inner_rates.items() if self.learns_rates},
+        )
 
     def resume_training(self, resume_state: dict) -> None:
         """Take up BasicSR's training state, the generators', the learned step sizes and the hooks' state.

@@ -12,7 +12,7 @@ def types(hooks) -> list[str]:
 
 
 def test_shipped_hooks_are_there_in_order_of_priority():
-    assert types(build_hooks([])) == ['RelationHook', 'FewShotAdaptHook', 'GraphRecordHook']
+    assert types(build_hooks([])) == ['NanGuardHook', 'RelationHook', 'FewShotAdaptHook', 'GraphRecordHook']
     assert all(isinstance(hook, Hook) for hook in build_hooks([]))
 
 
@@ -22,8 +22,8 @@ def test_shipped_hooks_are_mmengines_too():
 
 def test_entries_set_arguments_of_shipped_hooks():
     hooks = build_hooks([{'type': 'RelationHook', 'interval': 7}])
-    assert len(hooks) == 3
-    assert hooks[0].interval == 7
+    assert len(hooks) == len(DEFAULT_HOOKS)
+    assert hooks[1].interval == 7
 
 
 def test_hooks_of_ones_own_are_added_by_name(monkeypatch):
@@ -33,7 +33,7 @@ def test_hooks_of_ones_own_are_added_by_name(monkeypatch):
     class FirstHook(MetaTrainerHook):
         priority = 'HIGHEST'
 
-    assert types(build_hooks([{'type': 'FirstHook'}] * 2))[:3] == ['FirstHook', 'FirstHook', 'RelationHook']
+    assert types(build_hooks([{'type': 'FirstHook'}] * 2))[:3] == ['FirstHook', 'FirstHook', 'NanGuardHook']
 
 
 @pytest.mark.parametrize(
@@ -51,6 +51,7 @@ def test_hooks_of_ones_own_are_added_by_name(monkeypatch):
         ({'type': 'RelationHook', 'interval': 0}, r'must be above 0'),
         ({'type': 'RelationHook', 'transfer_lr': -1}, r'must be above 0'),
         ({'type': 'RelationHook', 'num_patches': 1}, r'num_patches must be at least 2'),
+        ({'type': 'NanGuardHook', 'max_skips': -1}, r'max_skips must be at least 0'),
         ({'type': 'RelationHook', 'interval': 1.5}, r'hooks\[0\]\.interval: expected a whole number, got 1\.5'),
         ({'type': 'RelationHook', 'drn_lr': 'fast'}, r"hooks\[0\]\.drn_lr: expected a number, got 'fast'"),
     ],

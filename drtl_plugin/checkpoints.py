@@ -1,0 +1,153 @@
+"""Checkpoints: each written as a whole or not at all, read without running what it holds, found again, thinned out."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import random
+import re
+import sys
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from drtl_plugin.errors import DataError, DRTLError
+
+_UNFINISHED = '.unfinished'
+
+
+class SaveError(DRTLError):
+    """A checkpoint could not be written."""
+
+
+def save(content: Any, path: str | Path) -> None:
+    """``torch.save``, beside the target, synced and renamed: whatever happens, the target is the old or the new one.
+
+    Raises:
+        SaveError: If it cannot be written (a full disk); the file of this name, if there was one, is as it was.
+    """
+    path = Path(path)
+    unfinished = path.with_name(path.name + _UNFINISHED)
+    try:
+        with open(unfinished, 'wb') as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+        _sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:  # RuntimeError: torch's zip writer, on top of the OSError
+        unfinished.unlink(missing_ok=True)
+        cause = error if isinstance(error, OSError) else error.__context__ or error
+        reason = getattr(cause, 'strerror', None) or ' '.join(str(cause).split())
+        raise SaveError(
+            f'{path}: cannot be written ({reason}). What was saved before is whole: make room, then go on with '
+            '--auto_resume.'
+        ) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    if not hasattr(os, 'O_DIRECTORY'):
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read(path: str | Path, key: str) -> Any:
+    """Read weights or a training state onto the CPU; a pickle that carries code is refused, and runs nothing.
+
+    Args:
+        path (str | Path): The file.
+        key (str): The option that named it, for the message.
+
+    Raises:
+        DataError: If there is no such file, or it holds something else than tensors and plain values, or is damaged.
+    """
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as file:
+                if file.testzip() is not None:  # torch does not look at the check sums that it writes
+                    raise DataError(f'{key}: {path} is damaged; its check sum is wrong.')
+        return torch.load(path, map_location='cpu', weights_only=True)
+    except pickle.UnpicklingError:
+        raise DataError(
+            f'{key}: {path} holds something else than tensors and plain values, or code, which is not run; take the '
+            'file from another source.'
+        ) from None
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, zipfile.BadZipFile) as error:
+        reason = getattr(error, 'strerror', None) or ' '.join(str(error).split())
+        raise DataError(f'{key}: {path} cannot be read ({reason}).') from None
+
+
+def newest_valid_state(folder: Path, models: Path) -> tuple[Path, dict] | None:
+    """The newest training state that can be read, its networks as well; says on stderr what it left out.
+
+    Args:
+        folder (Path): Of the training states, ``ITERATION.state``.
+        models (Path): Of the networks, ``NAME_ITERATION.pth``.
+
+    Returns:
+        tuple[Path, dict] | None: The state's file and content, or None where there is no state.
+
+    Raises:
+        DataError: If there are states, but none is whole.
+    """
+    states = [path for path in folder.glob('*.state') if path.stem.isdigit()] if folder.is_dir() else []
+    for path in sorted(states, key=lambda path: int(path.stem), reverse=True):
+        try:
+            networks = list(models.glob(f'*_{path.stem}.pth'))
+            if not networks:
+                raise DataError(f'{models} holds no network of iteration {path.stem}.')
+            for network in networks:
+                read(network, '--auto_resume')
+            return path, read(path, '--auto_resume')
+        except DataError as error:
+            print(f'basicsr: warning: iteration {path.stem} is damaged and left out: {error}', file=sys.stderr)
+    if states:
+        raise DataError(f'--auto_resume: none of the training states in {folder} is whole; start anew without it.')
+    return None
+
+
+def thin_out(opt: dict, current_iter: int, best: Iterable[int]) -> None:
+    """Delete checkpoints but the last ``logger.keep_checkpoints`` ones up to this iteration, and the best ones.
+
+    Those of later iterations, from which a run was not resumed, are left alone; so is ``net_r_0.pth``.
+    """
+    keep = opt['logger'].get('keep_checkpoints')
+    if keep is None:
+        return
+    files = [*Path(opt['path']['training_states']).glob('*.state'), *Path(opt['path']['models']).glob('*.pth')]
+    numbered = [(int(match[1]), path) for path in files if (match := re.search(r'(?:^|_)(\d+)\.\w+$', path.name))]
+    iterations = sorted({number for number, _ in numbered if 0 < number <= current_iter})
+    doomed = set(iterations[:-keep]) - set(best)
+    for number, path in numbered:  # states first: a state whose networks are gone could not be resumed from
+        if number in doomed:
+            path.unlink(missing_ok=True)
+
+
+def random_state() -> dict:
+    """The states of the generators that everyone shares, as tensors and plain values."""
+    name, words, *position = np.random.get_state()
+    return {
+        'python': random.getstate(),
+        'numpy': (name, torch.from_numpy(words.astype(np.int64)), *position),
+        'torch': torch.get_rng_state(),
+        'cuda': torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_random_state(state: dict) -> None:
+    """Put the shared generators where :func:`random_state` found them (those of GPUs where there are as many)."""
+    version, words, gauss = state['python']
+    random.setstate((version, tuple(words), gauss))
+    name, words, *position = state['numpy']
+    np.random.set_state((name, words.numpy().astype(np.uint32), *position))
+    torch.set_rng_state(state['torch'])
+    if torch.cuda.is_available() and len(state['cuda']) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state['cuda'])

@@ -1,0 +1,231 @@
+"""What a training run needs around BasicSR's pipeline: its name to itself, exact resumption, an end in order."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType, ModuleType
+from unittest import mock
+
+from torch.utils.data import Sampler
+
+from drtl_plugin.checkpoints import random_state, set_random_state
+from drtl_plugin.distributed import any_process
+from drtl_plugin.errors import DataError
+
+try:
+    import fcntl
+except ImportError:  # Windows: nothing keeps two runs of a name apart there
+    fcntl = None
+
+
+class Interrupted(SystemExit):
+    """The run was told to stop, and has; its code is what shells expect of the signal."""
+
+
+@contextlib.contextmanager
+def exclusive(folder: str | Path, name: str) -> Iterator[None]:
+    """Keep a name to this process for as long as the context lasts, or the process lives.
+
+    Args:
+        folder (str | Path): Of the runs of all names; it is created where it is missing.
+        name (str): Of the run.
+
+    Raises:
+        DataError: If another process has the name, or the folder cannot be written.
+    """
+    path = Path(folder, f'.{name}.lock')
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, 'a+', encoding='utf-8')  # noqa: SIM115  open for as long as the name is ours
+    except OSError as error:
+        raise DataError(f'{folder}: cannot be written ({error.strerror}); run it in a folder of your own.') from None
+    with file:
+        if fcntl is not None:
+            try:
+                # Of the process, not of the file: loader processes that outlive a killed run don't keep it.
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                file.seek(0)
+                raise DataError(
+                    f'{Path(folder, name)}: another run of this name ({file.read().strip()}) is at work; wait for it, '
+                    'stop it, or choose another name.'
+                ) from None
+        file.truncate(0)
+        file.write(f'process {os.getpid()} of {socket.gethostname()}')
+        file.flush()
+        yield
+
+
+class TrainingRun:
+    """One run of ``basicsr.train.train_pipeline``, which lasts as a context does.
+
+    BasicSR leaves out, and this adds: a resumed run goes on with the samples that it has not seen yet, with the
+    shared random generators where they were, and repeats the validation that belongs to the state's iteration, which
+    draws from copies of these. SIGINT
+    and SIGTERM end a run between two iterations (or two validation images), with its state saved; a second one, or one
+    before there is anything to save, ends it at once.
+
+    Args:
+        opt (dict): Parsed options.
+
+    Attributes:
+        model: What BasicSR has built.
+    """
+
+    def __init__(self, opt: dict) -> None:
+        self.opt = opt
+        self.model = None
+        self._pipeline: ModuleType = importlib.import_module('basicsr.train')
+        self._resume_state: dict | None = None
+        self._val_loaders: list = []
+        self._tb_logger = None
+        self._sampler: Sampler | None = None
+        self._first_iter: int | None = None  # of this process; None before there is any
+        self._validated: int | None = None  # the iteration whose validation is on
+        self._random_state: dict = {}  # before that
+        self._signal: signal.Signals | None = None
+        self._handlers: dict[int, object] = {}
+        self._pid = os.getpid()
+
+    def __enter__(self) -> TrainingRun:
+        pipeline = self._pipeline
+        with contextlib.ExitStack() as stack:
+            for name in ('load_resume_state', 'create_train_val_dataloader', 'init_tb_loggers', 'build_model'):
+                replaced = getattr(self, f'_{name}')
+                stack.enter_context(mock.patch.object(pipeline, name, _calling(replaced, getattr(pipeline, name))))
+            stack.enter_context(mock.patch.object(pipeline, 'EnlargedSampler', self._sampler_class()))
+            self._stack = stack.pop_all()
+        # Where another thread runs it (in a notebook, say), signals are not ours to take.
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._handlers[number] = signal.signal(number, self._take_signal)
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._stack.close()
+        self._restore_signals()
+        if self._tb_logger is not None:
+            self._tb_logger.close()
+
+    # ---- in the place of what the pipeline calls -------------------------------------------------------------- #
+
+    def _load_resume_state(self, load, opt: dict) -> dict | None:
+        self._resume_state = load(opt)
+        return self._resume_state
+
+    def _create_train_val_dataloader(self, create, opt: dict, logger) -> tuple:
+        result = create(opt, logger)
+        self._sampler, self._val_loaders = result[1], result[2]
+        return result
+
+    def _init_tb_loggers(self, init, opt: dict):
+        self._tb_logger = init(opt)
+        return self._tb_logger
+
+    def _build_model(self, build, opt: dict):
+        model = self.model = build(opt)
+        for name in ('resume_training', 'update_learning_rate', 'validation', 'feed_data'):
+            setattr(model, name, _calling(getattr(self, f'_{name}'), getattr(model, name)))
+        return model
+
+    def _sampler_class(self) -> type:
+        run, sampler_class = self, self._pipeline.EnlargedSampler
+
+        class ResumingSampler(sampler_class):
+            """``EnlargedSampler`` that leaves out, in the epoch that was interrupted, what was seen before."""
+
+            def __iter__(self):
+                indices = list(super().__iter__())
+                state = run._resume_state
+                if state is None or self.epoch != state['epoch']:
+                    return iter(indices)
+                # Only now: building the loader's iterator has drawn from the shared generators, too.
+                if 'random' in state:
+                    set_random_state(state['random'])
+                batch = _loader_batch_size(run.opt)
+                seen = state['iter'] - self.epoch * (len(indices) // batch)
+                return iter(indices[seen * batch :])
+
+        return ResumingSampler
+
+    # ---- in the place of what it calls of the model ----------------------------------------------------------- #
+
+    def _resume_training(self, resume, state: dict) -> None:
+        resume(state)
+        # A state is as before the validation of its iteration, which may not have come to its end.
+        val = self.opt.get('val')
+        if val is not None and state['iter'] % val['val_freq'] == 0:
+            for loader in self._val_loaders:
+                self.model.validation(loader, state['iter'], self._tb_logger, val['save_img'])
+
+    def _update_learning_rate(self, update, current_iter: int, **arguments) -> None:
+        if self._first_iter is None:
+            self._first_iter = current_iter
+        elif any_process(self._signal is not None):
+            self._stop(current_iter - 1)
+        update(current_iter, **arguments)
+
+    def _validation(self, validate, dataloader, current_iter, *arguments) -> None:
+        self._validated, self._random_state = current_iter, random_state()
+        validate(dataloader, current_iter, *arguments)
+        # Training goes on as if it had not been validated: the passes that resuming repeats must not matter.
+        set_random_state(self._random_state)
+        self._validated = None
+
+    def _feed_data(self, feed, data: dict) -> None:
+        # Of several processes, the first one validates alone; but they stop together.
+        if self._validated is not None and self._signal is not None and not self.opt['dist']:
+            set_random_state(self._random_state)
+            self._stop(self._validated)
+        feed(data)
+
+    # ---- ending ----------------------------------------------------------------------------------------------- #
+
+    def _restore_signals(self) -> None:
+        while self._handlers:
+            signal.signal(*self._handlers.popitem())
+
+    def _take_signal(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._pid:
+            return  # A loader process: shells and schedulers signal all processes, but this one is still needed.
+        self._signal = signal.Signals(number)
+        self._restore_signals()
+        if self._first_iter is None:
+            self._end('before there was anything to save')
+        _say(f'{self._signal.name}: the state is saved after this iteration; once more ends the run at once.')
+
+    def _stop(self, iteration: int) -> None:
+        """Save the state after an iteration, and end the run."""
+        iteration = min(iteration, int(self.opt['train']['total_iter']))  # BasicSR counts one more in the end
+        self.model.stopping = True
+        self.model.save(self._sampler.epoch, iteration)
+        self._end(f'after iteration {iteration}; go on with --auto_resume')
+
+    def _end(self, when: str) -> None:
+        number = self._signal or signal.SIGTERM  # or another process's
+        _say(f'stopped by {number.name} {when}.')
+        raise Interrupted(128 + number)
+
+
+def _say(line: str) -> None:
+    print(f'basicsr: {line}', file=sys.stderr, flush=True)
+
+
+def _calling(ours: Callable, theirs: Callable) -> Callable:
+    """A function that gives ours theirs as the first argument."""
+    return functools.wraps(theirs)(functools.partial(ours, theirs))
+
+
+def _loader_batch_size(opt: dict) -> int:
+    """Samples a step that a process loads, as ``build_dataloader`` has it."""
+    devices = 1 if opt['dist'] else max(opt['num_gpu'], 1)
+    return opt['datasets']['train']['batch_size_per_gpu'] * devices

@@ -1,0 +1,259 @@
+"""Runs that are killed, told to stop, or started twice."""
+
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch.utils.data import DataLoader
+
+from drtl_plugin import cli
+from drtl_plugin.errors import DataError
+from drtl_plugin.run import TrainingRun, exclusive
+
+# Draws from all generators that hooks and networks may draw from, and lets the weights depend on them.
+_DICE_HOOK = """
+import random
+import numpy as np
+import torch
+from drtl_plugin.meta import META_HOOK_REGISTRY, MetaTrainerHook
+
+@META_HOOK_REGISTRY.register()
+class DiceHook(MetaTrainerHook):
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        noise = random.random() + np.random.rand() + torch.rand(()).item()
+        with torch.no_grad():
+            for parameter in runner.net_g.parameters():
+                parameter.add_(1e-4 * noise)
+"""
+_PROCESSES = multiprocessing.get_context('forkserver')
+_PROCESSES.set_forkserver_preload(['drtl_plugin.cli'])
+
+
+def _train(folder: str, path: str) -> None:
+    os.chdir(folder)
+    sys.stdout = sys.stderr = open('output.txt', 'a')  # noqa: SIM115
+    torch.set_num_threads(1)
+    sys.exit(cli.main(['train', '-opt', path, '--auto_resume', '--import', 'dice']))
+
+
+def start(workdir: Path, path: str) -> multiprocessing.Process:
+    process = _PROCESSES.Process(target=_train, args=(str(workdir), path))
+    process.start()
+    return process
+
+
+def wait_for(process: multiprocessing.Process, root: Path, pattern: str, text: str = '') -> None:
+    """Wait until there is a file with a text, or the process has ended."""
+    while process.is_alive() and not any(text in path.read_text(errors='ignore') for path in root.glob(pattern)):
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def long_opt(workdir, quick_opt) -> dict:
+    """Everything that a state has to hold, saved after every iteration and validated after every other."""
+    (workdir / 'dice.py').write_text(_DICE_HOOK)
+    quick_opt['train']['total_iter'] = 24
+    quick_opt['train']['scheduler'] = {'type': 'CosineAnnealingRestartLR', 'periods': [24], 'eta_min': 1e-7}
+    quick_opt['drtl']['inner'] = {'rate_lr': 1e-3}
+    quick_opt['drtl']['weighting']['mode'] = 'sampling'
+    quick_opt['drtl']['hooks'] += [{'type': 'DiceHook'}]
+    quick_opt['drtl']['hooks'][0]['interval'] = 4
+    quick_opt['datasets']['train'].update(num_worker_per_gpu=1, num_episodes=10)  # several epochs
+    quick_opt['datasets']['val']['meta_info_file'] = str(workdir / 'val.txt')
+    (workdir / 'val.txt').write_text('coffee.png\n')
+    quick_opt['val']['val_freq'] = 2
+    quick_opt['logger'].update(save_checkpoint_freq=1, keep_checkpoints=3, use_tb_logger=False)
+    return quick_opt
+
+
+def equal(first, second) -> bool:
+    """Whether two contents of files are the same, tensors bit for bit."""
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(equal(first[key], second[key]) for key in first)
+    if isinstance(first, (list, tuple)):
+        return len(first) == len(second) and all(map(equal, first, second))
+    if isinstance(first, torch.Tensor):
+        return torch.equal(first, second)
+    return first == second
+
+
+def assert_same_run(first: Path, second: Path) -> None:
+    files = sorted(path.relative_to(first) for path in first.glob('*/*') if path.suffix in ('.pth', '.state'))
+    assert files == sorted(path.relative_to(second) for path in second.glob('*/*') if path.suffix in ('.pth', '.state'))
+    assert {'net_g_latest.pth', 'net_g_adapted_latest.pth', 'net_r_latest.pth', '24.state'} <= {p.name for p in files}
+    for name in files:
+        contents = [torch.load(folder / name, weights_only=True) for folder in (first, second)]
+        assert equal(*contents), name
+    for name in ('weights.csv', 'knowledge_graph.json'):
+        assert (first / name).read_text() == (second / name).read_text()
+
+
+def kill_now_and_then(workdir: Path, opt: dict, times: int, rng: random.Random) -> None:
+    """Run to the end, killed on the way at random moments; most of its time such a run is saving."""
+    path = workdir / 'killed.yml'
+    path.write_text(yaml.safe_dump({**opt, 'name': 'killed'}))
+    root = workdir / 'experiments/killed'
+    for _ in range(times):
+        done = max((int(state.stem) for state in root.glob('training_states/*.state')), default=0)
+        process = start(workdir, str(path))
+        # At least one iteration each, so that there is an end.
+        wait_for(process, root, f'training_states/{done + 1}.state')
+        time.sleep(rng.uniform(0, 3 / times))
+        process.kill()
+        process.join()
+        assert process.exitcode in (-signal.SIGKILL, 0), (workdir / 'output.txt').read_text()
+    process = start(workdir, str(path))
+    process.join()
+    assert process.exitcode == 0, (workdir / 'output.txt').read_text()
+
+
+@pytest.mark.parametrize('times', [2, pytest.param(10, marks=pytest.mark.slow)])
+def test_a_run_that_is_killed_ends_as_one_that_is_not(workdir, long_opt, times):
+    path = workdir / 'whole.yml'
+    path.write_text(yaml.safe_dump({**long_opt, 'name': 'whole'}))
+    process = start(workdir, str(path))
+    process.join()
+    assert process.exitcode == 0
+    kill_now_and_then(workdir, long_opt, times, random.Random(times))
+    assert_same_run(workdir / 'experiments/whole', workdir / 'experiments/killed')
+    state = torch.load(workdir / 'experiments/whole/training_states/24.state', weights_only=True)
+    assert state['best_metric_results']['sample_camera_adapted']['psnr_y']['val'] > 5
+    assert len(list((workdir / 'experiments/whole/training_states').glob('*.state'))) in (3, 4, 5)
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_run_in_order(workdir, long_opt, number):
+    long_opt['logger']['save_checkpoint_freq'] = 1000
+    long_opt['train'].update(total_iter=1000, scheduler={'type': 'MultiStepLR', 'milestones': [100]})
+    long_opt['val'] = None
+    path = workdir / 'stopped.yml'
+    path.write_text(yaml.safe_dump({**long_opt, 'name': 'stopped'}))
+    process = start(workdir, str(path))
+    root = workdir / 'experiments/stopped'
+    wait_for(process, root, '*.log', 'iter:       3')
+    os.kill(process.pid, number)
+    process.join(60)
+    assert process.exitcode == 128 + number
+    (state,) = root.glob('training_states/*.state')
+    assert not list((root / 'models').glob('net_g_adapted*'))  # no time for it
+    content = torch.load(state, weights_only=True)
+    assert content['iter'] == int(state.stem) >= 3
+    long_opt['train']['total_iter'] = int(state.stem) + 2
+    path.write_text(yaml.safe_dump({**long_opt, 'name': 'stopped'}))
+    process = start(workdir, str(path))
+    process.join()
+    assert process.exitcode == 0
+    assert f'iter: {content["iter"]}.' in sorted(root.glob('*.log'))[-1].read_text()
+
+
+def test_the_second_run_of_a_name_is_turned_away(workdir, quick_opt, write_opt, capsys):
+    path = write_opt(quick_opt)
+    script = 'import sys; from drtl_plugin.run import exclusive\nwith exclusive("experiments", "drtl_x4"):\n'
+    script += '    print("mine", flush=True); sys.stdin.read()'
+    with subprocess.Popen([sys.executable, '-c', script], stdin=-1, stdout=-1) as other:
+        assert other.stdout.readline() == b'mine\n'
+        assert cli.main(['train', '-opt', path]) == 2
+        error = capsys.readouterr().err
+        assert f'experiments/drtl_x4: another run of this name (process {other.pid} of ' in error
+        assert error.strip().count('\n') == 0
+        assert not (workdir / 'experiments/drtl_x4').exists()
+        other.kill()
+    assert cli.main(['train', '-opt', path]) == 0
+
+
+def test_a_folder_that_cannot_be_written_is_named(workdir):
+    (workdir / 'experiments').write_text('a file')
+    with (
+        pytest.raises(DataError, match=r'experiments: cannot be written \(File exists\)'),
+        exclusive('experiments', 'x'),
+    ):
+        pass
+
+
+class TestResumingWithinAnEpoch:
+    SIZE, BATCH = 10, 3  # three steps an epoch, a sample left over
+
+    def samples(self, state) -> list[int]:
+        """What a run trains on from a state to the end of the second epoch."""
+        import basicsr.train
+
+        opt = {'dist': False, 'num_gpu': 0, 'datasets': {'train': {'batch_size_per_gpu': self.BATCH}}}
+        with TrainingRun(opt):
+            basicsr.train.load_resume_state(opt)
+            sampler = basicsr.train.EnlargedSampler(range(self.SIZE), 1, 0)
+            loader = DataLoader(range(self.SIZE), batch_size=self.BATCH, sampler=sampler, drop_last=True)
+            seen = []
+            for epoch in range(state['epoch'] if state else 0, 2):
+                sampler.set_epoch(epoch)
+                seen += [batch.tolist() for batch in loader]
+        return seen
+
+    @pytest.mark.parametrize('iteration', range(6))
+    def test_goes_on_where_the_run_was_interrupted(self, monkeypatch, iteration):
+        monkeypatch.setattr('basicsr.train.load_resume_state', lambda opt: None)
+        whole = self.samples(None)
+        assert len(whole) == 6
+        state = {'epoch': max(iteration - 1, 0) // 3, 'iter': iteration}
+        monkeypatch.setattr('basicsr.train.load_resume_state', lambda opt: state)
+        assert self.samples(state) == whole[iteration:]
+
+
+class TestNumbersGoneBad:
+    HOOK = """
+import torch
+from drtl_plugin.meta import META_HOOK_REGISTRY, MetaTrainerHook
+
+@META_HOOK_REGISTRY.register()
+class SpoilHook(MetaTrainerHook):
+    priority = 'HIGHEST'
+
+    def __init__(self, iterations: list):
+        self.iterations = iterations
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if batch_idx + 1 in self.iterations:
+            runner.episode_lq[0, 0] = float('nan')
+"""
+
+    @pytest.fixture
+    def spoilt_opt(self, workdir, quick_opt) -> dict:
+        (workdir / 'spoil.py').write_text(self.HOOK)
+        quick_opt['train']['total_iter'] = 4
+        quick_opt['logger']['save_checkpoint_freq'] = 1
+        quick_opt['drtl']['hooks'].append({'type': 'SpoilHook', 'iterations': [2, 3]})
+        return quick_opt
+
+    @pytest.mark.parametrize('pipeline', ['meta', 'pretrain'])
+    def test_steps_are_left_out_and_counted(self, workdir, spoilt_opt, write_opt, pipeline):
+        spoilt_opt['drtl']['pipeline'] = pipeline
+        assert cli.main(['train', '-opt', write_opt(spoilt_opt), '--import', 'spoil']) == 0
+        root = workdir / 'experiments/drtl_x4'
+        params = [torch.load(root / f'models/net_g_{i}.pth', weights_only=True) for i in range(1, 5)]
+        assert equal(params[0], params[1]) and equal(params[1], params[2])
+        assert not equal(params[2], params[3])
+        states = [torch.load(root / f'training_states/{i}.state', weights_only=True) for i in (1, 3)]
+        assert equal(states[0]['optimizers'], states[1]['optimizers'])
+        log = next(root.glob('*.log')).read_text()
+        assert 'iteration 3: the loss or the gradient is not finite (learning rate 0.001; tasks ' in log
+        assert 'skipped_steps: 2.0000e+00' in log
+
+    def test_too_many_end_the_run(self, workdir, spoilt_opt, write_opt, capsys):
+        spoilt_opt['drtl']['hooks'].append({'type': 'NanGuardHook', 'max_skips': 1})
+        assert cli.main(['train', '-opt', write_opt(spoilt_opt), '--import', 'spoil']) == 2
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert error.startswith(
+            'basicsr: error: iteration 3: the loss or the gradient is not finite (learning rate 0.001'
+        )
+        assert '2 steps were left out, and max_skips of NanGuardHook is 1' in error
+        models = workdir / 'experiments/drtl_x4/models'
+        last = torch.load(models / 'net_g_2.pth', weights_only=True)['params']
+        assert all(weight.isfinite().all() for weight in last.values())
+        assert not (models / 'net_g_3.pth').exists()
