@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import inspect
 import math
+import re
 import sys
 import typing
 from dataclasses import dataclass, field
@@ -17,6 +19,7 @@ import torch
 import yaml
 from basicsr.utils import options as basicsr_options
 from basicsr.utils import set_random_seed
+from basicsr.utils.registry import MODEL_REGISTRY
 
 from drtl_plugin.distributed import init_dist, of_first_process
 from drtl_plugin.errors import OptionError, unknown
@@ -178,6 +181,192 @@ class TaskDatasetOptions:
     scale: int = option(1, 'Set by BasicSR.', low=1)
 
 
+@dataclass(frozen=True)
+class PairedDatasetOptions:
+    """``datasets.val…`` and ``datasets.test…`` (and, for BasicSR's models, ``train``): ``PairedImageDataset``."""
+
+    name: str = option(dataclasses.MISSING, 'Name of the dataset, for the log and for folders of images.')
+    type: str = option(dataclasses.MISSING, 'PairedImageDataset.')
+    dataroot_gt: str = option(dataclasses.MISSING, 'Folder or .lmdb of ground-truth images.')
+    dataroot_lq: str = option(dataclasses.MISSING, 'Folder or .lmdb of low-quality images.')
+    meta_info_file: Optional[str] = option(None, 'Text file that lists the images.')
+    filename_tmpl: str = option('{}', 'How LQ names derive from GT names, e.g. {}x4.')
+    io_backend: dict = option({'type': 'disk'}, 'disk or lmdb.')
+    mean: Optional[List[float]] = option(None, 'Subtracted from each channel.')
+    std: Optional[List[float]] = option(None, 'That each channel is divided by.')
+    color: Optional[Literal['y', 'rgb']] = option(None, 'y: luma only.')
+    gt_size: int = option(128, 'Training: side of the ground-truth patches in pixels.', low=1)
+    use_hflip: bool = option(True, 'Training: random horizontal flips.')
+    use_rot: bool = option(True, 'Training: random quarter turns.')
+    batch_size_per_gpu: int = option(1, 'Training: patches a step.', low=1)
+    num_worker_per_gpu: int = option(0, 'Training: loader processes.', low=0)
+    dataset_enlarge_ratio: int = option(1, 'Training: passes over the images an epoch.', low=1)
+    prefetch_mode: Optional[Literal['cpu', 'cuda']] = option(None, 'Load ahead; cuda: onto the GPU.')
+    num_prefetch_queue: int = option(1, 'For prefetch_mode cpu: how many batches ahead.', low=1)
+    pin_memory: bool = option(False, 'For prefetch_mode cuda.')
+    persistent_workers: bool = option(False, 'Keep loader processes from epoch to epoch.')
+    phase: str = option('val', 'Set by BasicSR.')
+    scale: int = option(1, 'Set by BasicSR.', low=1)
+
+
+@dataclass(frozen=True)
+class PathOptions:
+    """``path``: where a run begins; where it writes is BasicSR's to say."""
+
+    pretrain_network_g: Optional[str] = option(None, 'Weights to begin with, or to test.')
+    param_key_g: Optional[str] = option('params', 'Which weights of that file: params or params_ema.')
+    strict_load_g: bool = option(True, 'Whether the weights must be exactly those of network_g.')
+    pretrain_network_r: Optional[str] = option(None, 'A trained DRN.')
+    strict_load_r: bool = option(True, 'Whether its weights must be exactly those of network_r.')
+    pretrain_camera_fit: Optional[str] = option(None, 'A camera fit that was saved.')
+    pretrain_inner_rates: Optional[str] = option(None, 'Learned step sizes of the inner loop (drtl.inner.rate_lr).')
+    resume_state: Optional[str] = option(None, 'Training state to go on from; or call with --auto_resume.')
+    ignore_resume_networks: Optional[List[str]] = option(None, 'Networks that are not taken from there.')
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """``train``: the schedule, as in BasicSR."""
+
+    total_iter: int = option(dataclasses.MISSING, 'Training steps.', low=0)
+    optim_g: dict = option(dataclasses.MISSING, "type: Adam, lr, and torch's further arguments.")
+    scheduler: dict = option(dataclasses.MISSING, 'type: MultiStepLR or CosineAnnealingRestartLR, and arguments.')
+    warmup_iter: int = option(-1, 'Steps over which the learning rate rises; -1: none.', low=-1)
+    ema_decay: float = option(0, 'Decay of the moving average of the weights (0: none).', 0, 1)
+    amp: Optional[Literal['bf16']] = option(None, 'bf16: networks compute in bfloat16.')
+    pixel_opt: Optional[dict] = option(None, 'type of the pixel loss, and arguments.')
+    perceptual_opt: Optional[dict] = option(None, 'type: PerceptualLoss, and arguments.')
+
+
+@dataclass(frozen=True)
+class ValOptions:
+    """``val``: validation while training, or the test."""
+
+    val_freq: int = option(dataclasses.MISSING, 'Training steps between two validations.', low=1)
+    save_img: bool = option(dataclasses.MISSING, 'Whether to write the restored images.')
+    suffix: Optional[str] = option(None, 'Test: ending of their names; by default the name of the run.')
+    metrics: Optional[dict] = option(None, 'By name: type and arguments.')
+    pbar: bool = option(False, 'Show a progress bar.')
+    tile: int = option(0, 'Restore tile by tile, of this many low-quality pixels a side (0: as a whole).', low=0)
+    overlap: int = option(16, 'Low-quality pixels that tiles are enlarged by on each side.', low=0)
+
+
+@dataclass(frozen=True)
+class LoggerOptions:
+    """``logger``: what is written when."""
+
+    print_freq: int = option(dataclasses.MISSING, 'Training steps between two lines of the log.', low=1)
+    save_checkpoint_freq: int = option(dataclasses.MISSING, 'Training steps between two checkpoints.', low=1)
+    use_tb_logger: bool = option(dataclasses.MISSING, 'Whether to write for TensorBoard.')
+    keep_checkpoints: Optional[int] = option(
+        None, 'How many of the last checkpoints are kept, beside those that validated best; by default all.', low=1
+    )
+    wandb: Optional[dict] = option(None, 'project and resume_id, for Weights & Biases.')
+
+
+@dataclass(frozen=True)
+class DistOptions:
+    """``dist_params``: for several processes."""
+
+    backend: Optional[str] = option(None, 'Of torch.distributed.')
+    port: Optional[int] = option(None, 'Of the first process, for SLURM.', 1, 65535)
+
+
+@dataclass(frozen=True)
+class FileOptions:
+    """The option file."""
+
+    name: str = option(dataclasses.MISSING, 'Name of the run, and of its folder in experiments/ or results/.')
+    model_type: str = option(dataclasses.MISSING, 'DRTLModel, DRTLAdaptModel, or a model of BasicSR.')
+    datasets: dict = option(dataclasses.MISSING, 'train, val (val_2, …) or test_1, ….')
+    path: dict = option(dataclasses.MISSING, 'See PathOptions.')
+    scale: int = option(1, 'How many times images are enlarged.', low=1)
+    num_gpu: int = option(0, 'Number of GPUs, or auto.', low=0)
+    manual_seed: Optional[int] = option(None, 'Seed of everything that is random.', 0, 2**32 - 1)
+    network_g: Optional[dict] = option(None, 'type of the network, and arguments.')
+    network_r: Optional[dict] = option(None, 'type of the distortion relation network, and arguments.')
+    drtl: Optional[dict] = option(None, 'See DRTLOptions.')
+    train: Optional[dict] = option(None, 'See TrainOptions.')
+    val: Optional[dict] = option(None, 'See ValOptions.')
+    logger: Optional[dict] = option(None, 'See LoggerOptions.')
+    dist_params: Optional[dict] = option(None, 'See DistOptions.')
+    find_unused_parameters: bool = option(False, "BasicSR's models in several processes: as in torch.")
+
+
+SECTIONS = {
+    'path': PathOptions,
+    'train': TrainOptions,
+    'val': ValOptions,
+    'logger': LoggerOptions,
+    'dist_params': DistOptions,
+}
+# What BasicSR's parse_options adds.
+_COMPUTED = {
+    *('dist', 'rank', 'world_size', 'auto_resume', 'is_train', 'root_path'),
+    *('experiments_root', 'models', 'training_states', 'log', 'visualization', 'results_root'),
+}
+
+
+def check_sections(opt: dict) -> None:
+    """Check the keys and values of BasicSR's own sections, and turn numbers that were written as text into numbers.
+
+    The models of this plug-in read what is written here and nothing else. Of other models, a key is wrong if it is
+    nearly one of these, and does not occur in their source.
+
+    Args:
+        opt (dict): Parsed options; numbers are changed in place.
+
+    Raises:
+        OptionError: Unknown key, wrong type, value out of range.
+    """
+    others = None
+    if opt['model_type'] not in ('DRTLModel', 'DRTLAdaptModel'):
+        others = _source_of(MODEL_REGISTRY._obj_map.get(opt['model_type']))
+    _check_section(FileOptions, opt, '', others)
+    for name, cls in SECTIONS.items():
+        if opt.get(name) is not None:
+            _check_section(cls, opt[name], f'{name}.', others)
+    for phase, dataset in opt['datasets'].items():
+        known = ('train', 'val') if opt['is_train'] else ('val', 'test')
+        if phase.split('_')[0] not in known:
+            raise unknown('dataset', phase, known, 'datasets')
+        folder_name(dataset['name'], f'datasets.{phase}.name')
+        if dataset['type'] == 'PairedImageDataset' and (others is not None or phase != 'train'):
+            _check_section(PairedDatasetOptions, dataset, f'datasets.{phase}.', None)
+    suffix = (opt.get('val') or {}).get('suffix')
+    if suffix is not None:
+        folder_name(f'image{suffix}', 'val.suffix')
+
+
+def _check_section(cls: type, section: dict, where: str, others: Optional[str]) -> None:
+    """Check a section; ``others``: source of a model that may read keys of its own."""
+    hints, fields = typing.get_type_hints(cls), {f.name: f for f in dataclasses.fields(cls)}
+    for key, value in section.items():
+        if key in fields:
+            section[key] = _convert(value, hints[key], fields[key].metadata, f'{where}{key}')
+        elif key not in _COMPUTED:
+            near = difflib.get_close_matches(str(key), fields, n=1, cutoff=0.7)
+            if others is None or (near and not re.search(rf'[\'"]{re.escape(str(key))}[\'"]', others)):
+                raise unknown('key', key, fields, where.rstrip('.') or 'option file')
+
+
+def _source_of(cls: Optional[type]) -> str:
+    """The source of the modules that a class and its bases are defined in."""
+    modules = {sys.modules[base.__module__] for base in cls.__mro__ if base is not object} if cls else ()
+    return ''.join(inspect.getsource(module) for module in modules)
+
+
+def folder_name(value: Any, where: str) -> str:
+    """Check that a value is the name of a folder or file, and no path that leads elsewhere.
+
+    Raises:
+        OptionError: If it is not; names ``where``.
+    """
+    if not isinstance(value, str) or Path(value).name != value or value in ('.', '..') or not value.isprintable():
+        raise OptionError(f'{where}: expected the name of a folder, got {value!r}.')
+    return value
+
+
 def parse_section(cls: type, mapping: Any, where: str) -> Any:
     """Turn a section of an option file into its typed object.
 
@@ -252,14 +441,23 @@ def number(value: Any, kind: type, where: str, low: float = -math.inf, high: flo
     return kind(converted)
 
 
+class OptionLoader(yaml.SafeLoader):
+    """YAML's safe loader, which runs nothing, and takes 1e-4 for a number, as YAML 1.2 and its users do."""
+
+
+OptionLoader.add_implicit_resolver(
+    'tag:yaml.org,2002:float', re.compile(r'[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$'), list('-+.0123456789')
+)
+
+
 def load_option_file(path: str) -> dict:
-    """Read an option file with YAML's safe loader: a ``!!python/...`` tag is an error instead of code that runs.
+    """Read an option file by :class:`OptionLoader`: a ``!!python/...`` tag is an error instead of code that runs.
 
     Raises:
         OptionError: If the file cannot be read, is not YAML, or holds no mapping.
     """
     try:
-        opt = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
+        opt = yaml.load(Path(path).read_text(encoding='utf-8'), OptionLoader)
     except OSError as error:
         raise OptionError(f'{path}: cannot read the option file ({error.strerror}).') from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -284,11 +482,11 @@ def force_yml(opt: dict, entries: list[str]) -> None:
         if not equals or not all(keys):
             raise OptionError(f'--force_yml {entry}: expected key:key=value, e.g. train:ema_decay=0.999.')
         try:
-            value = yaml.safe_load(text.strip())
+            value = yaml.load(text.strip(), OptionLoader)
         except yaml.YAMLError:
             raise OptionError(f'--force_yml {entry}: {text.strip()!r} is not a YAML value.') from None
-        if isinstance(value, str):
-            value = None if value.lower() == 'none' else _float_or_str(value)
+        if isinstance(value, str) and value.lower() == 'none':
+            value = None
         section: Any = opt
         try:
             for key in keys[:-1]:
@@ -303,14 +501,6 @@ def force_yml(opt: dict, entries: list[str]) -> None:
 
 def _index(section: Any, key: str) -> Any:
     return int(key) if isinstance(section, list) else key
-
-
-def _float_or_str(text: str) -> Any:
-    """YAML 1.1 takes 1e-4 for a string; BasicSR's users mean a number."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
 
 
 def parse_options(args: argparse.Namespace, root_path: str, is_train: bool) -> dict:
@@ -345,6 +535,7 @@ def parse_options(args: argparse.Namespace, root_path: str, is_train: bool) -> d
     # Where the option file has no seed, each process draws its own.
     parsed['manual_seed'] = of_first_process(lambda: parsed['manual_seed'])
     set_random_seed(parsed['manual_seed'] + parsed['rank'])
+    check_sections(parsed)
     train = parsed['datasets'].get('train', {})
     if train.get('type') == 'DistortionTaskDataset':
         _complete_task_dataset(train, parsed)
@@ -364,17 +555,16 @@ def _check_shape(opt: dict, path: str, is_train: bool) -> None:
     """Check that the sections which every option file has are there and have what BasicSR looks up."""
     for key in ['name', 'model_type', 'num_gpu', 'datasets', 'path'] + (['train', 'logger'] if is_train else ['val']):
         if opt.get(key) is None:
-            raise OptionError(f'{path}: the key {key!r} is missing.')
-    if not isinstance(opt['name'], str) or Path(opt['name']).name != opt['name']:
-        raise OptionError(f'name: expected the name of a folder, got {opt["name"]!r}.')
+            near = difflib.get_close_matches(key, [str(k) for k in opt], n=1, cutoff=0.7)
+            hint = f'; did you mean it by {near[0]!r}?' if near and near[0] != key else '.'
+            raise OptionError(f'{path}: the key {key!r} is missing{hint}')
+    folder_name(opt['name'], 'name')
     if opt.get('manual_seed') is not None:
         opt['manual_seed'] = number(opt['manual_seed'], int, 'manual_seed', 0, 2**32 - 1)
-    val = opt.get('val')
-    for key in ('tile', 'overlap'):
-        if isinstance(val, dict) and key in val:
-            val[key] = number(val[key], int, f'val.{key}', 0)
+    if opt['num_gpu'] != 'auto':
+        opt['num_gpu'] = number(opt['num_gpu'], int, 'num_gpu', 0)
     for key, value in opt.items():
-        known = key in ('datasets', 'path', 'train', 'logger', 'val') or key.startswith('network_')
+        known = key in ('datasets', *SECTIONS) or str(key).startswith('network_')
         if known and value is not None and not isinstance(value, dict):
             raise OptionError(f'{key}: expected a section of keys and values, got {value!r}.')
     for phase, dataset in opt['datasets'].items():

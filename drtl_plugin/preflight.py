@@ -50,8 +50,7 @@ def check(opt: dict) -> None:
         if key.endswith('_opt') and isinstance(section, dict):
             _registered(LOSS_REGISTRY, section.get('type'), 'loss', f'train.{key}.type')
     for name, metric in ((opt.get('val') or {}).get('metrics') or {}).items():
-        kind = metric.get('type') if isinstance(metric, dict) else metric
-        _registered(METRIC_REGISTRY, kind, 'metric', f'val.metrics.{name}.type')
+        _check_metric(metric, f'val.metrics.{name}')
     for key, path in opt['path'].items():
         if (key.startswith('pretrain_') or key == 'resume_state') and path and not Path(path).is_file():
             raise DataError(f'path.{key}: there is no file {path}; train it first, or name another.')
@@ -99,6 +98,23 @@ def _registered(registry, name: object, kind: str, where: str):
         if candidate in registry:
             return registry.get(candidate)
     raise unknown(kind, name, registry.keys(), where)
+
+
+def _check_metric(metric: object, where: str) -> None:
+    if not isinstance(metric, dict):
+        raise OptionError(f'{where}: expected a section with type, got {metric!r}.')
+    function = _registered(METRIC_REGISTRY, metric.get('type'), 'metric', f'{where}.type')
+    if metric.get('better', 'higher') not in ('higher', 'lower'):
+        raise OptionError(f'{where}.better: {metric["better"]!r} is not one of higher, lower.')
+    # BasicSR's metrics swallow arguments that they don't know.
+    known = [p for p in inspect.signature(function).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    names = [p.name for p in known if p.name not in ('img', 'img1', 'img2')]
+    for key in metric:
+        if key not in ('type', 'better', *names):
+            raise unknown(f'argument of {metric["type"]}', key, names, where)
+    for parameter in known:
+        if parameter.name in names and parameter.default is parameter.empty and parameter.name not in metric:
+            raise OptionError(f'{where}: {metric["type"]} needs {parameter.name}.')
 
 
 def _check_schedule(train_opt: dict, fewest: int) -> None:

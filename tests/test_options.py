@@ -186,3 +186,12 @@ class TestParseOptions:
         opt['val']['save_img'] = True
         with pytest.raises(OptionError, match=r'val\.suffix is missing'):
             parse_options(arguments(write_opt(opt)), str(workdir), is_train=False)
+
+
+@pytest.mark.parametrize(
+    ('text', 'value'),
+    [('1e-4', 1e-4), ('2E3', 2000.0), ('-.5e+1', -5.0), ('1_e3', '1_e3'), ("'1e-4'", '1e-4'), ('e5', 'e5')],
+)
+def test_exponents_are_numbers_without_a_tag(tmp_path, text, value):
+    (tmp_path / 'a.yml').write_text(f'key: {text}')
+    assert load_option_file(str(tmp_path / 'a.yml')) == {'key': value}

@@ -1,10 +1,14 @@
 """What happens where the options or the data are wrong."""
 
+import re
+
 import pytest
 import torch
 
 from drtl_plugin import cli
 from drtl_plugin.data.sample_data import SAMPLE_ROOT
+from drtl_plugin.errors import OptionError
+from drtl_plugin.options import check_sections
 from tests.conftest import OPTIONS
 
 
@@ -54,7 +58,47 @@ class TestWrongInput:
         (['datasets', 'val', 'io_backend'], {}, 'datasets.val.io_backend: expected a type of disk'),
         (['datasets', 'val'], None, 'datasets.val: expected a section with name and type'),
         (['datasets', 'train', 'batch_size_per_gpu'], 'many', 'batch_size_per_gpu: expected a whole number'),
-        (['val', 'metrics', 'psnr_y'], None, "val.metrics.psnr_y.type: unknown metric 'None'"),
+        (['val', 'metrics', 'psnr_y'], None, 'val.metrics.psnr_y: expected a section with type, got None'),
+        (['train', 'ema_decy'], 0.9, "train: unknown key 'ema_decy'; did you mean 'ema_decay'?"),
+        (['train', 'ema_decay'], 1.5, 'train.ema_decay: 1.5 is out of range; it must be between 0 and 1'),
+        (['train', 'warmup_iters'], 5, "train: unknown key 'warmup_iters'; did you mean 'warmup_iter'?"),
+        (['train', 'amp'], 'fp16', "train.amp: 'fp16' is not one of bf16"),
+        (['train', 'scheduler'], None, 'train.scheduler: expected dict, got None'),
+        (['val', 'val_frq'], 5, "val: unknown key 'val_frq'; did you mean 'val_freq'?"),
+        (['val', 'val_freq'], 0, 'val.val_freq: 0 is out of range; it must be at least 1'),
+        (['val', 'save_img'], 'often', "val.save_img: expected bool, got 'often'"),
+        (['val', 'suffix'], '/../../x', "val.suffix: expected the name of a folder, got 'image/../../x'"),
+        (
+            ['val', 'metrics', 'psnr_y', 'crop_boder'],
+            4,
+            "calculate_psnr 'crop_boder'; did you mean 'crop_border",
+        ),
+        (
+            ['val', 'metrics', 'psnr_y'],
+            {'type': 'calculate_psnr'},
+            'psnr_y: calculate_psnr needs crop_border',
+        ),
+        (['val', 'metrics', 'psnr_y', 'better'], 'more', "psnr_y.better: 'more' is not one of higher, lower"),
+        (['logger', 'print_freq'], 0, 'logger.print_freq: 0 is out of range'),
+        (['logger', 'keep_checkpoint'], 3, "unknown key 'keep_checkpoint'; did you mean 'keep_checkpoints'?"),
+        (['logger', 'keep_checkpoints'], 0, 'logger.keep_checkpoints: 0 is out of range'),
+        (['logger', 'use_tb_logger'], 3, 'logger.use_tb_logger: expected bool, got 3'),
+        (['path', 'pretrain_network'], 'x', "path: unknown key 'pretrain_network'; did you mean 'pretrain_network_"),
+        (['path', 'strict_load_g'], 'no', "path.strict_load_g: expected bool, got 'no'"),
+        (['network_d'], {'type': 'UNet'}, "option file: unknown key 'network_d'; did you mean 'network_"),
+        (['scal'], 4, "option file: unknown key 'scal'; did you mean 'scale'?"),
+        (['drtll'], {}, "option file: unknown key 'drtll'; did you mean 'drtl'?"),
+        (['num_gpu'], 'some', "num_gpu: expected a whole number, got 'some'"),
+        (['scale'], 0, 'scale: 0 is out of range'),
+        (['manual_seed'], -1, 'manual_seed: -1 is out of range'),
+        (['dist_params', 'port'], 70000, 'dist_params.port: 70000 is out of range'),
+        (['dist_params'], 'nccl', "dist_params: expected a section of keys and values, got 'nccl'"),
+        (['datasets', 'valid'], {'name': 'x', 'type': 'y'}, "datasets: unknown dataset 'valid'; did you mean 'val'?"),
+        (['datasets', 'val', 'name'], '../../x', "datasets.val.name: expected the name of a folder, got '../../x'"),
+        (['datasets', 'val', 'filename_tmp'], '{}', "datasets.val: unknown key 'filename_tmp'; did you mean 'filename"),
+        (['datasets', 'val', 'type'], 'PairedImageDatset', "unknown dataset 'PairedImageDatset'; did you mean 'Paired"),
+        (['datasets', 'val', 'color'], 'yuv', "datasets.val.color: 'yuv' is not one of y, rgb"),
+        (['name'], '..', "name: expected the name of a folder, got '..'"),
         (['name'], 'a/b', "name: expected the name of a folder, got 'a/b'"),
         (['name'], 123, 'name: expected the name of a folder, got 123'),
         (['val', 'tile'], -1, 'val.tile: -1 is out of range'),
@@ -77,6 +121,31 @@ class TestWrongInput:
         assert error.count('\n') == 1
         assert [path.name for path in (workdir / 'experiments').iterdir()] == ['drtl_x4']
         assert not (workdir / 'tb_logger').exists()
+
+    def test_misspelt_sections_that_must_be_there(self, workdir, quick_opt, write_opt, capsys):
+        quick_opt['datests'] = quick_opt.pop('datasets')
+        assert cli.main(['train', '-opt', write_opt(quick_opt)]) == 2
+        assert "the key 'datasets' is missing; did you mean it by 'datests'?" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ('section', 'key', 'message'),
+        [
+            ('train', 'ema_decy', "train: unknown key 'ema_decy'; did you mean 'ema_decay'?"),
+            ('val', 'metric', "val: unknown key 'metric'; did you mean 'metrics'?"),
+            ('train', 'optim_d', None),  # which SRGANModel reads
+            ('train', 'my_models_own', None),
+        ],
+    )
+    def test_keys_of_other_models(self, workdir, quick_opt, write_opt, section, key, message):
+        """A slip is found, a key that the model knows of is not one."""
+        opt = {key: value for key, value in quick_opt.items() if key not in ('drtl', 'network_r')}
+        opt.update(model_type='SRGANModel', is_train=True, num_gpu=0)
+        opt[section][key] = {}
+        if message is None:
+            check_sections(opt)
+        else:
+            with pytest.raises(OptionError, match=re.escape(message)):
+                check_sections(opt)
 
     @pytest.mark.parametrize(
         'keys', ['train:total_iter', 'logger:print_freq', 'val:save_img', 'val:val_freq', 'train:scheduler']
