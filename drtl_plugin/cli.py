@@ -159,6 +159,7 @@ def _parser() -> argparse.ArgumentParser:
         '--strip', default='', metavar='ENDING', help='left out of keys, e.g. x4 to key babyx4.png as baby'
     )
     command.add_argument('--compress_level', type=int, choices=range(10), default=1, metavar='0-9', help='of the PNGs')
+    command.add_argument('--overwrite', action='store_true', help='replace an LMDB of this name')
     return parser
 
 
@@ -277,7 +278,7 @@ def _replace_by_lmdb(folder: Path, target: Path) -> None:
 
 
 def _lmdb(args: argparse.Namespace) -> None:
-    num = write_lmdb(args.folder, args.lmdb, args.strip, args.compress_level)
+    num = write_lmdb(args.folder, args.lmdb, args.strip, args.compress_level, args.overwrite)
     print(f'{num} images are in {args.lmdb}.')
 
 

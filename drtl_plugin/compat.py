@@ -272,6 +272,40 @@ def save_whole_checkpoints() -> bool:
     return True
 
 
+def name_unreadable_images() -> bool:
+    """Let ``PairedImageDataset`` name the image that it cannot decode.
+
+    Fault: it ends in "'NoneType' object has no attribute 'astype'".
+
+    Returns:
+        bool: Whether something had to be repaired.
+    """
+    from basicsr.data.paired_image_dataset import PairedImageDataset
+    from basicsr.utils import imfrombytes
+
+    from drtl_plugin.errors import DataError
+
+    get = PairedImageDataset.__getitem__
+    if get.__module__ == __name__:
+        return False
+
+    def get_or_name(self, index):
+        try:
+            return get(self, index)
+        except Exception:
+            for key in ('lq', 'gt'):
+                path = self.paths[index][f'{key}_path']
+                try:
+                    imfrombytes(self.file_client.get(path, key), float32=True)
+                except Exception:
+                    folder = self.gt_folder if key == 'gt' else self.lq_folder
+                    raise DataError(f'{path} of {folder}: cannot be read as an image.') from None
+            raise
+
+    PairedImageDataset.__getitem__ = get_or_name
+    return True
+
+
 def close_basicsr_logs() -> None:
     """Let the next run of this process write a log file of its own.
 
@@ -336,3 +370,4 @@ def apply() -> None:
     let_filter2d_take_any_layout()
     resume_on_any_device()
     save_whole_checkpoints()
+    name_unreadable_images()

@@ -21,7 +21,7 @@ from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTR
 from drtl_plugin.compat import close_basicsr_logs, without_gpu
 from drtl_plugin.data.distortion_task_dataset import DistortionTaskDataset
 from drtl_plugin.data.distortions import DistortionLibrary
-from drtl_plugin.data.image_files import check_pair_sizes, require
+from drtl_plugin.data.image_files import check_lmdb, check_pair_sizes, names_of_list, require
 from drtl_plugin.errors import DataError, OptionError, unknown
 from drtl_plugin.meta.hooks import RelationHook, build_hooks
 from drtl_plugin.models import DRTLAdaptModel, DRTLModel
@@ -145,12 +145,18 @@ def _check_dataset(dataset_opt: dict, where: str) -> None:
             raise OptionError(
                 f'{key}.io_backend: expected a type of {", ".join(FileClient._backends)}, got {backend!r}.'
             )
-    for key in ('dataroot_gt', 'dataroot_lq'):
-        if dataset_opt.get(key) is not None:
-            require(dataset_opt[key], f'{where}.{key}')
+    for section, place in ((dataset_opt, where), (dataset_opt.get('target') or {}, f'{where}.target')):
+        is_lmdb = (section.get('io_backend') or {}).get('type') == 'lmdb'
+        for key in ('dataroot_gt', 'dataroot_lq'):
+            if section.get(key) is not None:
+                (check_lmdb if is_lmdb else require)(section[key], f'{place}.{key}')
+        if section.get('meta_info_file') is not None:
+            names_of_list(section['meta_info_file'], f'{place}.meta_info_file')
     if issubclass(kind, (DistortionTaskDataset, PairedImageDataset)):
         try:
             dataset = kind(deepcopy(dataset_opt))
+            if len(dataset) == 0:
+                raise DataError(f'{where}.dataroot_lq: {dataset_opt["dataroot_lq"]} holds no images.')
             if isinstance(dataset, PairedImageDataset):
                 check_pair_sizes(dataset)
             else:

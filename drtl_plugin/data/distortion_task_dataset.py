@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from basicsr.data.data_util import paths_from_lmdb
@@ -14,7 +15,7 @@ from torch.utils import data
 
 from drtl_plugin.data.distortions import DistortionLibrary
 from drtl_plugin.data.few_shot_pair_dataset import FewShotPairDataset
-from drtl_plugin.data.image_files import image_names, image_size, lmdb_sizes, require
+from drtl_plugin.data.image_files import check_lmdb, image_names, image_size, lmdb_sizes, names_of_list
 from drtl_plugin.data.patches import augment, paired_patches, random_crop
 from drtl_plugin.errors import DataError, OptionError
 from drtl_plugin.options import TaskDatasetOptions, parse_section
@@ -74,11 +75,10 @@ class DistortionTaskDataset(data.Dataset):
     def _find_images(self) -> list[str]:
         options = self.options
         if options.io_backend.get('type') == 'lmdb':
-            require(options.dataroot_gt, 'datasets.train.dataroot_gt')
+            check_lmdb(options.dataroot_gt, 'datasets.train.dataroot_gt')
             return sorted(paths_from_lmdb(options.dataroot_gt))
         if options.meta_info_file is not None:
-            lines = Path(options.meta_info_file).read_text(encoding='utf-8').splitlines()
-            names = [line.split(' ')[0] for line in lines if line.strip()]
+            names = names_of_list(options.meta_info_file, 'datasets.train.meta_info_file')
         else:
             names = image_names(options.dataroot_gt, 'datasets.train.dataroot_gt')
         return [str(Path(options.dataroot_gt, name)) for name in names]
@@ -100,7 +100,10 @@ class DistortionTaskDataset(data.Dataset):
             self.file_client = FileClient(backend.pop('type'), **backend)
         key = self.keys[index]
         content = self.file_client.get(key, 'gt')
-        image = imfrombytes(content) if content else None
+        try:
+            image = imfrombytes(content)
+        except (cv2.error, TypeError, AttributeError):  # of an empty file, of nothing, of something else
+            image = None
         if image is None:
             raise DataError(f'{key} of {self.options.dataroot_gt}: cannot be read as an image.')
         self._check_size(key, image.shape[:2])

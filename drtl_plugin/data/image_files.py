@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import re
+import sys
 from pathlib import Path
 
-from basicsr.utils import scandir
+import lmdb
+from basicsr.utils import FileClient, scandir
 from PIL import ExifTags, Image
 from torch.utils.data import Dataset
 
@@ -36,6 +40,47 @@ def image_names(root: str, key: str) -> list[str]:
     return names
 
 
+def names_of_list(meta_info_file: str, key: str) -> list[str]:
+    """Names of images from a meta-info file: in each line a name, which may hold spaces, and perhaps its size.
+
+    Raises:
+        DataError: If there is no such file.
+    """
+    try:
+        lines = Path(meta_info_file).read_text(encoding='utf-8').splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f'{key}: {meta_info_file} cannot be read ({error}).') from None
+    names = (re.match(r'(.+?\.\w+)(?:,? .*)?$', line.strip()) for line in lines)
+    return [match[1] for match in names if match]
+
+
+def check_lmdb(root: str, key: str) -> None:
+    """Check that an LMDB is whole and holds what its meta_info.txt lists, without reading the images.
+
+    Args:
+        root (str): The LMDB.
+        key (str): The option that names it.
+
+    Raises:
+        DataError: If its files are missing, cut short or something else, or a listed image is not in it.
+    """
+    require(root, key)
+    data = Path(root, 'data.mdb')
+    try:
+        environment = FileClient('lmdb', db_paths=root, client_keys='all').client._client['all']
+    except lmdb.Error as error:
+        raise DataError(f'{key}: {root} is no LMDB, or is damaged ({error}).') from None
+    # To look for a page behind the end of the file ends the process.
+    if data.stat().st_size < (environment.info()['last_pgno'] + 1) * environment.stat()['psize']:
+        raise DataError(f'{key}: {data} is cut short; copy it again, or make it anew by basicsr lmdb.')
+    with environment.begin() as transaction, transaction.cursor() as cursor:
+        lines = Path(root, 'meta_info.txt').read_text(encoding='utf-8').splitlines()
+        for number, line in enumerate(lines, 1):
+            name = line.split('.')[0]  # as BasicSR makes keys of it
+            if not name or not name.isascii() or not cursor.set_key(name.encode()):
+                raise DataError(f'{key}: {root} has no image {name!r}, which line {number} of its meta_info.txt lists.')
+
+
 def lmdb_sizes(root: str) -> dict[str, tuple[int, int]]:
     """Sizes (height, width) by key, from an LMDB's meta_info.txt; lines of another form are left out."""
     lines = (Path(root) / 'meta_info.txt').read_text(encoding='utf-8').splitlines()
@@ -47,7 +92,7 @@ def image_size(path: str) -> tuple[int, int]:
     """Height and width from an image's header, as it is seen upright.
 
     Raises:
-        DataError: If the file is missing or no image.
+        DataError: If the file is missing, no image, or (PNG and JPEG) cut short.
     """
     height, width, orientation = _read_header(path)
     return (width, height) if orientation >= 5 else (height, width)
@@ -63,15 +108,36 @@ def _read_header(path: str) -> tuple[int, int, int]:
         with Image.open(path) as image:
             # Of a PNG, Pillow would decode everything in search of a header that cameras don't write there.
             exif = {} if image.format == 'PNG' else image.getexif()
-            return image.height, image.width, exif.get(ExifTags.Base.Orientation, 1)
-    except OSError as error:
+            if 'A' in image.getbands() or 'transparency' in image.info:
+                _warn_of_alpha(str(Path(path).parent))
+            header = image.height, image.width, exif.get(ExifTags.Base.Orientation, 1)
+            if _ends_early(path, image.format):
+                image.load()  # tells what is cut from what merely has something behind its end
+            return header
+    except (OSError, SyntaxError, ValueError) as error:  # what Pillow makes of damaged files
         raise DataError(f'{path}: cannot be read as an image ({error}).') from None
+
+
+def _ends_early(path: str, kind: str | None) -> bool:
+    """Whether the end mark of a PNG or JPEG file is not where it should be."""
+    marks = {'PNG': b'IEND\xaeB`\x82', 'JPEG': b'\xff\xd9', 'MPO': b'\xff\xd9'}
+    if kind not in marks:
+        return False
+    with open(path, 'rb') as file:
+        file.seek(max(0, os.path.getsize(path) - 64))
+        return not file.read().rstrip(b'\0').endswith(marks[kind])
+
+
+@functools.cache
+def _warn_of_alpha(folder: str) -> None:
+    print(f'basicsr: warning: {folder} has images with an alpha channel, which is dropped.', file=sys.stderr)
 
 
 def check_pair_sizes(dataset: Dataset) -> None:
     """Check that every GT image of a paired dataset is ``scale`` times its LQ image.
 
-    For validation and testing, GT may exceed that by less than ``scale`` pixels: BasicSR cuts it.
+    For validation and testing, GT may exceed that by less than ``scale`` pixels: BasicSR cuts it. For training, GT must
+    have room for patches of ``gt_size``.
 
     Args:
         dataset (Dataset): A ``PairedImageDataset`` or one derived from it, over folders or LMDBs.
@@ -81,6 +147,7 @@ def check_pair_sizes(dataset: Dataset) -> None:
     """
     opt = dataset.opt
     scale, slack = opt['scale'], 0 if opt['phase'] == 'train' else opt['scale'] - 1
+    smallest = opt.get('gt_size', 0) if opt['phase'] == 'train' else 0
     if opt['io_backend']['type'] == 'lmdb':
         sizes = {'lq': lmdb_sizes(opt['dataroot_lq']), 'gt': lmdb_sizes(opt['dataroot_gt'])}
     for path in dataset.paths:
@@ -95,3 +162,5 @@ def check_pair_sizes(dataset: Dataset) -> None:
                 f'{path["lq_path"]}: LQ of {lq[1]}x{lq[0]} and GT of {gt[1]}x{gt[0]} ({path["gt_path"]}) '
                 f"don't fit scale {scale}{'; are the folders swapped?' if lq[0] > gt[0] else '.'}"
             )
+        if min(gt) < smallest:
+            raise DataError(f'{path["gt_path"]}: {gt[1]}x{gt[0]} is smaller than gt_size {smallest}.')

@@ -13,16 +13,19 @@ from drtl_plugin.data.image_files import image_names, image_size, is_turned
 from drtl_plugin.errors import DataError
 
 
-def check_lmdb_name(target: str | Path) -> None:
-    """Raise DataError unless ``target`` can be the name of a new LMDB."""
+def check_lmdb_name(target: str | Path, overwrite: bool = False) -> None:
+    """Raise DataError unless ``target`` can be the name of a new LMDB, or one that may be replaced."""
     target = Path(target)
     if target.suffix != '.lmdb':
         raise DataError(f'lmdb: the name must end in .lmdb, got {target}.')
-    if target.exists():
-        raise DataError(f'lmdb: {target} exists already; remove it or choose another name.')
+    if target.exists() and not (overwrite and (target / 'data.mdb').is_file()):
+        hint = 'is no LMDB; remove it' if overwrite else 'exists already; use --overwrite'
+        raise DataError(f'lmdb: {target} {hint} or choose another name.')
 
 
-def write_lmdb(folder: str | Path, target: str | Path, strip: str = '', compress_level: int = 1) -> int:
+def write_lmdb(
+    folder: str | Path, target: str | Path, strip: str = '', compress_level: int = 1, overwrite: bool = False
+) -> int:
     """Turn a folder of images into an LMDB; it appears under its name only when it is complete.
 
     Args:
@@ -30,6 +33,7 @@ def write_lmdb(folder: str | Path, target: str | Path, strip: str = '', compress
         target (str | Path): Name of the LMDB, ending in .lmdb.
         strip (str): Ending that is left out of keys, e.g. x4 to key babyx4.png as baby.
         compress_level (int): Of the PNG files that are its values, 0 to 9.
+        overwrite (bool): Whether an LMDB of this name is replaced; it is there until the new one is complete.
 
     Returns:
         int: Number of images.
@@ -38,7 +42,7 @@ def write_lmdb(folder: str | Path, target: str | Path, strip: str = '', compress
         DataError: If the target is there already, the folder holds no images, or one that cannot be a value or key.
     """
     names = image_names(str(folder), 'folder')
-    check_lmdb_name(target)
+    check_lmdb_name(target, overwrite)
     target = Path(target)
     keys = [Path(name).stem.removesuffix(strip) for name in names]
     for key, count in Counter(keys).items():
@@ -57,5 +61,7 @@ def write_lmdb(folder: str | Path, target: str | Path, strip: str = '', compress
     with tempfile.TemporaryDirectory(dir=target.parent, prefix='.lmdb_') as unfinished_root:
         unfinished = os.path.join(unfinished_root, 'unfinished.lmdb')
         make_lmdb_from_imgs(str(folder), unfinished, names, keys, compress_level=compress_level, map_size=map_size)
+        if target.exists():
+            os.rename(target, os.path.join(unfinished_root, 'replaced.lmdb'))
         os.rename(unfinished, target)
     return len(keys)

@@ -1,0 +1,224 @@
+"""Images and LMDBs of all kinds, good and bad, as they lie in people's folders."""
+
+import io
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from basicsr.utils import FileClient
+from PIL import Image
+
+from drtl_plugin import cli
+from drtl_plugin.data.distortion_task_dataset import DistortionTaskDataset
+from drtl_plugin.data.image_files import image_size, names_of_list
+from drtl_plugin.data.sample_data import SAMPLE_ROOT
+from drtl_plugin.errors import DataError
+
+PHOTOGRAPH = np.random.default_rng(0).integers(0, 256, (32, 40, 3)).astype(np.uint8)
+PHOTOGRAPH = cv2.resize(PHOTOGRAPH, (120, 96), interpolation=cv2.INTER_CUBIC)
+
+
+def encoded(kind: str) -> bytes:
+    """The photograph in a file of another kind; written by Pillow where it can."""
+    image, buffer = Image.fromarray(PHOTOGRAPH), io.BytesIO()
+    if kind == '16 bits':
+        return cv2.imencode('.png', PHOTOGRAPH[..., ::-1].astype(np.uint16) * 257)[1].tobytes()
+    if kind == 'grey':
+        image.convert('L').save(buffer, 'PNG')
+    elif kind == 'alpha':
+        image.putalpha(128)
+        image.save(buffer, 'PNG')
+    elif kind == 'palette':
+        image.convert('P').save(buffer, 'PNG')
+    elif kind in ('JPEG', 'CMYK'):
+        image.convert('RGB' if kind == 'JPEG' else 'CMYK').save(buffer, 'JPEG', quality=98, subsampling=0)
+    elif kind == 'with a trailer':  # as telephones write behind the end of the image
+        image.save(buffer, 'JPEG', quality=98, subsampling=0)
+        buffer.write(b'of the maker' * 10)
+    else:
+        image.save(buffer, kind)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    'kind', ['16 bits', 'grey', 'alpha', 'palette', 'JPEG', 'CMYK', 'with a trailer', 'BMP', 'TIFF']
+)
+def test_images_of_all_kinds_are_rgb_of_8_bits(tmp_path, generator, kind):
+    suffix = {'BMP': 'bmp', 'TIFF': 'tif', 'JPEG': 'jpg', 'CMYK': 'jpg', 'with a trailer': 'jpg'}.get(kind, 'png')
+    content = encoded(kind)
+    (tmp_path / f'a photograph, größer.{suffix}').write_bytes(content)
+    opt = {'name': 'x', 'type': 'DistortionTaskDataset', 'dataroot_gt': str(tmp_path), 'gt_size': 96, 'scale': 4}
+    dataset = DistortionTaskDataset({**opt, 'use_hflip': False, 'use_rot': False})
+    dataset.check_image_sizes()
+    patch = dataset.gt_patches(1, generator)[0].permute(1, 2, 0).numpy() * 255
+    expected = np.asarray(Image.fromarray(PHOTOGRAPH).convert('L').convert('RGB') if kind == 'grey' else PHOTOGRAPH)
+    if kind == 'palette':
+        expected = np.asarray(Image.open(io.BytesIO(content)).convert('RGB'))
+    error = min(np.abs(patch - expected[:, left : left + 96]).mean() for left in range(25))
+    assert error < (3 if suffix == 'jpg' else 0.01)
+
+
+def test_alpha_is_told_of_once(tmp_path, capsys):
+    for name in 'ab':
+        (tmp_path / f'{name}.png').write_bytes(encoded('alpha'))
+        assert image_size(str(tmp_path / f'{name}.png')) == (96, 120)
+    assert (
+        capsys.readouterr().err == f'basicsr: warning: {tmp_path} has images with an alpha channel, which is dropped.\n'
+    )
+
+
+BAD = {
+    'cut.png': lambda: encoded('PNG')[:-500],
+    'cut.jpg': lambda: encoded('JPEG')[:-500],
+    'empty.png': lambda: b'',
+    'text.png': lambda: b'not an image',
+    'small.png': lambda: cv2.imencode('.png', PHOTOGRAPH[:20, :20])[1].tobytes(),
+}
+
+
+@pytest.mark.parametrize('name', BAD)
+@pytest.mark.parametrize('place', ['auxiliary', 'target', 'val'])
+def test_bad_images_are_named_before_training(workdir, quick_opt, write_opt, capsys, name, place):
+    datasets = quick_opt['datasets']
+    if place == 'auxiliary':
+        shutil.copytree(workdir / SAMPLE_ROOT / 'auxiliary', workdir / 'bad')
+        datasets['train']['dataroot_gt'] = 'bad'
+        path = workdir / 'bad' / name
+    else:
+        section = datasets['train']['target'] if place == 'target' else datasets['val']
+        camera = workdir / SAMPLE_ROOT / 'camera' / {'target': 'support', 'val': 'val'}[place]
+        shutil.copytree(camera, workdir / 'bad')
+        section.update(dataroot_gt='bad/gt', dataroot_lq='bad/lq')
+        first = sorted((workdir / 'bad/lq').iterdir())[0].name
+        path = workdir / 'bad/lq' / Path(first).with_suffix(Path(name).suffix)
+        if path.suffix != '.png':  # both of a pair have the same name
+            (workdir / 'bad/lq' / first).unlink()
+            other = workdir / 'bad/gt' / first
+            cv2.imwrite(str(other.with_suffix(path.suffix)), cv2.imread(str(other)))
+            other.unlink()
+    path.write_bytes(BAD[name]())
+    assert cli.main(['train', '-opt', write_opt(quick_opt)]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith('basicsr: error:')]
+    assert len(lines) == 1
+    assert str(path.relative_to(workdir)) in lines[0]
+    assert not (workdir / 'experiments').exists()
+
+
+def test_images_that_go_bad_later_are_named(workdir, quick_opt, write_opt, capsys, monkeypatch):
+    """Damage that no header shows: a byte in the middle, found when the image is read."""
+    shutil.copytree(workdir / SAMPLE_ROOT / 'camera/val', workdir / 'bad')
+    path = workdir / 'bad/lq/coffee.png'
+    content = bytearray(path.read_bytes())
+    content[60:70] = b'0123456789'
+    path.write_bytes(content)
+    quick_opt['datasets']['val'].update(dataroot_gt='bad/gt', dataroot_lq='bad/lq')
+    assert cli.main(['train', '-opt', write_opt(quick_opt)]) == 2
+    assert 'basicsr: error: bad/lq/coffee.png of bad/lq: cannot be read as an image.\n' in capsys.readouterr().err
+
+
+def test_mixed_folders_train(workdir, quick_opt, write_opt):
+    (workdir / 'mixed').mkdir()
+    for i, kind in enumerate(('16 bits', 'grey', 'alpha', 'CMYK')):
+        (workdir / f'mixed/übung {i}.{"jpg" if kind == "CMYK" else "png"}').write_bytes(encoded(kind))
+    (workdir / 'mixed/notes.txt').write_text('where they were taken')
+    quick_opt['datasets']['train']['dataroot_gt'] = 'mixed'
+    assert cli.main(['train', '-opt', write_opt(quick_opt)]) == 0
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (lambda bad: shutil.rmtree(bad / 'lq') or (bad / 'lq').mkdir(), 'different number of images: 0, 3'),
+        (lambda bad: [shutil.rmtree(bad / k) or (bad / k).mkdir() for k in ('lq', 'gt')], 'bad/lq holds no images'),
+        (lambda bad: (bad / 'lq/coffee.png').rename(bad / 'lq/tea.png'), 'coffee.png is not in lq_paths'),
+        (lambda bad: (bad / 'lq/notes.txt').touch(), 'different number of images'),
+        (lambda bad: [(bad / k / 'notes.txt').touch() for k in ('lq', 'gt')], 'notes.txt: cannot be read as an image'),
+    ],
+)
+def test_folders_of_pairs_that_do_not_match(workdir, quick_opt, write_opt, capsys, change, message):
+    shutil.copytree(workdir / SAMPLE_ROOT / 'camera/val', workdir / 'bad')
+    change(workdir / 'bad')
+    quick_opt['datasets']['val'].update(dataroot_gt='bad/gt', dataroot_lq='bad/lq')
+    assert cli.main(['train', '-opt', write_opt(quick_opt)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_lists_of_images_may_hold_spaces_and_sizes(tmp_path):
+    lines = ['a b.png (480,480,3)', 'c.png', '', 'sub folder/ü.jpg (1,2,3) 1', 'd.png, more']
+    (tmp_path / 'list.txt').write_text('\n'.join(lines), encoding='utf-8')
+    assert names_of_list(str(tmp_path / 'list.txt'), 'key') == ['a b.png', 'c.png', 'sub folder/ü.jpg', 'd.png']
+    with pytest.raises(DataError, match=r'key: .*missing\.txt cannot be read'):
+        names_of_list(str(tmp_path / 'missing.txt'), 'key')
+
+
+class TestLmdb:
+    @pytest.fixture
+    def lmdb_opt(self, workdir, quick_opt) -> dict:
+        assert cli.main(['lmdb', f'{SAMPLE_ROOT}/auxiliary', 'bad.lmdb']) == 0
+        quick_opt['datasets']['train'].update(dataroot_gt='bad.lmdb', io_backend={'type': 'lmdb'})
+        return quick_opt
+
+    @pytest.mark.parametrize(
+        ('damage', 'message'),
+        [
+            (
+                lambda p: (p / 'data.mdb').write_bytes((p / 'data.mdb').read_bytes()[:-100_000]),
+                'bad.lmdb/data.mdb is cut short',
+            ),
+            (lambda p: (p / 'data.mdb').write_bytes(b'foreign' * 9999), 'bad.lmdb is no LMDB, or is damaged'),
+            (lambda p: (p / 'data.mdb').write_bytes(b''), 'bad.lmdb is no LMDB, or is damaged'),
+            (lambda p: (p / 'data.mdb').unlink(), 'bad.lmdb is no LMDB, or is damaged'),
+            (lambda p: (p / 'meta_info.txt').unlink(), 'bad.lmdb is no LMDB in the BasicSR layout'),
+            (
+                lambda p: (p / 'meta_info.txt').write_text('elsewhere.png (512,512,3) 1\n'),
+                "bad.lmdb has no image 'elsewhere', which line 1 of its meta_info.txt lists",
+            ),
+            (lambda p: (p / 'meta_info.txt').write_text('../../x.png (512,512,3) 1\n'), "bad.lmdb has no image ''"),
+            (lambda p: (p / 'meta_info.txt').write_text('\n'), "bad.lmdb has no image ''"),
+        ],
+    )
+    def test_damaged_or_foreign_ones_are_named(self, workdir, lmdb_opt, write_opt, capsys, damage, message):
+        damage(workdir / 'bad.lmdb')
+        assert cli.main(['train', '-opt', write_opt(lmdb_opt)]) == 2
+        error = capsys.readouterr().err
+        assert f'basicsr: error: datasets.train.dataroot_gt: {message}' in error
+        assert not (workdir / 'experiments').exists()
+
+    def test_overwrite_replaces_an_lmdb_and_nothing_else(self, workdir, capsys):
+        (workdir / 'images').mkdir()
+        cv2.imwrite(str(workdir / 'images/a.png'), PHOTOGRAPH)
+        assert cli.main(['lmdb', 'images', 'x.lmdb']) == 0
+        cv2.imwrite(str(workdir / 'images/b.png'), PHOTOGRAPH)
+        assert cli.main(['lmdb', 'images', 'x.lmdb']) == 2
+        assert 'x.lmdb exists already; use --overwrite or choose another name' in capsys.readouterr().err
+        assert cli.main(['lmdb', 'images', 'x.lmdb', '--overwrite']) == 0
+        assert len((workdir / 'x.lmdb/meta_info.txt').read_text().splitlines()) == 2
+        assert FileClient('lmdb', db_paths='x.lmdb', client_keys='gt').get('b', 'gt')
+        (workdir / 'other.lmdb').mkdir()
+        (workdir / 'other.lmdb/mine.txt').touch()
+        assert cli.main(['lmdb', 'images', 'other.lmdb', '--overwrite']) == 2
+        assert 'other.lmdb is no LMDB; remove it or choose another name' in capsys.readouterr().err
+        assert (workdir / 'other.lmdb/mine.txt').is_file()
+        assert sorted(path.name for path in workdir.iterdir() if path.name.startswith('.')) == []
+
+
+def test_names_of_images_do_not_lead_out_of_the_results(workdir, quick_opt, write_opt):
+    """Keys of an LMDB are whatever its author wrote."""
+    from basicsr.utils.lmdb_util import make_lmdb_from_imgs
+
+    for part in ('gt', 'lq'):
+        source = workdir / SAMPLE_ROOT / 'camera/val' / part
+        make_lmdb_from_imgs(str(source), f'{part}.lmdb', ['coffee.png'], ['/tmp/evil/x'])
+    val = {**quick_opt['datasets']['val'], 'io_backend': {'type': 'lmdb'}}
+    val.update(dataroot_gt='gt.lmdb', dataroot_lq='lq.lmdb')
+    opt = {key: quick_opt[key] for key in ('scale', 'num_gpu', 'network_g', 'model_type')}
+    opt.update(name='t', datasets={'test_1': val}, path={}, val={'save_img': True, 'suffix': None})
+    before = set(workdir.rglob('*'))
+    assert cli.main(['test', '-opt', write_opt(opt)]) == 0
+    written = set(workdir.rglob('*.png')) - before
+    assert [path.relative_to(workdir).as_posix() for path in written] == [
+        'results/t/visualization/sample_camera/x_t.png'
+    ]
+    assert not Path('/tmp/evil').exists()
