@@ -1,5 +1,6 @@
 # make train   set everything up, then train, adapt and report on the sample data
 # make test    set everything up, then lint and test
+# make test-slow   what takes longer: ten kills, two thousand iterations, a thousand examples of each property
 #
 # Everything goes into .venv; PYTHON=python3.11 chooses the interpreter that it is made with.
 
@@ -11,13 +12,16 @@ BIN := .venv/bin
 PIP := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/pip
 OPT ?= options/drtl_x4.yml
 
-.PHONY: train test lint clean
+.PHONY: train test test-slow lint clean
 
 train: .venv/installed
 	$(BIN)/basicsr train -opt $(OPT)
 
 test: .venv/installed-dev lint
 	$(BIN)/python -m pytest --cov --cov-report=term
+
+test-slow: .venv/installed-dev
+	$(BIN)/python -m pytest -m "slow or fuzz" --hypothesis-profile=slow
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

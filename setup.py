@@ -23,7 +23,7 @@ setup(
     python_requires='>=3.9,<3.13',
     install_requires=[
         "basicsr==1.4.2; python_version < '3.13'",
-        'torch>=2.1',
+        'torch>=2.6',  # from which on torch.load, as BasicSR calls it, runs no code of a file
         'mmengine>=0.10',
         'opencv-python',
         'lmdb',
@@ -31,7 +31,7 @@ setup(
     ],
     extras_require={
         # higher and torchopt: what outer gradients are checked against.
-        'dev': ['pytest>=8', 'pytest-cov', 'ruff==0.17.6', 'higher', 'torchopt'],
+        'dev': ['pytest>=8', 'pytest-cov', 'hypothesis', 'ruff==0.17.6', 'higher', 'torchopt'],
     },
     entry_points={'console_scripts': ['basicsr = drtl_plugin.cli:main']},
     classifiers=[

@@ -362,7 +362,8 @@ def folder_name(value: Any, where: str) -> str:
     Raises:
         OptionError: If it is not; names ``where``.
     """
-    if not isinstance(value, str) or Path(value).name != value or value in ('.', '..') or not value.isprintable():
+    is_name = isinstance(value, str) and Path(value).name == value and value not in ('', '.', '..')
+    if not is_name or not value.isprintable():
         raise OptionError(f'{where}: expected the name of a folder, got {value!r}.')
     return value
 
@@ -478,6 +479,7 @@ def force_yml(opt: dict, entries: list[str]) -> None:
     """
     for entry in entries:
         path, equals, text = entry.partition('=')
+        entry = ' '.join(entry.split())  # for messages of one line
         keys = [key.strip() for key in path.split(':')]
         if not equals or not all(keys):
             raise OptionError(f'--force_yml {entry}: expected key:key=value, e.g. train:ema_decay=0.999.')

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
-import pickle
 import random
 from copy import deepcopy
 from pathlib import Path
@@ -18,6 +17,7 @@ from basicsr.data.paired_image_dataset import PairedImageDataset
 from basicsr.utils import FileClient
 from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
 
+from drtl_plugin import checkpoints
 from drtl_plugin.compat import close_basicsr_logs, without_gpu
 from drtl_plugin.data.distortion_task_dataset import DistortionTaskDataset
 from drtl_plugin.data.distortions import DistortionLibrary
@@ -54,6 +54,8 @@ def check(opt: dict) -> None:
     for key, path in opt['path'].items():
         if (key.startswith('pretrain_') or key == 'resume_state') and path and not Path(path).is_file():
             raise DataError(f'path.{key}: there is no file {path}; train it first, or name another.')
+        if key.startswith('pretrain_network_') and path:
+            checkpoints.read(path, f'path.{key}')
     if opt['is_train']:
         _check_schedule(opt['train'], 0 if issubclass(model, DRTLAdaptModel) else 1)
     for phase, dataset_opt in opt['datasets'].items():
@@ -84,8 +86,6 @@ def _rehearse(model_class: type, opt: dict) -> None:
         raise OptionError(f'{opt["model_type"]} wants the option {error}, which is missing.') from None
     except (TypeError, ValueError, RuntimeError, NotImplementedError, AttributeError, AssertionError) as error:
         raise OptionError(f'{opt["model_type"]} cannot be built: {" ".join(str(error).split())}') from None
-    except pickle.UnpicklingError:
-        raise DataError('path.pretrain_network_g: the file holds something else than weights.') from None
     finally:
         logging.disable(logging.NOTSET)
         close_basicsr_logs()

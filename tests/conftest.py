@@ -7,11 +7,17 @@ import drtl_plugin  # noqa: F401  isort: skip
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 import yaml
 
 from drtl_plugin.data.sample_data import prepare_sample_data
+
+# The same examples each time; the slow profile (make test-slow) looks further.
+hypothesis.settings.register_profile('quick', max_examples=25, deadline=None, derandomize=True, database=None)
+hypothesis.settings.register_profile('slow', max_examples=1000, deadline=None, database=None)
+hypothesis.settings.load_profile('quick')
 
 OPTIONS = Path(__file__).parent.parent / 'options'
 

@@ -91,6 +91,13 @@ class TestRead:
             checkpoints.read(tmp_path / 'a.pth', 'path.x')
         assert not (tmp_path / 'exploded').exists()
 
+    def test_what_a_gpu_has_saved_is_read_without_one(self, tmp_path, monkeypatch):
+        with monkeypatch.context() as patch:
+            patch.setattr('torch.serialization.location_tag', lambda storage: 'cuda:0')
+            checkpoints.save({'w': torch.ones(3)}, tmp_path / 'a.pth')
+        assert b'cuda:0' in (tmp_path / 'a.pth').read_bytes()
+        assert torch.equal(checkpoints.read(tmp_path / 'a.pth', 'key')['w'], torch.ones(3))
+
     @pytest.mark.parametrize('content', [b'', b'no weights', b'PK\x03\x04 cut'])
     def test_other_files_are_named(self, tmp_path, content):
         (tmp_path / 'a.pth').write_bytes(content)

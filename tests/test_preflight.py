@@ -160,7 +160,10 @@ class TestWrongInput:
         (workdir / 'weights.pth').write_text('no weights')
         quick_opt['path']['pretrain_network_g'] = 'weights.pth'
         assert cli.main(['train', '-opt', write_opt(quick_opt)]) == 2
-        assert 'the file holds something else than weights' in capsys.readouterr().err
+        assert (
+            'path.pretrain_network_g: weights.pth holds something else than tensors and plain values'
+            in capsys.readouterr().err
+        )
         torch.save({'params': {'other.weight': torch.zeros(1)}}, workdir / 'weights.pth')
         assert cli.main(['train', '-opt', write_opt(quick_opt)]) == 2
         error = capsys.readouterr().err
@@ -168,9 +171,10 @@ class TestWrongInput:
         assert error.count('\n') == 1
 
     def test_images_that_loader_processes_cannot_decode(self, workdir, quick_opt, write_opt, capsys):
-        whole = (workdir / SAMPLE_ROOT / 'auxiliary/brick.png').read_bytes()
+        content = bytearray((workdir / SAMPLE_ROOT / 'auxiliary/brick.png').read_bytes())
+        content[60:70] = b'0123456789'  # between a good header and a good end
         (workdir / 'gt').mkdir()
-        (workdir / 'gt/cut.png').write_bytes(whole[:5000])  # a good header
+        (workdir / 'gt/cut.png').write_bytes(content)
         quick_opt['datasets']['train'].update(dataroot_gt='gt', num_worker_per_gpu=1)
         assert cli.main(['train', '-opt', write_opt(quick_opt)]) == 2
         last = capsys.readouterr().err.splitlines()[-1]

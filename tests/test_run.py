@@ -154,6 +154,30 @@ def test_a_signal_ends_a_run_in_order(workdir, long_opt, number):
     assert f'iter: {content["iter"]}.' in sorted(root.glob('*.log'))[-1].read_text()
 
 
+def test_a_full_disk_ends_a_run_with_its_checkpoints_whole(workdir, quick_opt, write_opt, capsys, monkeypatch):
+    quick_opt['train']['total_iter'] = 4
+    quick_opt['logger']['save_checkpoint_freq'] = 1
+    save = torch.save
+
+    def until_full(content, file):
+        if isinstance(content, dict) and content.get('iter') == 3:
+            file.write(b'as much as there was room for')
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save(content, file)
+
+    monkeypatch.setattr(torch, 'save', until_full)
+    path = write_opt(quick_opt)
+    assert cli.main(['train', '-opt', path]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert '3.state: cannot be written (No space left on device)' in error
+    states = workdir / 'experiments/drtl_x4/training_states'
+    assert sorted(state.name for state in states.iterdir()) == ['1.state', '2.state']
+    monkeypatch.undo()
+    monkeypatch.chdir(workdir)
+    assert cli.main(['train', '-opt', path, '--auto_resume']) == 0
+    assert sorted(state.name for state in states.iterdir()) == [f'{i}.state' for i in range(1, 5)]
+
+
 def test_the_second_run_of_a_name_is_turned_away(workdir, quick_opt, write_opt, capsys):
     path = write_opt(quick_opt)
     script = 'import sys; from drtl_plugin.run import exclusive\nwith exclusive("experiments", "drtl_x4"):\n'

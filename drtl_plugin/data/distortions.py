@@ -186,9 +186,9 @@ def jpeg(img: Tensor, generator: torch.Generator, quality: Tensor) -> Tensor:
     """
     height, width = img.shape[-2:]
     padded = F.pad(img.clamp(0, 1), (0, -width % 16, 0, -height % 16), mode='replicate')
-    # DiffJPEG overwrites the quality tensor that it is given.
+    # DiffJPEG overwrites the quality tensor that it is given, and divides 0 by 0 at 100.
     with torch.no_grad():
-        return _jpeger(img.device)(padded, quality=quality.clone())[..., :height, :width]
+        return _jpeger(img.device)(padded, quality=quality.clamp(max=99.5))[..., :height, :width]
 
 
 @functools.cache

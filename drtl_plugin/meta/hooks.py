@@ -22,6 +22,7 @@ and in the option file ``drtl: {hooks: [{type: WeightLogHook}]}``.
 from __future__ import annotations
 
 import csv
+import gc
 import inspect
 import typing
 from pathlib import Path
@@ -232,6 +233,9 @@ class GraphRecordHook(MetaTrainerHook):
             csv.writer(file).writerows([['iteration', 'task', 'relation', 'weight'], *self._rows])
         graph.save(folder / 'knowledge_graph.json', weights)
         graph.draw(folder / 'knowledge_graph.png', weights)
+        # Figures are circles of references, of megabytes each, and a training loop makes too few objects for Python to
+        # go and look for them.
+        gc.collect()
         if not runner.opt['logger'].get('use_tb_logger') or 'debug' in runner.opt['name']:
             return
         # BasicSR hands its writer to validation only. TensorBoard merges the files of a folder.

@@ -122,6 +122,13 @@ def test_jpeg_does_the_damage_of_opencvs(quality, size, generator, sample_root):
     assert np.abs(result - expected).mean() < 0.75 * damage
 
 
+def test_jpeg_of_the_best_quality_changes_next_to_nothing(generator):
+    img = torch.rand(1, 3, 16, 16, generator=generator) / 4 + 0.3
+    # Colour is halved in resolution whatever the quality; without colour, grey levels round.
+    grey = img.mean(dim=1, keepdim=True).expand(-1, 3, -1, -1).contiguous()
+    assert (DISTORTIONS['jpeg'].function(grey, generator, torch.tensor([100.0])) - grey).abs().max() < 2 / 255
+
+
 def test_jpeg_leaves_its_quality_tensor_alone(generator):
     quality = torch.tensor([50.0])
     distortions.jpeg(torch.rand(1, 3, 16, 16), generator, quality=quality)
