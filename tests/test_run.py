@@ -1,5 +1,6 @@
 """Runs that are killed, told to stop, or started twice."""
 
+import errno
 import multiprocessing
 import os
 import random
