@@ -18,7 +18,7 @@ train: .venv/installed
 	$(BIN)/basicsr train -opt $(OPT)
 
 test: .venv/installed-dev lint
-	$(BIN)/python -m pytest --cov --cov-report=term
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal --cov --cov-report=term
 
 test-slow: .venv/installed-dev
 	$(BIN)/python -m pytest -m "slow or fuzz" --hypothesis-profile=slow

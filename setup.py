@@ -31,7 +31,7 @@ setup(
     ],
     extras_require={
         # higher and torchopt: what outer gradients are checked against.
-        'dev': ['pytest>=8', 'pytest-cov', 'hypothesis', 'ruff==0.17.6', 'higher', 'torchopt'],
+        'dev': ['pytest>=8', 'pytest-cov', 'pytest-xdist', 'hypothesis', 'ruff==0.17.6', 'higher', 'torchopt'],
     },
     entry_points={'console_scripts': ['basicsr = drtl_plugin.cli:main']},
     classifiers=[

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-# Before torch, so that its threads don't spin while others work.
-import drtl_plugin  # noqa: F401  isort: skip
 import os
+
+# Before torch: each of several test processes gets along with one thread, and its threads don't spin while others work.
+if 'PYTEST_XDIST_WORKER' in os.environ:
+    os.environ.setdefault('OMP_NUM_THREADS', '1')
+import drtl_plugin  # noqa: F401  isort: skip
 from pathlib import Path
 
 import hypothesis

@@ -128,8 +128,6 @@ class DRTLModel(SRModel):
     def init_training_settings(self) -> None:
         """``SRModel``'s training settings, the auxiliary tasks, the DRN and the hooks."""
         super().init_training_settings()
-        if self.opt['train'].get('amp') not in (None, 'bf16'):
-            raise OptionError(f'train.amp: {self.opt["train"]["amp"]!r} is not bf16; leave it out for full precision.')
         # Faster wherever convolutions are; but pre-training in full precision stays, bit for bit, what SRModel does.
         if self.drtl.pipeline == 'meta' or self.opt['train'].get('amp') == 'bf16':
             for net in (self.net_g, *([self.net_g_ema] if hasattr(self, 'net_g_ema') else [])):
