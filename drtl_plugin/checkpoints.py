@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import random
@@ -52,11 +53,12 @@ def save(content: Any, path: str | Path) -> None:
 def _sync_folder(folder: Path) -> None:
     if not hasattr(os, 'O_DIRECTORY'):
         return
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with contextlib.suppress(OSError):  # some file systems cannot
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def read(path: str | Path, key: str) -> Any:
@@ -75,22 +77,26 @@ def read(path: str | Path, key: str) -> Any:
                 if file.testzip() is not None:  # torch does not look at the check sums that it writes
                     raise DataError(f'{key}: {path} is damaged; its check sum is wrong.')
         return torch.load(path, map_location='cpu', weights_only=True)
-    except pickle.UnpicklingError:
-        raise DataError(
-            f'{key}: {path} holds something else than tensors and plain values, or code, which is not run; take the '
-            'file from another source.'
-        ) from None
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, zipfile.BadZipFile) as error:
-        reason = getattr(error, 'strerror', None) or ' '.join(str(error).split())
-        raise DataError(f'{key}: {path} cannot be read ({reason}).') from None
+    except DataError:
+        raise
+    except OSError as error:
+        raise DataError(f'{key}: {path} cannot be read ({error.strerror or error}).') from None
+    except Exception as error:  # whatever unpickling makes of a damaged file
+        if isinstance(error, pickle.UnpicklingError) and 'global' in str(error).lower():
+            raise DataError(
+                f'{key}: {path} holds something else than tensors and plain values, or code, which is not run; take '
+                'the file from another source.'
+            ) from None
+        raise DataError(f'{key}: {path} is damaged, or holds no weights or state.') from None
 
 
-def newest_valid_state(folder: Path, models: Path) -> tuple[Path, dict] | None:
+def newest_valid_state(folder: Path, models: Path, labels: Iterable[str]) -> tuple[Path, dict] | None:
     """The newest training state that can be read, its networks as well; says on stderr what it left out.
 
     Args:
         folder (Path): Of the training states, ``ITERATION.state``.
-        models (Path): Of the networks, ``NAME_ITERATION.pth``.
+        models (Path): Of the networks, ``LABEL_ITERATION.pth``.
+        labels (Iterable[str]): Of those that must be there, e.g. ``net_g``.
 
     Returns:
         tuple[Path, dict] | None: The state's file and content, or None where there is no state.
@@ -98,13 +104,13 @@ def newest_valid_state(folder: Path, models: Path) -> tuple[Path, dict] | None:
     Raises:
         DataError: If there are states, but none is whole.
     """
+    for unfinished in (*folder.glob(f'*{_UNFINISHED}'), *models.glob(f'*{_UNFINISHED}')):
+        unfinished.unlink(missing_ok=True)  # of a run that was killed while saving
     states = [path for path in folder.glob('*.state') if path.stem.isdigit()] if folder.is_dir() else []
     for path in sorted(states, key=lambda path: int(path.stem), reverse=True):
         try:
-            networks = list(models.glob(f'*_{path.stem}.pth'))
-            if not networks:
-                raise DataError(f'{models} holds no network of iteration {path.stem}.')
-            for network in networks:
+            networks = {models / f'{label}_{path.stem}.pth' for label in labels}
+            for network in sorted(networks.union(models.glob(f'*_{path.stem}.pth'))):
                 read(network, '--auto_resume')
             return path, read(path, '--auto_resume')
         except DataError as error:

@@ -183,7 +183,11 @@ def load_resume_state(opt: dict) -> dict | None:
 
     path = opt['path'].get('resume_state')
     if opt['auto_resume']:
-        found = checkpoints.newest_valid_state(Path(opt['path']['training_states']), Path(opt['path']['models']))
+        # A DRN is there with the relation ``embedding`` only.
+        ignored = ('network_r', *(opt['path'].get('ignore_resume_networks') or ()))
+        labels = [key.replace('network', 'net') for key in opt if key.startswith('network_') and key not in ignored]
+        folders = [Path(opt['path'][key]) for key in ('training_states', 'models')]
+        found = checkpoints.newest_valid_state(*folders, labels)
         path, state = found or (None, None)
         opt['path']['resume_state'] = path and str(path)
     elif path is not None:
@@ -273,36 +277,41 @@ def save_whole_checkpoints() -> bool:
 
 
 def name_unreadable_images() -> bool:
-    """Let ``PairedImageDataset`` name the image that it cannot decode.
+    """Let ``PairedImageDataset`` and ``SingleImageDataset`` name the image that they cannot decode.
 
-    Fault: it ends in "'NoneType' object has no attribute 'astype'".
+    Fault: they end in "'NoneType' object has no attribute 'astype'".
 
     Returns:
         bool: Whether something had to be repaired.
     """
     from basicsr.data.paired_image_dataset import PairedImageDataset
+    from basicsr.data.single_image_dataset import SingleImageDataset
     from basicsr.utils import imfrombytes
 
     from drtl_plugin.errors import DataError
 
-    get = PairedImageDataset.__getitem__
-    if get.__module__ == __name__:
+    if PairedImageDataset.__getitem__.__module__ == __name__:
         return False
 
-    def get_or_name(self, index):
-        try:
-            return get(self, index)
-        except Exception:
-            for key in ('lq', 'gt'):
-                path = self.paths[index][f'{key}_path']
-                try:
-                    imfrombytes(self.file_client.get(path, key), float32=True)
-                except Exception:
-                    folder = self.gt_folder if key == 'gt' else self.lq_folder
-                    raise DataError(f'{path} of {folder}: cannot be read as an image.') from None
-            raise
+    def naming(get):
+        def get_or_name(self, index):
+            try:
+                return get(self, index)
+            except Exception:
+                paths = self.paths[index]
+                for key in ('lq', 'gt'):
+                    path = paths[f'{key}_path'] if isinstance(paths, dict) else paths
+                    try:
+                        imfrombytes(self.file_client.get(path, key), float32=True)
+                    except Exception:
+                        folder = self.gt_folder if key == 'gt' else self.lq_folder
+                        raise DataError(f'{path} of {folder}: cannot be read as an image.') from None
+                raise
 
-    PairedImageDataset.__getitem__ = get_or_name
+        return get_or_name
+
+    for dataset in (PairedImageDataset, SingleImageDataset):
+        dataset.__getitem__ = naming(dataset.__getitem__)
     return True
 
 

@@ -19,7 +19,7 @@ import torch
 import yaml
 from basicsr.utils import options as basicsr_options
 from basicsr.utils import set_random_seed
-from basicsr.utils.registry import MODEL_REGISTRY
+from basicsr.utils.registry import DATASET_REGISTRY, MODEL_REGISTRY
 
 from drtl_plugin.distributed import init_dist, of_first_process
 from drtl_plugin.errors import OptionError, unknown
@@ -195,12 +195,13 @@ class PairedDatasetOptions:
     mean: Optional[List[float]] = option(None, 'Subtracted from each channel.')
     std: Optional[List[float]] = option(None, 'That each channel is divided by.')
     color: Optional[Literal['y', 'rgb']] = option(None, 'y: luma only.')
+    use_shuffle: bool = option(True, "Of BasicSR's option files; not read.")
     gt_size: int = option(128, 'Training: side of the ground-truth patches in pixels.', low=1)
     use_hflip: bool = option(True, 'Training: random horizontal flips.')
     use_rot: bool = option(True, 'Training: random quarter turns.')
     batch_size_per_gpu: int = option(1, 'Training: patches a step.', low=1)
     num_worker_per_gpu: int = option(0, 'Training: loader processes.', low=0)
-    dataset_enlarge_ratio: int = option(1, 'Training: passes over the images an epoch.', low=1)
+    dataset_enlarge_ratio: float = option(1, 'Training: passes over the images an epoch.', low=1e-6)
     prefetch_mode: Optional[Literal['cpu', 'cuda']] = option(None, 'Load ahead; cuda: onto the GPU.')
     num_prefetch_queue: int = option(1, 'For prefetch_mode cpu: how many batches ahead.', low=1)
     pin_memory: bool = option(False, 'For prefetch_mode cuda.')
@@ -221,7 +222,7 @@ class PathOptions:
     pretrain_camera_fit: Optional[str] = option(None, 'A camera fit that was saved.')
     pretrain_inner_rates: Optional[str] = option(None, 'Learned step sizes of the inner loop (drtl.inner.rate_lr).')
     resume_state: Optional[str] = option(None, 'Training state to go on from; or call with --auto_resume.')
-    ignore_resume_networks: Optional[List[str]] = option(None, 'Networks that are not taken from there.')
+    ignore_resume_networks: Any = option(None, 'Networks that are not taken from there.')
 
 
 @dataclass(frozen=True)
@@ -310,8 +311,8 @@ _COMPUTED = {
 def check_sections(opt: dict) -> None:
     """Check the keys and values of BasicSR's own sections, and turn numbers that were written as text into numbers.
 
-    The models of this plug-in read what is written here and nothing else. Of other models, a key is wrong if it is
-    nearly one of these, and does not occur in their source.
+    The models of this plug-in read what is written here and nothing else. Of other models, and of datasets, a key is
+    wrong if it is nearly one of these, and does not occur in their source.
 
     Args:
         opt (dict): Parsed options; numbers are changed in place.
@@ -331,8 +332,9 @@ def check_sections(opt: dict) -> None:
         if phase.split('_')[0] not in known:
             raise unknown('dataset', phase, known, 'datasets')
         folder_name(dataset['name'], f'datasets.{phase}.name')
-        if dataset['type'] == 'PairedImageDataset' and (others is not None or phase != 'train'):
-            _check_section(PairedDatasetOptions, dataset, f'datasets.{phase}.', None)
+        if dataset['type'] == 'PairedImageDataset':
+            source = _source_of(DATASET_REGISTRY.get('PairedImageDataset'))
+            _check_section(PairedDatasetOptions, dataset, f'datasets.{phase}.', source)
     suffix = (opt.get('val') or {}).get('suffix')
     if suffix is not None:
         folder_name(f'image{suffix}', 'val.suffix')
@@ -461,7 +463,7 @@ def load_option_file(path: str) -> dict:
         opt = yaml.load(Path(path).read_text(encoding='utf-8'), OptionLoader)
     except OSError as error:
         raise OptionError(f'{path}: cannot read the option file ({error.strerror}).') from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise OptionError(f'{path}: not a valid option file: {" ".join(str(error).split())}') from None
     if not isinstance(opt, dict):
         raise OptionError(f'{path}: expected an option file with keys and values.')
@@ -474,8 +476,7 @@ def force_yml(opt: dict, entries: list[str]) -> None:
     Values are read as YAML and never evaluated; a number among the keys is an index into a list.
 
     Raises:
-        OptionError: If an entry has no ``=``, its section does not exist, or its key is new and nearly that of another
-            option: a slip.
+        OptionError: If an entry has no ``=``, or its section does not exist.
     """
     for entry in entries:
         path, equals, text = entry.partition('=')
@@ -493,9 +494,6 @@ def force_yml(opt: dict, entries: list[str]) -> None:
         try:
             for key in keys[:-1]:
                 section = section[_index(section, key)]
-            is_slip = isinstance(section, dict) and keys[-1] not in section
-            if is_slip and difflib.get_close_matches(keys[-1], section, n=1, cutoff=0.8):
-                raise unknown('key', keys[-1], section, f'--force_yml {entry}')
             section[_index(section, keys[-1])] = value
         except (KeyError, IndexError, TypeError, ValueError):
             raise OptionError(f'--force_yml {entry}: there is no section {":".join(keys[:-1])!r}.') from None
@@ -555,6 +553,7 @@ _REQUIRED_IN_TRAINING = {
 
 def _check_shape(opt: dict, path: str, is_train: bool) -> None:
     """Check that the sections which every option file has are there and have what BasicSR looks up."""
+    _check_tree(opt, path)
     for key in ['name', 'model_type', 'num_gpu', 'datasets', 'path'] + (['train', 'logger'] if is_train else ['val']):
         if opt.get(key) is None:
             near = difflib.get_close_matches(key, [str(k) for k in opt], n=1, cutoff=0.7)
@@ -572,6 +571,15 @@ def _check_shape(opt: dict, path: str, is_train: bool) -> None:
     for phase, dataset in opt['datasets'].items():
         if not isinstance(dataset, dict) or not {'name', 'type'} <= set(dataset):
             raise OptionError(f'datasets.{phase}: expected a section with name and type.')
+        for key in ('dataroot_gt', 'dataroot_lq'):
+            if not isinstance(dataset.get(key), (str, type(None))):
+                raise OptionError(f'datasets.{phase}.{key}: expected a folder, got {dataset[key]!r}.')
+    for key, value in opt['path'].items():
+        if ('pretrain_' in key or key == 'resume_state') and not isinstance(value, (str, type(None))):
+            raise OptionError(f'path.{key}: expected a file, got {value!r}.')
+    logger = opt.get('logger') or {}
+    if (logger.get('wandb') or {}).get('project') and logger.get('use_tb_logger') is not True:
+        raise OptionError('logger.wandb: Weights & Biases wants use_tb_logger: true.')
     if is_train and 'train' not in opt['datasets']:
         raise OptionError('datasets.train is missing.')
     sections = {**opt, 'datasets.train': opt['datasets'].get('train')}
@@ -583,6 +591,31 @@ def _check_shape(opt: dict, path: str, is_train: bool) -> None:
             # The datasets of this plug-in have defaults for the loader's keys.
             if key not in section and section.get('type') != 'DistortionTaskDataset':
                 raise OptionError(f'{name}.{key} is missing.')
+
+
+# Deeper or larger than any option file, but not than one that holds itself by an alias.
+_MAX_DEPTH, _MAX_VALUES = 30, 100_000
+
+
+def _check_tree(opt: dict, path: str) -> None:
+    """Check that keys are text, and that the file does not hold itself."""
+    level: list = [opt]
+    for _ in range(_MAX_DEPTH):
+        values: list = []
+        for item in level:
+            if isinstance(item, dict):
+                for key in item:
+                    if not isinstance(key, str):
+                        raise OptionError(f'{path}: the key {key!r} is no text; put it in quotes, or remove it.')
+                values += item.values()
+            elif isinstance(item, list):
+                values += item
+        if len(values) > _MAX_VALUES:
+            break
+        level = values
+        if not level:
+            return
+    raise OptionError(f'{path}: sections are nested too deeply or too large; does one hold itself by an alias (*)?')
 
 
 def _complete_adaptation(opt: dict) -> None:

@@ -14,6 +14,8 @@ import basicsr.metrics  # noqa: F401  fills METRIC_REGISTRY
 import numpy as np
 import torch
 from basicsr.data.paired_image_dataset import PairedImageDataset
+from basicsr.data.single_image_dataset import SingleImageDataset
+from basicsr.models.base_model import BaseModel
 from basicsr.utils import FileClient
 from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
 
@@ -21,13 +23,16 @@ from drtl_plugin import checkpoints
 from drtl_plugin.compat import close_basicsr_logs, without_gpu
 from drtl_plugin.data.distortion_task_dataset import DistortionTaskDataset
 from drtl_plugin.data.distortions import DistortionLibrary
-from drtl_plugin.data.image_files import check_lmdb, check_pair_sizes, names_of_list, require
+from drtl_plugin.data.image_files import check_lmdb, check_pair_sizes, image_size, names_of_list, require
 from drtl_plugin.errors import DataError, OptionError, unknown
 from drtl_plugin.meta.hooks import RelationHook, build_hooks
 from drtl_plugin.models import DRTLAdaptModel, DRTLModel
 from drtl_plugin.options import DRTLOptions, number
 from drtl_plugin.relation.estimators import NEED_TRAINED_NETWORK
 
+# What BasicSR's models build by name, without a registry.
+_OPTIMIZERS = ('Adam',)
+_SCHEDULERS = ('MultiStepLR', 'MultiStepRestartLR', 'CosineAnnealingRestartLR')
 # Side of the image that the rehearsal restores; as large as the windows of common networks.
 _SIZE = 32
 
@@ -58,6 +63,12 @@ def check(opt: dict) -> None:
             checkpoints.read(path, f'path.{key}')
     if opt['is_train']:
         _check_schedule(opt['train'], 0 if issubclass(model, DRTLAdaptModel) else 1)
+        if model.get_optimizer is BaseModel.get_optimizer and model.setup_schedulers is BaseModel.setup_schedulers:
+            for key, section in opt['train'].items():
+                if key.startswith('optim_') or key == 'scheduler':
+                    known = _SCHEDULERS if key == 'scheduler' else _OPTIMIZERS
+                    if section.get('type') not in known:
+                        raise unknown(key.split('_')[0], section.get('type'), known, f'train.{key}.type')
     for phase, dataset_opt in opt['datasets'].items():
         _check_dataset(dataset_opt, f'datasets.{phase}')
     if issubclass(model, DRTLModel):
@@ -106,11 +117,13 @@ def _check_metric(metric: object, where: str) -> None:
     function = _registered(METRIC_REGISTRY, metric.get('type'), 'metric', f'{where}.type')
     if metric.get('better', 'higher') not in ('higher', 'lower'):
         raise OptionError(f'{where}.better: {metric["better"]!r} is not one of higher, lower.')
-    # BasicSR's metrics swallow arguments that they don't know.
-    known = [p for p in inspect.signature(function).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    parameters = inspect.signature(function).parameters.values()
+    # BasicSR's metrics swallow arguments that they don't know; those of others may read them.
+    swallows = any(p.kind is p.VAR_KEYWORD for p in parameters) and not function.__module__.startswith('basicsr.')
+    known = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     names = [p.name for p in known if p.name not in ('img', 'img1', 'img2')]
     for key in metric:
-        if key not in ('type', 'better', *names):
+        if key not in ('type', 'better', *names) and not swallows:
             raise unknown(f'argument of {metric["type"]}', key, names, where)
     for parameter in known:
         if parameter.name in names and parameter.default is parameter.empty and parameter.name not in metric:
@@ -120,6 +133,8 @@ def _check_metric(metric: object, where: str) -> None:
 def _check_schedule(train_opt: dict, fewest: int) -> None:
     total_iter = number(train_opt['total_iter'], int, 'train.total_iter', fewest)
     periods = (train_opt.get('scheduler') or {}).get('periods')
+    if isinstance(periods, list):
+        periods = [number(period, int, 'train.scheduler.periods', 1) for period in periods]
     if isinstance(periods, list) and sum(periods) < total_iter:
         raise OptionError(f'train.scheduler.periods: {periods} end before total_iter {total_iter}; extend them.')
 
@@ -152,13 +167,17 @@ def _check_dataset(dataset_opt: dict, where: str) -> None:
                 (check_lmdb if is_lmdb else require)(section[key], f'{place}.{key}')
         if section.get('meta_info_file') is not None:
             names_of_list(section['meta_info_file'], f'{place}.meta_info_file')
-    if issubclass(kind, (DistortionTaskDataset, PairedImageDataset)):
+    if issubclass(kind, (DistortionTaskDataset, PairedImageDataset, SingleImageDataset)):
         try:
             dataset = kind(deepcopy(dataset_opt))
             if len(dataset) == 0:
                 raise DataError(f'{where}.dataroot_lq: {dataset_opt["dataroot_lq"]} holds no images.')
             if isinstance(dataset, PairedImageDataset):
                 check_pair_sizes(dataset)
+            elif isinstance(dataset, SingleImageDataset):
+                if dataset_opt['io_backend']['type'] == 'disk':
+                    for path in dataset.paths:
+                        image_size(path)
             else:
                 dataset.check_image_sizes()
         except KeyError as error:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import importlib
+import multiprocessing
 import os
 import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType, ModuleType
 from unittest import mock
 
+from basicsr.utils import set_random_seed
+from torch import distributed
 from torch.utils.data import Sampler
 
 from drtl_plugin.checkpoints import random_state, set_random_state
@@ -25,6 +30,28 @@ try:
     import fcntl
 except ImportError:  # Windows: nothing keeps two runs of a name apart there
     fcntl = None
+
+
+# Seconds in which a second signal is taken for the first one again.
+_SAME_SIGNAL = 2
+
+
+class _StopNow(BaseException):
+    """Raised by a signal where nothing is lost by leaving at once; no ``except Exception`` is to catch it."""
+
+
+class _StayThroughSignals:
+    """A loader process's ``worker_init_fn``: schedulers and terminals signal every process of a run, but loaders are
+    needed until the run has saved its state, and are ended by it."""
+
+    def __init__(self, then: Callable[[int], None] | None) -> None:
+        self.then = then
+
+    def __call__(self, worker_id: int) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        if self.then is not None:
+            self.then(worker_id)
 
 
 class Interrupted(SystemExit):
@@ -53,12 +80,13 @@ def exclusive(folder: str | Path, name: str) -> Iterator[None]:
             try:
                 # Of the process, not of the file: loader processes that outlive a killed run don't keep it.
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except OSError as error:
                 file.seek(0)
-                raise DataError(
-                    f'{Path(folder, name)}: another run of this name ({file.read().strip()}) is at work; wait for it, '
-                    'stop it, or choose another name.'
-                ) from None
+                if error.errno in (errno.EAGAIN, errno.EACCES):  # others: the file system knows no locks
+                    raise DataError(
+                        f'{Path(folder, name)}: another run of this name ({file.read().strip()}) is at work; wait for '
+                        'it, stop it, or choose another name.'
+                    ) from None
         file.truncate(0)
         file.write(f'process {os.getpid()} of {socket.gethostname()}')
         file.flush()
@@ -71,8 +99,8 @@ class TrainingRun:
     BasicSR leaves out, and this adds: a resumed run goes on with the samples that it has not seen yet, with the
     shared random generators where they were, and repeats the validation that belongs to the state's iteration, which
     draws from copies of these. SIGINT
-    and SIGTERM end a run between two iterations (or two validation images), with its state saved; a second one, or one
-    before there is anything to save, ends it at once.
+    and SIGTERM end a run between two iterations, or in validation and adaptation, with its state saved; a second one
+    (after two seconds), or one before there is anything to save, ends it at once.
 
     Args:
         opt (dict): Parsed options.
@@ -90,16 +118,19 @@ class TrainingRun:
         self._tb_logger = None
         self._sampler: Sampler | None = None
         self._first_iter: int | None = None  # of this process; None before there is any
-        self._validated: int | None = None  # the iteration whose validation is on
-        self._random_state: dict = {}  # before that
+        self._may_stop_now = False  # in validation, adaptation included, which changes nothing that is saved
         self._signal: signal.Signals | None = None
+        self._signalled = 0.0
         self._handlers: dict[int, object] = {}
         self._pid = os.getpid()
 
     def __enter__(self) -> TrainingRun:
         pipeline = self._pipeline
         with contextlib.ExitStack() as stack:
-            for name in ('load_resume_state', 'create_train_val_dataloader', 'init_tb_loggers', 'build_model'):
+            for name in (
+                *('load_resume_state', 'create_train_val_dataloader', 'build_dataloader', 'init_tb_loggers'),
+                'build_model',
+            ):
                 replaced = getattr(self, f'_{name}')
                 stack.enter_context(mock.patch.object(pipeline, name, _calling(replaced, getattr(pipeline, name))))
             stack.enter_context(mock.patch.object(pipeline, 'EnlargedSampler', self._sampler_class()))
@@ -110,9 +141,11 @@ class TrainingRun:
                 self._handlers[number] = signal.signal(number, self._take_signal)
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, kind: type | None, *error) -> None:
         self._stack.close()
         self._restore_signals()
+        if kind is not None:
+            _end_loaders()
         if self._tb_logger is not None:
             self._tb_logger.close()
 
@@ -131,9 +164,15 @@ class TrainingRun:
         self._tb_logger = init(opt)
         return self._tb_logger
 
+    def _build_dataloader(self, build, *arguments, **options):
+        loader = build(*arguments, **options)
+        if loader.num_workers:
+            loader.worker_init_fn = _StayThroughSignals(loader.worker_init_fn)
+        return loader
+
     def _build_model(self, build, opt: dict):
         model = self.model = build(opt)
-        for name in ('resume_training', 'update_learning_rate', 'validation', 'feed_data'):
+        for name in ('resume_training', 'update_learning_rate', 'validation'):
             setattr(model, name, _calling(getattr(self, f'_{name}'), getattr(model, name)))
         return model
 
@@ -149,7 +188,9 @@ class TrainingRun:
                 if state is None or self.epoch != state['epoch']:
                     return iter(indices)
                 # Only now: building the loader's iterator has drawn from the shared generators, too.
-                if 'random' in state:
+                if run.opt.get('rank'):  # the state is the first process's
+                    set_random_seed((run.opt['manual_seed'] + run.opt['rank'] + 1000 * state['iter']) % 2**32)
+                elif 'random' in state:
                     set_random_state(state['random'])
                 batch = _loader_batch_size(run.opt)
                 seen = state['iter'] - self.epoch * (len(indices) // batch)
@@ -175,18 +216,19 @@ class TrainingRun:
         update(current_iter, **arguments)
 
     def _validation(self, validate, dataloader, current_iter, *arguments) -> None:
-        self._validated, self._random_state = current_iter, random_state()
-        validate(dataloader, current_iter, *arguments)
+        before = random_state()
+        try:
+            # Of several processes, the first one validates alone; but they stop together.
+            self._may_stop_now = not self.opt['dist']
+            if self._signal is not None and self._may_stop_now:
+                raise _StopNow
+            validate(dataloader, current_iter, *arguments)
+            self._may_stop_now = False
+        except _StopNow:
+            set_random_state(before)
+            self._stop(current_iter)
         # Training goes on as if it had not been validated: the passes that resuming repeats must not matter.
-        set_random_state(self._random_state)
-        self._validated = None
-
-    def _feed_data(self, feed, data: dict) -> None:
-        # Of several processes, the first one validates alone; but they stop together.
-        if self._validated is not None and self._signal is not None and not self.opt['dist']:
-            set_random_state(self._random_state)
-            self._stop(self._validated)
-        feed(data)
+        set_random_state(before)
 
     # ---- ending ----------------------------------------------------------------------------------------------- #
 
@@ -196,24 +238,50 @@ class TrainingRun:
 
     def _take_signal(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._pid:
-            return  # A loader process: shells and schedulers signal all processes, but this one is still needed.
-        self._signal = signal.Signals(number)
-        self._restore_signals()
+            return  # a loader process that has just begun
+        if self._signal is not None:
+            # A launcher passes on what the whole group has had already.
+            if number == self._signal and time.monotonic() - self._signalled > _SAME_SIGNAL:
+                self._restore_signals()
+                os.kill(self._pid, number)
+            return
+        self._signal, self._signalled = signal.Signals(number), time.monotonic()
         if self._first_iter is None:
             self._end('before there was anything to save')
+        self.model.stopping = True
         _say(f'{self._signal.name}: the state is saved after this iteration; once more ends the run at once.')
+        if self._may_stop_now:
+            self._may_stop_now = False
+            raise _StopNow
 
     def _stop(self, iteration: int) -> None:
         """Save the state after an iteration, and end the run."""
         iteration = min(iteration, int(self.opt['train']['total_iter']))  # BasicSR counts one more in the end
+        for number in self._handlers:
+            signal.signal(number, signal.SIG_IGN)
         self.model.stopping = True
         self.model.save(self._sampler.epoch, iteration)
+        if self.opt['dist']:  # a launcher ends the others as soon as one has ended
+            distributed.barrier()
         self._end(f'after iteration {iteration}; go on with --auto_resume')
 
     def _end(self, when: str) -> None:
         number = self._signal or signal.SIGTERM  # or another process's
         _say(f'stopped by {number.name} {when}.')
         raise Interrupted(128 + number)
+
+
+def _end_loaders() -> None:
+    """End the loader processes, which an exception may leave waiting for work, and Python would wait for."""
+    loaders = [child for child in multiprocessing.active_children() if child.daemon]
+    if not loaders or threading.current_thread() is not threading.main_thread():
+        return
+    # torch would raise the death of a loader as an error.
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for loader in loaders:
+        loader.kill()
+        loader.join()
+    signal.signal(signal.SIGCHLD, handler)
 
 
 def _say(line: str) -> None:

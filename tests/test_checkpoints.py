@@ -1,3 +1,4 @@
+import contextlib
 import errno
 import os
 import random
@@ -98,11 +99,22 @@ class TestRead:
         assert b'cuda:0' in (tmp_path / 'a.pth').read_bytes()
         assert torch.equal(checkpoints.read(tmp_path / 'a.pth', 'key')['w'], torch.ones(3))
 
-    @pytest.mark.parametrize('content', [b'', b'no weights', b'PK\x03\x04 cut'])
+    @pytest.mark.parametrize('content', [b'', b'x', b'no weights', b'PK\x03\x04 cut', bytes(5000)])
     def test_other_files_are_named(self, tmp_path, content):
         (tmp_path / 'a.pth').write_bytes(content)
-        with pytest.raises(DataError, match=r'path\.x: .*a\.pth'):
+        with pytest.raises(DataError, match=r'path\.x: .*a\.pth is damaged, or holds no weights or state'):
             checkpoints.read(tmp_path / 'a.pth', 'path.x')
+
+    def test_damaged_files_of_the_old_format_are_named(self, tmp_path):
+        torch.save({'w': torch.ones(3)}, tmp_path / 'a.pth', _use_new_zipfile_serialization=False)
+        whole = (tmp_path / 'a.pth').read_bytes()
+        rng = random.Random(0)
+        for _ in range(300):
+            content = bytearray(whole)
+            content[rng.randrange(len(content))] = rng.randrange(256)
+            (tmp_path / 'a.pth').write_bytes(content)
+            with contextlib.suppress(DataError):
+                checkpoints.read(tmp_path / 'a.pth', 'path.x')
 
     def test_missing_files_are_named(self, tmp_path):
         with pytest.raises(DataError, match=r'path\.x: .*a\.pth cannot be read \(No such file'):
@@ -145,6 +157,13 @@ class TestLoadResumeState:
         assert compat.load_resume_state(opt)['iter'] == 900
         assert opt['path']['pretrain_network_g'] == str(tmp_path / 'net_g_900.pth')
         assert 'basicsr: warning: iteration 1000 is damaged and left out' in capsys.readouterr().err
+
+    def test_passes_over_a_state_whose_network_is_gone(self, opt, tmp_path, capsys):
+        (tmp_path / 'net_g_1000.pth').rename(tmp_path / 'net_d_1000.pth')
+        (tmp_path / '1000.state.unfinished').touch()
+        assert compat.load_resume_state(opt)['iter'] == 900
+        assert 'net_g_1000.pth cannot be read (No such file' in capsys.readouterr().err
+        assert not (tmp_path / '1000.state.unfinished').exists()
 
     def test_says_so_where_none_is_whole(self, opt, tmp_path):
         for path in tmp_path.glob('*.state'):

@@ -112,12 +112,6 @@ class TestForceYml:
         force_yml(opt, ['hooks:0:interval=7'])
         assert opt == {'hooks': [{'interval': 7}]}
 
-    def test_slips_are_named(self):
-        opt = {'train': {'total_iter': 5}}
-        with pytest.raises(OptionError, match="unknown key 'totaliter'; did you mean 'total_iter'"):
-            force_yml(opt, ['train:totaliter=2'])
-        assert opt == {'train': {'total_iter': 5}}
-
     @pytest.mark.parametrize('entry', ['a:b', 'a::b=1', '=1', 'z:b=1', 'a:b:c=1', 'a:b=[1'])
     def test_wrong_entries_are_named(self, entry):
         opt = {'a': {'b': 1}}

@@ -4,12 +4,40 @@ import re
 
 import pytest
 import torch
+from basicsr.utils.registry import METRIC_REGISTRY
 
 from drtl_plugin import cli
 from drtl_plugin.data.sample_data import SAMPLE_ROOT
 from drtl_plugin.errors import OptionError
 from drtl_plugin.options import check_sections
 from tests.conftest import OPTIONS
+
+
+@pytest.mark.parametrize('text', ['x: &a {b: *a}', 'x: ' + '[' * 5000, 'x: &a [*a, *a, *a, *a]'])
+def test_files_that_hold_themselves_or_go_too_deep(tmp_path, capsys, text):
+    (tmp_path / 'deep.yml').write_text(text)
+    assert cli.main(['train', '-opt', str(tmp_path / 'deep.yml')]) == 2
+    error = capsys.readouterr().err
+    assert 'deep.yml' in error
+    assert error.count('\n') == 1
+
+
+def test_keys_that_are_not_in_the_file_can_be_forced(workdir, quick_opt, write_opt, capsys):
+    path = write_opt(quick_opt)
+    assert cli.main(['train', '-opt', path, '--force_yml', 'path:pretrain_network_r=none']) == 0
+    assert cli.main(['train', '-opt', path, '--force_yml', 'train:totaliter=2']) == 2
+    assert "train: unknown key 'totaliter'; did you mean 'total_iter'?" in capsys.readouterr().err
+
+
+def test_metrics_of_ones_own_take_what_they_read(workdir, quick_opt, write_opt, monkeypatch):
+    monkeypatch.setattr(METRIC_REGISTRY, '_obj_map', dict(METRIC_REGISTRY._obj_map))
+
+    @METRIC_REGISTRY.register()
+    def half(img, img2, *, crop_border, **kwargs):
+        return crop_border / kwargs['by']
+
+    quick_opt['val']['metrics'] = {'half': {'type': 'half', 'crop_border': 4, 'by': 2}}
+    assert cli.main(['train', '-opt', write_opt(quick_opt)]) == 0
 
 
 class TestWrongInput:
@@ -49,9 +77,18 @@ class TestWrongInput:
         (['network_g', 'upscale'], 2, 'network_g enlarges 2 times, but scale is 4'),
         (['network_g'], None, 'network_g is missing'),
         (['network_g'], 'EDSR', "network_g: expected a section of keys and values, got 'EDSR'"),
-        (['train', 'optim_g', 'type'], 'Adamm', 'optimizer Adamm is not supperted yet'),
-        (['train', 'optim_g'], {}, "DRTLModel wants the option 'type', which is missing"),
-        (['train', 'scheduler', 'type'], 'Step', 'Scheduler Step is not implemented yet'),
+        (['train', 'optim_g', 'type'], 'Adamm', "train.optim_g.type: unknown optim 'Adamm'; did you mean 'Adam'?"),
+        (['train', 'optim_g'], {}, "train.optim_g.type: unknown optim 'None'; known: Adam."),
+        (['train', 'scheduler', 'type'], 'Step', "unknown scheduler 'Step'; known: CosineAnnealingRestartLR, Mu"),
+        (['train', 'scheduler', 'periods'], ['a'], "train.scheduler.periods: expected a whole number, got 'a'"),
+        (['train', 5], 1, 'the key 5 is no text'),
+        (['path', 'pretrain_network_g'], 5, 'path.pretrain_network_g: expected a file, got 5'),
+        (['datasets', 'val', 'dataroot_gt'], ['a'], "datasets.val.dataroot_gt: expected a folder, got ['a']"),
+        (
+            ['logger'],
+            {'wandb': {'project': 'x'}, 'use_tb_logger': False},
+            'logger.wandb: Weights & Biases wants use_tb',
+        ),
         (['train', 'pixel_opt', 'loss_wait'], 1, "unexpected keyword argument 'loss_wait'"),
         (['train', 'pixel_opt'], None, 'Both pixel and perceptual losses are None'),
         (['datasets', 'train', 'io_backend', 'type'], 'dsk', 'datasets.train.io_backend: expected a type of disk'),
@@ -132,6 +169,9 @@ class TestWrongInput:
         [
             ('train', 'ema_decy', "train: unknown key 'ema_decy'; did you mean 'ema_decay'?"),
             ('val', 'metric', "val: unknown key 'metric'; did you mean 'metrics'?"),
+            ('datasets', 'use_flip', "datasets.val: unknown key 'use_flip'; did you mean 'use_hflip'?"),
+            ('datasets', 'use_shuffle', None),  # in all of BasicSR's own option files
+            ('datasets', 'task', None),
             ('train', 'optim_d', None),  # which SRGANModel reads
             ('train', 'my_models_own', None),
         ],
@@ -140,7 +180,10 @@ class TestWrongInput:
         """A slip is found, a key that the model knows of is not one."""
         opt = {key: value for key, value in quick_opt.items() if key not in ('drtl', 'network_r')}
         opt.update(model_type='SRGANModel', is_train=True, num_gpu=0)
-        opt[section][key] = {}
+        if section == 'datasets':
+            opt[section]['val'][key] = True
+        else:
+            opt[section][key] = {}
         if message is None:
             check_sections(opt)
         else:
@@ -160,10 +203,7 @@ class TestWrongInput:
         (workdir / 'weights.pth').write_text('no weights')
         quick_opt['path']['pretrain_network_g'] = 'weights.pth'
         assert cli.main(['train', '-opt', write_opt(quick_opt)]) == 2
-        assert (
-            'path.pretrain_network_g: weights.pth holds something else than tensors and plain values'
-            in capsys.readouterr().err
-        )
+        assert 'weights.pth is damaged, or holds no weights or state' in capsys.readouterr().err
         torch.save({'params': {'other.weight': torch.zeros(1)}}, workdir / 'weights.pth')
         assert cli.main(['train', '-opt', write_opt(quick_opt)]) == 2
         error = capsys.readouterr().err

@@ -39,6 +39,7 @@ _PROCESSES.set_forkserver_preload(['drtl_plugin.cli'])
 
 
 def _train(folder: str, path: str) -> None:
+    os.setsid()
     os.chdir(folder)
     sys.stdout = sys.stderr = open('output.txt', 'a')  # noqa: SIM115
     torch.set_num_threads(1)
@@ -130,29 +131,57 @@ def test_a_run_that_is_killed_ends_as_one_that_is_not(workdir, long_opt, times):
     assert len(list((workdir / 'experiments/whole/training_states').glob('*.state'))) in (3, 4, 5)
 
 
+def test_an_error_leaves_no_loader_behind(workdir, long_opt):
+    (workdir / 'dice.py').write_text(_DICE_HOOK.replace('noise = ', 'noise = batch_idx // 0 + '))
+    path = workdir / 'failing.yml'
+    path.write_text(yaml.safe_dump(long_opt))
+    process = start(workdir, str(path))
+    process.join(60)
+    assert process.exitcode == 1, (workdir / 'output.txt').read_text()
+
+
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_a_run_in_order(workdir, long_opt, number):
     long_opt['logger']['save_checkpoint_freq'] = 1000
     long_opt['train'].update(total_iter=1000, scheduler={'type': 'MultiStepLR', 'milestones': [100]})
     long_opt['val'] = None
+    long_opt['drtl']['adapt']['steps'] = 10**6  # nobody waits for that
     path = workdir / 'stopped.yml'
     path.write_text(yaml.safe_dump({**long_opt, 'name': 'stopped'}))
     process = start(workdir, str(path))
     root = workdir / 'experiments/stopped'
     wait_for(process, root, '*.log', 'iter:       3')
-    os.kill(process.pid, number)
+    os.killpg(process.pid, number)  # as terminals and schedulers do
+    time.sleep(0.2)
+    os.killpg(process.pid, number)  # and launchers once more
     process.join(60)
-    assert process.exitcode == 128 + number
+    assert process.exitcode == 128 + number, (workdir / 'output.txt').read_text()
     (state,) = root.glob('training_states/*.state')
     assert not list((root / 'models').glob('net_g_adapted*'))  # no time for it
     content = torch.load(state, weights_only=True)
     assert content['iter'] == int(state.stem) >= 3
+    long_opt['drtl']['adapt']['steps'] = 2
     long_opt['train']['total_iter'] = int(state.stem) + 2
     path.write_text(yaml.safe_dump({**long_opt, 'name': 'stopped'}))
     process = start(workdir, str(path))
     process.join()
     assert process.exitcode == 0
     assert f'iter: {content["iter"]}.' in sorted(root.glob('*.log'))[-1].read_text()
+
+
+def test_a_signal_does_not_wait_for_adaptation(workdir, long_opt):
+    long_opt['logger']['save_checkpoint_freq'] = 1000
+    long_opt['drtl']['adapt']['steps'] = 10**6
+    path = workdir / 'stopped.yml'
+    path.write_text(yaml.safe_dump({**long_opt, 'name': 'stopped'}))
+    process = start(workdir, str(path))
+    root = workdir / 'experiments/stopped'
+    wait_for(process, root, '*.log', 'iter:       2')
+    time.sleep(1)
+    process.terminate()
+    process.join(30)
+    assert process.exitcode == 128 + signal.SIGTERM, (workdir / 'output.txt').read_text()
+    assert [state.name for state in root.glob('training_states/*')] == ['2.state']
 
 
 def test_a_full_disk_ends_a_run_with_its_checkpoints_whole(workdir, quick_opt, write_opt, capsys, monkeypatch):

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
+import struct
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import cv2
 import lmdb
-from basicsr.utils import FileClient, scandir
+from basicsr.utils import FileClient, imfrombytes, scandir
 from PIL import ExifTags, Image
 from torch.utils.data import Dataset
 
@@ -94,38 +98,80 @@ def image_size(path: str) -> tuple[int, int]:
     Raises:
         DataError: If the file is missing, no image, or (PNG and JPEG) cut short.
     """
-    height, width, orientation = _read_header(path)
-    return (width, height) if orientation >= 5 else (height, width)
+    return _read_header(path)[0]
 
 
 def is_turned(path: str) -> bool:
     """Whether an image's EXIF header says that its pixels must be turned or flipped to be seen upright."""
-    return _read_header(path)[2] > 1
+    return _read_header(path)[1]
 
 
-def _read_header(path: str) -> tuple[int, int, int]:
+def _read_header(path: str) -> tuple[tuple[int, int], bool]:
+    """Height and width as the image is seen upright, and whether its pixels must be turned for that."""
     try:
-        with Image.open(path) as image:
-            # Of a PNG, Pillow would decode everything in search of a header that cameras don't write there.
-            exif = {} if image.format == 'PNG' else image.getexif()
+        with _any_number_of_pixels(), Image.open(path) as image:
+            chunks = _png_chunks(path) if image.format == 'PNG' else None
+            # Of a PNG without it, Pillow would decode everything in search of an orientation.
+            exif = {} if chunks and b'eXIf' not in chunks else image.getexif()
+            orientation = exif.get(ExifTags.Base.Orientation, 1)
             if 'A' in image.getbands() or 'transparency' in image.info:
                 _warn_of_alpha(str(Path(path).parent))
-            header = image.height, image.width, exif.get(ExifTags.Base.Orientation, 1)
-            if _ends_early(path, image.format):
-                image.load()  # tells what is cut from what merely has something behind its end
-            return header
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow makes of damaged files
+            if chunks and b'IEND' in chunks and orientation == 1:
+                return (image.height, image.width), False
+            if image.format in ('JPEG', 'MPO'):
+                if not _has_jpeg_end(path):
+                    image.load()  # tells what is cut from what merely has something behind its end
+                size = (image.width, image.height) if orientation >= 5 else (image.height, image.width)
+                return size, orientation > 1
+    except Exception as error:  # whatever Pillow makes of damaged files
         raise DataError(f'{path}: cannot be read as an image ({error}).') from None
+    # OpenCV, which training reads with, has the last word on what is cut, and which side is up.
+    return require_decodable(path), orientation > 1
 
 
-def _ends_early(path: str, kind: str | None) -> bool:
-    """Whether the end mark of a PNG or JPEG file is not where it should be."""
-    marks = {'PNG': b'IEND\xaeB`\x82', 'JPEG': b'\xff\xd9', 'MPO': b'\xff\xd9'}
-    if kind not in marks:
-        return False
+@contextlib.contextmanager
+def _any_number_of_pixels() -> Iterator[None]:
+    """Headers don't need Pillow's protection from images that would fill the memory."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+def require_decodable(path: str) -> tuple[int, int]:
+    """Decode an image as training does; returns its height and width as it is seen upright.
+
+    Raises:
+        DataError: If that fails.
+    """
+    try:
+        image = imfrombytes(Path(path).read_bytes())
+    except (OSError, cv2.error):
+        image = None
+    if image is None:
+        raise DataError(f'{path}: cannot be read as an image; it is damaged, cut short or of another kind.')
+    return image.shape[:2]
+
+
+def _png_chunks(path: str) -> set[bytes]:
+    """The kinds of chunks of a PNG file that are there in full."""
+    kinds = {b'IHDR'}
+    with open(path, 'rb') as file:
+        position, end = 8, os.path.getsize(path)
+        while position + 12 <= end:
+            file.seek(position)
+            length, kind = struct.unpack('>I4s', file.read(8))
+            position += 12 + length
+            if position <= end:
+                kinds.add(kind)
+    return kinds
+
+
+def _has_jpeg_end(path: str) -> bool:
     with open(path, 'rb') as file:
         file.seek(max(0, os.path.getsize(path) - 64))
-        return not file.read().rstrip(b'\0').endswith(marks[kind])
+        return file.read().rstrip(b'\0').endswith(b'\xff\xd9')
 
 
 @functools.cache

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from basicsr.utils.lmdb_util import make_lmdb_from_imgs
 
-from drtl_plugin.data.image_files import image_names, image_size, is_turned
+from drtl_plugin.data.image_files import image_names, image_size, is_turned, require_decodable
 from drtl_plugin.errors import DataError
 
 
@@ -60,8 +60,19 @@ def write_lmdb(
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix='.lmdb_') as unfinished_root:
         unfinished = os.path.join(unfinished_root, 'unfinished.lmdb')
-        make_lmdb_from_imgs(str(folder), unfinished, names, keys, compress_level=compress_level, map_size=map_size)
+        try:
+            make_lmdb_from_imgs(str(folder), unfinished, names, keys, compress_level=compress_level, map_size=map_size)
+        except AttributeError:  # of an image that is None
+            for name in names:
+                require_decodable(os.path.join(folder, name))
+            raise
+        replaced = os.path.join(unfinished_root, 'replaced.lmdb')
         if target.exists():
-            os.rename(target, os.path.join(unfinished_root, 'replaced.lmdb'))
-        os.rename(unfinished, target)
+            os.rename(target, replaced)
+        try:
+            os.rename(unfinished, target)
+        except BaseException:
+            if os.path.isdir(replaced):
+                os.rename(replaced, target)
+            raise
     return len(keys)

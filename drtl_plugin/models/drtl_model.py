@@ -441,11 +441,19 @@ class DRTLModel(SRModel):
             order = torch.randperm(len(pairs), generator=generator).tolist()
             num_held_out = max(1, len(pairs) // 5)
             held_out = self._target_patches(_NUM_HELD_OUT, generator, [pairs[i] for i in order[:num_held_out]])
-            course = self.adaptation_course([pairs[i] for i in order[num_held_out:]], steps)
+            course = self._until_stopping(self.adaptation_course([pairs[i] for i in order[num_held_out:]], steps))
             steps = best_step(course, lambda net: self.criterion(net(held_out[0]), held_out[1]).item(), steps)
             get_root_logger().info(f'Held-out pairs are restored best after {steps} of {options.steps} steps.')
         course = self.adaptation_course(pairs, steps)
-        self.net_g_adapted = last(tqdm(course, total=steps + 1, desc='adaptation', disable=None, leave=False))
+        course = tqdm(course, total=steps + 1, desc='adaptation', disable=None, leave=False)
+        self.net_g_adapted = last(self._until_stopping(course))
+
+    def _until_stopping(self, course: Iterator[nn.Module]) -> Iterator[nn.Module]:
+        """A course that ends early where the run is to end: its rest is not worth waiting for, and not saved."""
+        for net in course:
+            yield net
+            if self.stopping:
+                return
 
     def adaptation_course(self, pairs: Sequence[tuple[Tensor, Tensor]], steps: int) -> Iterator[nn.Module]:
         """The course of an adaptation to some of the support pairs, as ``drtl.adapt`` says."""

@@ -7,12 +7,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from basicsr.utils import FileClient
+from basicsr.utils import FileClient, imfrombytes
 from PIL import Image
 
 from drtl_plugin import cli
 from drtl_plugin.data.distortion_task_dataset import DistortionTaskDataset
-from drtl_plugin.data.image_files import image_size, names_of_list
+from drtl_plugin.data.image_files import image_size, is_turned, names_of_list
 from drtl_plugin.data.sample_data import SAMPLE_ROOT
 from drtl_plugin.errors import DataError
 
@@ -58,6 +58,41 @@ def test_images_of_all_kinds_are_rgb_of_8_bits(tmp_path, generator, kind):
         expected = np.asarray(Image.open(io.BytesIO(content)).convert('RGB'))
     error = min(np.abs(patch - expected[:, left : left + 96]).mean() for left in range(25))
     assert error < (3 if suffix == 'jpg' else 0.01)
+
+
+@pytest.mark.parametrize('orientation', [1, 6])
+@pytest.mark.parametrize('kind', ['PNG', 'JPEG', 'TIFF'])
+def test_sizes_are_those_that_training_sees(tmp_path, kind, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f'a.{kind.lower()}'
+    Image.fromarray(PHOTOGRAPH).save(path, kind, exif=exif)
+    assert image_size(str(path)) == imfrombytes(path.read_bytes()).shape[:2]
+    assert is_turned(str(path)) == (orientation > 1)
+
+
+def test_large_images_are_no_bombs(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 100)
+    (tmp_path / 'a.png').write_bytes(encoded('PNG'))
+    assert image_size(str(tmp_path / 'a.png')) == (96, 120)
+    assert Image.MAX_IMAGE_PIXELS == 100
+
+
+@pytest.mark.parametrize('cut', [1, 4, 12, 13, 21, 100])
+@pytest.mark.parametrize('kind', ['PNG', 'BMP', 'TIFF'])
+def test_the_last_bytes_count(tmp_path, kind, cut):
+    content = encoded(kind)[:-cut]
+    path = tmp_path / f'a.{kind.lower()}'
+    path.write_bytes(content)
+    try:
+        readable = imfrombytes(content) is not None
+    except cv2.error:
+        readable = False
+    if readable:
+        assert image_size(str(path)) == (96, 120)
+    else:
+        with pytest.raises(DataError, match='cannot be read as an image'):
+            image_size(str(path))
 
 
 def test_alpha_is_told_of_once(tmp_path, capsys):
@@ -106,13 +141,41 @@ def test_bad_images_are_named_before_training(workdir, quick_opt, write_opt, cap
     assert not (workdir / 'experiments').exists()
 
 
-def test_images_that_go_bad_later_are_named(workdir, quick_opt, write_opt, capsys, monkeypatch):
-    """Damage that no header shows: a byte in the middle, found when the image is read."""
-    shutil.copytree(workdir / SAMPLE_ROOT / 'camera/val', workdir / 'bad')
-    path = workdir / 'bad/lq/coffee.png'
+def damaged_png(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[60:70] = b'0123456789'
     path.write_bytes(content)
+
+
+def test_photographs_without_ground_truth_are_named(workdir, quick_opt, write_opt, capsys):
+    shutil.copytree(workdir / SAMPLE_ROOT / 'camera/val/lq', workdir / 'bad')
+    opt = {key: quick_opt[key] for key in ('scale', 'num_gpu', 'network_g', 'model_type')}
+    photographs = {'name': 'p', 'type': 'SingleImageDataset', 'dataroot_lq': 'bad', 'io_backend': {'type': 'disk'}}
+    opt.update(name='t', datasets={'test_1': photographs}, path={}, val={'save_img': False})
+    damaged_png(workdir / 'bad/coffee.png')
+    assert cli.main(['test', '-opt', write_opt(opt)]) == 2
+    assert 'basicsr: error: bad/coffee.png of bad: cannot be read as an image.\n' in capsys.readouterr().err
+    (workdir / 'bad/coffee.png').write_bytes(b'')
+    assert cli.main(['test', '-opt', write_opt(opt)]) == 2
+    assert 'basicsr: error: bad/coffee.png: cannot be read as an image' in capsys.readouterr().err
+    for path in (workdir / 'bad').iterdir():
+        path.unlink()
+    assert cli.main(['test', '-opt', write_opt(opt)]) == 2
+    assert 'bad holds no images' in capsys.readouterr().err
+
+
+def test_lmdbs_are_not_made_of_damaged_images(workdir, capsys):
+    shutil.copytree(workdir / SAMPLE_ROOT / 'camera/val/lq', workdir / 'bad')
+    damaged_png(workdir / 'bad/coffee.png')
+    assert cli.main(['lmdb', 'bad', 'x.lmdb']) == 2
+    assert 'basicsr: error: bad/coffee.png: cannot be read as an image' in capsys.readouterr().err
+    assert not (workdir / 'x.lmdb').exists()
+
+
+def test_images_that_go_bad_later_are_named(workdir, quick_opt, write_opt, capsys, monkeypatch):
+    """Damage that no header shows: a byte in the middle, found when the image is read."""
+    shutil.copytree(workdir / SAMPLE_ROOT / 'camera/val', workdir / 'bad')
+    damaged_png(workdir / 'bad/lq/coffee.png')
     quick_opt['datasets']['val'].update(dataroot_gt='bad/gt', dataroot_lq='bad/lq')
     assert cli.main(['train', '-opt', write_opt(quick_opt)]) == 2
     assert 'basicsr: error: bad/lq/coffee.png of bad/lq: cannot be read as an image.\n' in capsys.readouterr().err
