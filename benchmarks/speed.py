@@ -35,6 +35,7 @@ from basicsr.data.prefetch_dataloader import CPUPrefetcher
 from basicsr.models import build_model
 from basicsr.models.realesrgan_model import RealESRGANModel
 from basicsr.utils import DiffJPEG, USMSharp
+from basicsr.utils.matlab_functions import imresize
 from common import markdown_table
 from peers import PEERS
 from torch import Tensor, nn
@@ -227,7 +228,7 @@ def in_numpy(task: DistortionTask, img: np.ndarray, rng: np.random.Generator) ->
         name = step.kind.name if step.kind else 'reduction'
         size = step.fixed.get('kernel_size')
         if name == 'reduction':
-            img = cv2.resize(img, None, fx=1 / task.scale, fy=1 / task.scale, interpolation=cv2.INTER_CUBIC)
+            img = imresize(img, 1 / task.scale)  # antialiased, as ours; cv2.resize is not
         elif name == 'gaussian_blur':
             img = cv2.filter2D(img, -1, degradations.bivariate_Gaussian(size, drawn['sigma'], drawn['sigma'], 0))
         elif name == 'anisotropic_blur':

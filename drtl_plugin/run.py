@@ -143,7 +143,8 @@ class TrainingRun:
 
     def __exit__(self, kind: type | None, *error) -> None:
         self._stack.close()
-        self._restore_signals()
+        if kind is not Interrupted:  # else the process is to end by its exit code, not by the signal once more
+            self._restore_signals()
         if kind is not None:
             _end_loaders()
         if self._tb_logger is not None:

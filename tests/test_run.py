@@ -1,5 +1,6 @@
 """Runs that are killed, told to stop, or started twice."""
 
+import contextlib
 import errno
 import multiprocessing
 import os
@@ -40,6 +41,8 @@ _PROCESSES.set_forkserver_preload(['drtl_plugin.cli'])
 
 def _train(folder: str, path: str) -> None:
     os.setsid()
+    # Loaders are started as in a run from the command line, not by this server.
+    multiprocessing.set_start_method('fork', force=True)
     os.chdir(folder)
     sys.stdout = sys.stderr = open('output.txt', 'a')  # noqa: SIM115
     torch.set_num_threads(1)
@@ -56,6 +59,15 @@ def wait_for(process: multiprocessing.Process, root: Path, pattern: str, text: s
     """Wait until there is a file with a text, or the process has ended."""
     while process.is_alive() and not any(text in path.read_text(errors='ignore') for path in root.glob(pattern)):
         time.sleep(0.01)
+
+
+def wait_for_the_end_of(process: multiprocessing.Process) -> None:
+    """Wait until nothing that a process has started is left."""
+    for _ in range(200):
+        if subprocess.run(['pgrep', '--session', str(process.pid)], capture_output=True).returncode == 1:
+            return
+        time.sleep(0.1)
+    raise AssertionError('processes are left over')
 
 
 @pytest.fixture
@@ -112,6 +124,7 @@ def kill_now_and_then(workdir: Path, opt: dict, times: int, rng: random.Random) 
         process.kill()
         process.join()
         assert process.exitcode in (-signal.SIGKILL, 0), (workdir / 'output.txt').read_text()
+    wait_for_the_end_of(process)
     process = start(workdir, str(path))
     process.join()
     assert process.exitcode == 0, (workdir / 'output.txt').read_text()
@@ -138,6 +151,7 @@ def test_an_error_leaves_no_loader_behind(workdir, long_opt):
     process = start(workdir, str(path))
     process.join(60)
     assert process.exitcode == 1, (workdir / 'output.txt').read_text()
+    wait_for_the_end_of(process)
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
@@ -152,8 +166,9 @@ def test_a_signal_ends_a_run_in_order(workdir, long_opt, number):
     root = workdir / 'experiments/stopped'
     wait_for(process, root, '*.log', 'iter:       3')
     os.killpg(process.pid, number)  # as terminals and schedulers do
-    time.sleep(0.2)
-    os.killpg(process.pid, number)  # and launchers once more
+    with contextlib.suppress(ProcessLookupError):  # it has ended already
+        time.sleep(0.05)
+        os.killpg(process.pid, number)  # and launchers once more
     process.join(60)
     assert process.exitcode == 128 + number, (workdir / 'output.txt').read_text()
     (state,) = root.glob('training_states/*.state')
