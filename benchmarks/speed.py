@@ -47,6 +47,7 @@ from drtl_plugin.data.distortions import DistortionTask
 from drtl_plugin.data.image_files import image_size
 from drtl_plugin.data.patches import paired_patches
 from drtl_plugin.data.sample_data import prepare_sample_data
+from drtl_plugin.meta.hooks import RelationHook
 from drtl_plugin.models import DRTLModel
 from drtl_plugin.options import parse_options
 
@@ -209,7 +210,7 @@ def pretrain_rows(repeats: int) -> Iterator[Row]:
 def relation_rows(repeats: int) -> Iterator[Row]:
     """The hook's measurement, against the training between two measurements."""
     model = build_model(parsed(options(pipeline='meta', hooks=[])))
-    hook = model.hooks[0]
+    hook = next(hook for hook in model.hooks if isinstance(hook, RelationHook))
     model.hooks = []
     model.feed_data(default_collate([model.task_data[i] for i in range(TASKS)]))
     seconds = medians({'step': lambda: model.optimize_parameters(1)}, repeats)['step']
@@ -345,7 +346,7 @@ def waiting_rows(repeats: int) -> Iterator[Row]:
 
 
 def adaptation_rows(repeats: int) -> Iterator[Row]:
-    steps, batch_size, lr = 50, 8, 3e-4
+    steps, batch_size, lr = 10, 8, 3e-4
     adapt = {'steps': steps, 'batch_size': batch_size, 'lr': lr, 'replay': 0}
     opt = options(pipeline='pretrain', weighting={'relation': 'uniform'}, adapt=adapt)
     model = build_model(parsed(opt))
@@ -365,7 +366,7 @@ def adaptation_rows(repeats: int) -> Iterator[Row]:
             average.update_parameters(net)
 
     yield Row(
-        'adaptation, 50 steps',
+        'adaptation step',
         'plain loop',
         **medians({'ours': model.adapt_to_target, 'theirs': plain}, repeats),
         bar=1.02,

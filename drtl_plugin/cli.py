@@ -84,7 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _failed(line: str, code: int = 2) -> int:
-    print(f'basicsr: error: {line}', file=sys.stderr)
+    with contextlib.suppress(OSError):  # nobody reads it
+        print(f'basicsr: error: {line}', file=sys.stderr, flush=True)
     abandon(code)
     return code
 

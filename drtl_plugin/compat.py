@@ -197,6 +197,9 @@ def load_resume_state(opt: dict) -> dict | None:
     if not isinstance(state, dict) or not {'iter', 'epoch', 'optimizers', 'schedulers'} <= set(state):
         raise DataError(f'path.resume_state: {path} is no training state.')
     check_resume(opt, state['iter'])
+    for key, network in opt['path'].items():
+        if key.startswith('pretrain_network_') and network and Path(network).exists():
+            checkpoints.read(network, f'path.{key}')
     return state
 
 

@@ -98,9 +98,8 @@ class TrainingRun:
 
     BasicSR leaves out, and this adds: a resumed run goes on with the samples that it has not seen yet, with the
     shared random generators where they were, and repeats the validation that belongs to the state's iteration, which
-    draws from copies of these. SIGINT
-    and SIGTERM end a run between two iterations, or in validation and adaptation, with its state saved; a second one
-    (after two seconds), or one before there is anything to save, ends it at once.
+    draws from copies of these. SIGINT and SIGTERM end a run between two iterations, or in validation and adaptation,
+    with its state saved; a second one (after two seconds), or one before there is anything to save, ends it at once.
 
     Args:
         opt (dict): Parsed options.
@@ -145,8 +144,7 @@ class TrainingRun:
         self._stack.close()
         if kind is not Interrupted:  # else the process is to end by its exit code, not by the signal once more
             self._restore_signals()
-        if kind is not None:
-            _end_loaders()
+        _end_loaders()
         if self._tb_logger is not None:
             self._tb_logger.close()
 
@@ -173,7 +171,7 @@ class TrainingRun:
 
     def _build_model(self, build, opt: dict):
         model = self.model = build(opt)
-        for name in ('resume_training', 'update_learning_rate', 'validation'):
+        for name in ('resume_training', 'update_learning_rate', 'save', 'validation'):
             setattr(model, name, _calling(getattr(self, f'_{name}'), getattr(model, name)))
         return model
 
@@ -193,9 +191,8 @@ class TrainingRun:
                     set_random_seed((run.opt['manual_seed'] + run.opt['rank'] + 1000 * state['iter']) % 2**32)
                 elif 'random' in state:
                     set_random_state(state['random'])
-                batch = _loader_batch_size(run.opt)
-                seen = state['iter'] - self.epoch * (len(indices) // batch)
-                return iter(indices[seen * batch :])
+                seen = max(0, state['iter'] - self.epoch * run._steps_of_epoch(self))
+                return iter(indices[seen * _loader_batch_size(run.opt) :])
 
         return ResumingSampler
 
@@ -212,9 +209,17 @@ class TrainingRun:
     def _update_learning_rate(self, update, current_iter: int, **arguments) -> None:
         if self._first_iter is None:
             self._first_iter = current_iter
-        elif any_process(self._signal is not None):
-            self._stop(current_iter - 1)
+        else:
+            self._stop_if_told(current_iter - 1)
         update(current_iter, **arguments)
+
+    def _save(self, save, epoch: int, current_iter: int) -> None:
+        is_last = current_iter == -1
+        if is_last:
+            self._stop_if_told(self._last_iter)
+        save(epoch, current_iter)
+        if is_last:  # a signal has cut its adaptation short
+            self._stop_if_told(self._last_iter)
 
     def _validation(self, validate, dataloader, current_iter, *arguments) -> None:
         before = random_state()
@@ -249,19 +254,34 @@ class TrainingRun:
         self._signal, self._signalled = signal.Signals(number), time.monotonic()
         if self._first_iter is None:
             self._end('before there was anything to save')
-        self.model.stopping = True
+        # Of several processes, the first one validates alone; to its end, since it tells the others nothing.
+        self.model.stopping = not self.opt['dist']
         _say(f'{self._signal.name}: the state is saved after this iteration; once more ends the run at once.')
         if self._may_stop_now:
             self._may_stop_now = False
             raise _StopNow
 
+    @property
+    def _last_iter(self) -> int:
+        resumed = 0 if self._resume_state is None else self._resume_state['iter']
+        return max(int(self.opt['train']['total_iter']), resumed)
+
+    def _steps_of_epoch(self, sampler: Sampler) -> int:
+        return sampler.num_samples // _loader_batch_size(self.opt)
+
+    def _stop_if_told(self, iteration: int) -> None:
+        if self._first_iter is not None and any_process(self._signal is not None):
+            self._stop(iteration)
+
     def _stop(self, iteration: int) -> None:
         """Save the state after an iteration, and end the run."""
-        iteration = min(iteration, int(self.opt['train']['total_iter']))  # BasicSR counts one more in the end
+        # In the end, BasicSR counts an iteration, and any number of epochs, too many.
+        iteration = min(iteration, self._last_iter)
+        epoch = min(self._sampler.epoch, (iteration - 1) // max(1, self._steps_of_epoch(self._sampler)))
         for number in self._handlers:
             signal.signal(number, signal.SIG_IGN)
         self.model.stopping = True
-        self.model.save(self._sampler.epoch, iteration)
+        self.model.save(epoch, iteration)
         if self.opt['dist']:  # a launcher ends the others as soon as one has ended
             distributed.barrier()
         self._end(f'after iteration {iteration}; go on with --auto_resume')
@@ -273,20 +293,23 @@ class TrainingRun:
 
 
 def _end_loaders() -> None:
-    """End the loader processes, which an exception may leave waiting for work, and Python would wait for."""
+    """End the loader processes: an error, or a prefetcher, leaves them waiting for work, and Python waits for them."""
     loaders = [child for child in multiprocessing.active_children() if child.daemon]
     if not loaders or threading.current_thread() is not threading.main_thread():
         return
-    # torch would raise the death of a loader as an error.
-    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    # torch would raise the death of a loader as an error. (Windows has no such signal.)
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if hasattr(signal, 'SIGCHLD') else None
     for loader in loaders:
         loader.kill()
         loader.join()
-    signal.signal(signal.SIGCHLD, handler)
+    if handler is not None:
+        signal.signal(signal.SIGCHLD, handler)
 
 
 def _say(line: str) -> None:
-    print(f'basicsr: {line}', file=sys.stderr, flush=True)
+    # What reads it may have been ended by the same signal.
+    with contextlib.suppress(OSError, RuntimeError, ValueError):
+        print(f'basicsr: {line}', file=sys.stderr, flush=True)
 
 
 def _calling(ours: Callable, theirs: Callable) -> Callable:

@@ -165,6 +165,13 @@ class TestLoadResumeState:
         assert 'net_g_1000.pth cannot be read (No such file' in capsys.readouterr().err
         assert not (tmp_path / '1000.state.unfinished').exists()
 
+    def test_names_the_damaged_network_of_a_state_that_was_chosen(self, opt, tmp_path):
+        opt.update(auto_resume=False)
+        opt['path']['resume_state'] = str(tmp_path / '1000.state')
+        (tmp_path / 'net_g_1000.pth').write_bytes((tmp_path / 'net_g_1000.pth').read_bytes()[:100])
+        with pytest.raises(DataError, match=r'path\.pretrain_network_g: .*net_g_1000\.pth is damaged'):
+            compat.load_resume_state(opt)
+
     def test_says_so_where_none_is_whole(self, opt, tmp_path):
         for path in tmp_path.glob('*.state'):
             path.write_bytes(b'')

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from drtl_plugin import cli
 from drtl_plugin.errors import DataError
-from drtl_plugin.run import TrainingRun, exclusive
+from drtl_plugin.run import Interrupted, TrainingRun, exclusive
 
 # Draws from all generators that hooks and networks may draw from, and lets the weights depend on them.
 _DICE_HOOK = """
@@ -115,6 +115,7 @@ def kill_now_and_then(workdir: Path, opt: dict, times: int, rng: random.Random) 
     path = workdir / 'killed.yml'
     path.write_text(yaml.safe_dump({**opt, 'name': 'killed'}))
     root = workdir / 'experiments/killed'
+    exit_codes = []
     for _ in range(times):
         done = max((int(state.stem) for state in root.glob('training_states/*.state')), default=0)
         process = start(workdir, str(path))
@@ -123,7 +124,9 @@ def kill_now_and_then(workdir: Path, opt: dict, times: int, rng: random.Random) 
         time.sleep(rng.uniform(0, 3 / times))
         process.kill()
         process.join()
-        assert process.exitcode in (-signal.SIGKILL, 0), (workdir / 'output.txt').read_text()
+        exit_codes.append(process.exitcode)
+    assert set(exit_codes) <= {-signal.SIGKILL, 0}, (workdir / 'output.txt').read_text()
+    assert exit_codes[0] == -signal.SIGKILL
     wait_for_the_end_of(process)
     process = start(workdir, str(path))
     process.join()
@@ -184,19 +187,56 @@ def test_a_signal_ends_a_run_in_order(workdir, long_opt, number):
     assert f'iter: {content["iter"]}.' in sorted(root.glob('*.log'))[-1].read_text()
 
 
-def test_a_signal_does_not_wait_for_adaptation(workdir, long_opt):
+def test_prefetched_data_does_not_keep_a_run_from_ending(workdir, long_opt):
+    long_opt['train']['total_iter'] = 2
+    long_opt['datasets']['train']['prefetch_mode'] = 'cpu'
+    path = workdir / 'prefetched.yml'
+    path.write_text(yaml.safe_dump(long_opt))
+    process = start(workdir, str(path))
+    process.join(60)
+    assert process.exitcode == 0, (workdir / 'output.txt').read_text()
+    wait_for_the_end_of(process)
+
+
+# Ten steps an epoch. In the end, BasicSR saves and validates once more, or saves only.
+@pytest.mark.parametrize(
+    'when, validated', [('iter:       2', 2), ('Save the latest', 1000), ('Save the latest', None)]
+)
+def test_a_signal_does_not_wait_for_adaptation(workdir, long_opt, when, validated):
     long_opt['logger']['save_checkpoint_freq'] = 1000
+    long_opt['train']['total_iter'] = last = 2 if validated == 2 else 5
     long_opt['drtl']['adapt']['steps'] = 10**6
+    if validated is None:
+        long_opt['val'] = None
+    else:
+        long_opt['val']['val_freq'] = validated
     path = workdir / 'stopped.yml'
     path.write_text(yaml.safe_dump({**long_opt, 'name': 'stopped'}))
     process = start(workdir, str(path))
     root = workdir / 'experiments/stopped'
-    wait_for(process, root, '*.log', 'iter:       2')
+    wait_for(process, root, '*.log', when)
     time.sleep(1)
     process.terminate()
     process.join(30)
     assert process.exitcode == 128 + signal.SIGTERM, (workdir / 'output.txt').read_text()
-    assert [state.name for state in root.glob('training_states/*')] == ['2.state']
+    (state,) = root.glob('training_states/*')
+    assert state.name == f'{last}.state'
+    assert torch.load(state, weights_only=True)['epoch'] == 0
+    assert not list(root.glob('models/net_g_adapted*'))
+
+
+def test_a_signal_is_obeyed_where_nobody_reads_the_line(monkeypatch):
+    class Gone:
+        def write(self, text):
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, 'stderr', Gone())
+    with pytest.raises(Interrupted) as exit_info, TrainingRun({'name': 'x'}):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+    assert exit_info.value.code == 128 + signal.SIGTERM
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def test_a_full_disk_ends_a_run_with_its_checkpoints_whole(workdir, quick_opt, write_opt, capsys, monkeypatch):

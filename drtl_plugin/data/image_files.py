@@ -108,25 +108,24 @@ def is_turned(path: str) -> bool:
 
 def _read_header(path: str) -> tuple[tuple[int, int], bool]:
     """Height and width as the image is seen upright, and whether its pixels must be turned for that."""
-    try:
-        with _any_number_of_pixels(), Image.open(path) as image:
-            chunks = _png_chunks(path) if image.format == 'PNG' else None
-            # Of a PNG without it, Pillow would decode everything in search of an orientation.
-            exif = {} if chunks and b'eXIf' not in chunks else image.getexif()
-            orientation = exif.get(ExifTags.Base.Orientation, 1)
-            if 'A' in image.getbands() or 'transparency' in image.info:
-                _warn_of_alpha(str(Path(path).parent))
-            if chunks and b'IEND' in chunks and orientation == 1:
-                return (image.height, image.width), False
-            if image.format in ('JPEG', 'MPO'):
-                if not _has_jpeg_end(path):
-                    image.load()  # tells what is cut from what merely has something behind its end
-                size = (image.width, image.height) if orientation >= 5 else (image.height, image.width)
-                return size, orientation > 1
-    except Exception as error:  # whatever Pillow makes of damaged files
-        raise DataError(f'{path}: cannot be read as an image ({error}).') from None
-    # OpenCV, which training reads with, has the last word on what is cut, and which side is up.
-    return require_decodable(path), orientation > 1
+    orientation = 1
+    # What Pillow makes of broken headers is of any kind; OpenCV, which training reads with, may not mind them.
+    with contextlib.suppress(Exception), _any_number_of_pixels(), Image.open(path) as image:
+        if 'A' in image.getbands() or 'transparency' in image.info:
+            _warn_of_alpha(str(Path(path).parent))
+        chunks = _png_chunks(path) if image.format == 'PNG' else None
+        # Of a PNG without it, Pillow would decode everything in search of an orientation.
+        exif = {} if chunks and b'eXIf' not in chunks else image.getexif()
+        given = exif.get(ExifTags.Base.Orientation)
+        orientation = given if given in range(1, 9) else 1
+        if chunks and b'IEND' in chunks and orientation == 1:
+            return (image.height, image.width), False
+        if image.format in ('JPEG', 'MPO') and _has_jpeg_end(path):
+            size = (image.width, image.height) if orientation >= 5 else (image.height, image.width)
+            return size, orientation > 1
+    size = require_decodable(path)
+    _require_whole_jpeg(path)
+    return size, orientation > 1
 
 
 @contextlib.contextmanager
@@ -166,6 +165,18 @@ def _png_chunks(path: str) -> set[bytes]:
             if position <= end:
                 kinds.add(kind)
     return kinds
+
+
+def _require_whole_jpeg(path: str) -> None:
+    """Of a JPEG file without an end mark in its end, tell what is cut, as OpenCV does not, from what has more."""
+    with open(path, 'rb') as file:
+        if file.read(2) != b'\xff\xd8' or _has_jpeg_end(path):
+            return
+    try:
+        with Image.open(path) as image:
+            image.load()
+    except Exception as error:
+        raise DataError(f'{path}: cannot be read as an image ({error}).') from None
 
 
 def _has_jpeg_end(path: str) -> bool:

@@ -76,7 +76,7 @@ class RelationHook(MetaTrainerHook):
     ``path.pretrain_network_g`` names a network that has learned something) and every ``interval`` iterations.
 
     Args:
-        interval (int): Iterations between two measurements. Default: 500.
+        interval (int): Iterations between two measurements, each as dear as some hundred. Default: 10000.
         drn_steps (int): Training steps of the DRN. Default: 300.
         drn_lr (float): Its initial learning rate. Default: 2e-3.
         drn_patches (int): Contents a step; each is seen under every task. Default: 16.
@@ -90,7 +90,7 @@ class RelationHook(MetaTrainerHook):
 
     def __init__(
         self,
-        interval: int = 500,
+        interval: int = 10000,
         drn_steps: int = 300,
         drn_lr: float = 2e-3,
         drn_patches: int = 16,

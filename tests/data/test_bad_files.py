@@ -2,6 +2,8 @@
 
 import io
 import shutil
+import struct
+import zlib
 from pathlib import Path
 
 import cv2
@@ -69,6 +71,32 @@ def test_sizes_are_those_that_training_sees(tmp_path, kind, orientation):
     Image.fromarray(PHOTOGRAPH).save(path, kind, exif=exif)
     assert image_size(str(path)) == imfrombytes(path.read_bytes()).shape[:2]
     assert is_turned(str(path)) == (orientation > 1)
+
+
+def png_chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack('>I', len(content)) + kind + content + struct.pack('>I', zlib.crc32(kind + content))
+
+
+@pytest.mark.parametrize(
+    'chunk',
+    [
+        png_chunk(b'eXIf', b'no header'),
+        png_chunk(b'zTXt', b'Comment\0\0' + zlib.compress(bytes(2**21))),
+        png_chunk(b'tEXt', b'Comment\0text')[:-1] + b'?',
+    ],
+)
+def test_pngs_with_headers_that_pillow_refuses(tmp_path, chunk):
+    content = encoded('PNG')
+    (tmp_path / 'a.png').write_bytes(content[:33] + chunk + content[33:])
+    assert image_size(str(tmp_path / 'a.png')) == (96, 120)
+    assert not is_turned(str(tmp_path / 'a.png'))
+
+
+def test_jpegs_with_an_orientation_that_is_none(tmp_path):
+    text = struct.pack('<2sHIHHHI4sI', b'II', 42, 8, 1, 0x0112, 2, 3, b'up', 0)  # where a number should be
+    Image.fromarray(PHOTOGRAPH).save(tmp_path / 'a.jpg', 'JPEG', exif=b'Exif\0\0' + text)
+    assert image_size(str(tmp_path / 'a.jpg')) == (96, 120)
+    assert not is_turned(str(tmp_path / 'a.jpg'))
 
 
 def test_large_images_are_no_bombs(tmp_path, monkeypatch):
