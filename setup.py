@@ -10,6 +10,8 @@ VERSION = re.search(r"__version__ = '(.+?)'", (HERE / 'drtl_plugin' / '__init__.
     1
 )
 
+EXPORT = ['onnx', 'onnxscript', 'onnxruntime']
+
 setup(
     name='drtl_plugin',
     version=VERSION,
@@ -31,7 +33,12 @@ setup(
     ],
     extras_require={
         # higher and torchopt: what outer gradients are checked against.
-        'dev': ['pytest>=8', 'pytest-cov', 'pytest-xdist', 'hypothesis', 'ruff==0.17.6', 'higher', 'torchopt'],
+        # spandrel: what others read our weights with.
+        'dev': [
+            *('pytest>=8', 'pytest-cov', 'pytest-xdist', 'hypothesis', 'ruff==0.17.6', 'higher', 'torchopt'),
+            *('spandrel', *EXPORT),
+        ],
+        'export': EXPORT,
     },
     entry_points={'console_scripts': ['basicsr = drtl_plugin.cli:main']},
     classifiers=[

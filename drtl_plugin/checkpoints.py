@@ -90,6 +90,31 @@ def read(path: str | Path, key: str) -> Any:
         raise DataError(f'{key}: {path} is damaged, or holds no weights or state.') from None
 
 
+def weights_in(content: Any, path: str | Path, key: str, param_key: str | None = 'params') -> dict[str, torch.Tensor]:
+    """The weights that the content of a file holds, in one of the forms in which they are published.
+
+    Args:
+        content (Any): From :func:`read`.
+        path (str | Path), key (str): Of the file, for messages.
+        param_key (str | None): Where to look first; then under ``params_ema`` and ``params``, and last for weights
+            without a key. None for those only.
+
+    Returns:
+        dict[str, torch.Tensor]: By parameter name, without the ``module.`` of parallel networks.
+
+    Raises:
+        DataError: If there are none.
+    """
+    weights = content
+    for name in (param_key, 'params_ema', 'params') if param_key is not None else ():
+        if isinstance(content, dict) and isinstance(content.get(name), dict):
+            weights = content[name]
+            break
+    if not isinstance(weights, dict) or not weights or not all(isinstance(w, torch.Tensor) for w in weights.values()):
+        raise DataError(f'{key}: {path} holds no weights, neither under params_ema or params, nor without a key.')
+    return {name[7 * name.startswith('module.') :]: w for name, w in weights.items()}
+
+
 def newest_valid_state(folder: Path, models: Path, labels: Iterable[str]) -> tuple[Path, dict] | None:
     """The newest training state that can be read, its networks as well; says on stderr what it left out.
 

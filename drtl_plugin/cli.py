@@ -29,11 +29,14 @@ from drtl_plugin.data.published_data import PAIRED_DATASETS, prepare_pairs, prep
 from drtl_plugin.data.sample_data import SAMPLE_ROOT, prepare_sample_data
 from drtl_plugin.distributed import abandon, end_dist, of_first_process
 from drtl_plugin.errors import DataError, DRTLError, OptionError
+from drtl_plugin.export import export_onnx
 from drtl_plugin.models import DRTLModel
 from drtl_plugin.options import DRTLOptions, parse_options
 from drtl_plugin.relation.estimators import NEED_TRAINED_NETWORK
 from drtl_plugin.relation.graph import relation_table
 from drtl_plugin.run import TrainingRun, exclusive
+from drtl_plugin.trained import load_trained
+from drtl_plugin.upscale import upscale
 
 _DESCRIPTION = """\
 BasicSR with distortion-relation guided transfer learning (DRTL).
@@ -114,6 +117,27 @@ def _parser() -> argparse.ArgumentParser:
         )
         command.add_argument('--local_rank', type=int, default=0, help='set by torch.distributed.launch; not used')
 
+    doc = 'Restore photographs by a trained network: an image, or all images of a folder; grey, alpha and 16 bits are '
+    doc += 'kept. Images that fail are named, and the others go on.'
+    command = commands.add_parser('upscale', help='restore photographs by trained weights', description=doc)
+    command.set_defaults(run=_upscale)
+    command.add_argument('-i', '--input', required=True, metavar='IN', help='image or folder')
+    command.add_argument('-o', '--output', required=True, metavar='OUT', help='folder; for one image, also a file')
+    _add_weights(command)
+    command.add_argument(
+        '--tile', type=int, default=512, help='side of the tiles, in pixels of the input; 0: none. default: 512'
+    )
+    command.add_argument('--overlap', type=int, default=32, help='of tiles, in pixels of the input; default: 32')
+    command.add_argument('--suffix', default='', help='appended to the names of results')
+    command.add_argument('--ext', default='auto', help="format of results, e.g. png; default: each image's own")
+    command.add_argument('--fp32', action='store_true', help='on a GPU, compute in single instead of half precision')
+
+    doc = 'Write a trained network as ONNX, for images of any size, and check it against the original by onnxruntime.'
+    command = commands.add_parser('export', help='trained weights as ONNX', description=doc)
+    command.set_defaults(run=_export)
+    command.add_argument('--onnx', required=True, metavar='FILE', help='the file to write')
+    _add_weights(command)
+
     doc = 'Measure how the camera of datasets.train.target relates to the auxiliary tasks: a table with bars, and the '
     doc += 'knowledge graph as picture and JSON in results/. The relation network is trained first, unless '
     doc += 'path.pretrain_network_r names one. Nothing else is trained.'
@@ -184,6 +208,13 @@ def _add_option_file(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_weights(command: argparse.ArgumentParser) -> None:
+    command.add_argument('--weights', required=True, metavar='W', help='a .pth file: net_g_….pth of an experiment')
+    command.add_argument(
+        '-opt', dest='opt', metavar='FILE', help='option file with network_g and scale, for weights from elsewhere'
+    )
+
+
 def _prepare_run(args: argparse.Namespace, is_train: bool) -> dict:
     """Options that are checked, with the sample data in place if they want it."""
     if args.modules:
@@ -220,6 +251,25 @@ def _test(args: argparse.Namespace) -> None:
     parsed = mock.patch.object(basicsr.test, 'parse_options', lambda *_, **__: (opt, args))
     with _alone(opt, 'results'), parsed, without_gpu(), processes_without_gpu():
         basicsr.test.test_pipeline(os.getcwd())
+
+
+def _upscale(args: argparse.Namespace) -> None:
+    network = load_trained(args.weights, args.opt)
+    options = {'tile': args.tile, 'overlap': args.overlap, 'suffix': args.suffix, 'ext': args.ext}
+    written, failed = upscale(network, args.input, args.output, **options, full_precision=args.fp32)
+    if len(written) == 1:
+        print(f'The restored image is {written[0]}.')
+    elif written:
+        print(f'{len(written)} restored images are in {args.output}.')
+    if failed:
+        raise DataError(f'{len(failed)} of {len(written) + len(failed)} images could not be restored.')
+
+
+def _export(args: argparse.Namespace) -> None:
+    network = load_trained(args.weights, args.opt)
+    difference = export_onnx(network, args.onnx)
+    print(f'{args.onnx} restores as {args.weights} does, to {difference:.1g}.')
+    print('Input lq: RGB from 0 to 1, (1, 3, height, width). Output restored: the same, enlarged.')
 
 
 def _relation(args: argparse.Namespace) -> None:

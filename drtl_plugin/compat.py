@@ -18,6 +18,7 @@ import tempfile
 import types
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
@@ -220,12 +221,14 @@ def save_whole_checkpoints() -> bool:
     """Let BasicSR's models write checkpoints whole, or say that they could not.
 
     Faults: ``BaseModel.save_network`` and ``save_training_state`` write over the file in place, and go on training
-    where that fails; a resumed run has forgotten the best metrics. ``logger.keep_checkpoints`` is ours.
+    where that fails; they don't say which network the weights are of; ``load_network`` takes weights without a key for
+    none; a resumed run has forgotten the best metrics. ``logger.keep_checkpoints`` is ours.
 
     Returns:
         bool: Whether something had to be repaired.
     """
     from basicsr.models.base_model import BaseModel
+    from basicsr.utils import get_root_logger
     from basicsr.utils.dist_util import master_only
 
     from drtl_plugin import checkpoints
@@ -237,7 +240,8 @@ def save_whole_checkpoints() -> bool:
     @master_only
     def save_network(self, net, net_label, current_iter, param_key='params'):
         """Save networks, each under its key, as ``models/NET_LABEL_ITERATION.pth``."""
-        content = {}
+        options = self.opt.get(f'network_{net_label.split("_")[1]}')
+        content = {'network': _plain(options), 'scale': self.opt.get('scale', 1)}
         for one, key in zip(*(value if isinstance(value, list) else [value] for value in (net, param_key))):
             state = self.get_bare_model(one).state_dict()
             content[key] = OrderedDict((name[7 * name.startswith('module.') :], w.cpu()) for name, w in state.items())
@@ -274,9 +278,24 @@ def save_whole_checkpoints() -> bool:
         if resume_state.get('best_metric_results'):
             self.best_metric_results = resume_state['best_metric_results']
 
-    for method in (save_network, save_training_state, resume_training):
+    def load_network(self, net, load_path, strict=True, param_key='params'):
+        """Load weights, whichever key they have or lack."""
+        content = checkpoints.read(load_path, 'path.pretrain_network_*')
+        weights = checkpoints.weights_in(content, load_path, 'path.pretrain_network_*', param_key)
+        get_root_logger().info(f'Loading {type(self.get_bare_model(net)).__name__} from {load_path}.')
+        self._print_different_keys_loading(net, weights, strict)
+        self.get_bare_model(net).load_state_dict(weights, strict=strict)
+
+    for method in (load_network, save_network, save_training_state, resume_training):
         setattr(BaseModel, method.__name__, method)
     return True
+
+
+def _plain(options: Any) -> Any:
+    """Options as plain dictionaries and lists, which every reader of a checkpoint takes."""
+    if isinstance(options, dict):
+        return {key: _plain(value) for key, value in options.items()}
+    return [_plain(value) for value in options] if isinstance(options, (list, tuple)) else options
 
 
 def name_unreadable_images() -> bool:

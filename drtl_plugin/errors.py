@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class DRTLError(Exception):
@@ -34,3 +35,20 @@ def unknown(kind: str, name: object, known: Iterable[str], where: str) -> Option
     near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.6)
     hint = f'did you mean {near[0]!r}?' if near else f'known: {", ".join(known)}.'
     return OptionError(f'{where}: unknown {kind} {str(name)!r}; {hint}')
+
+
+def registered(registry: Any, name: object, kind: str, where: str) -> Any:
+    """What a registry of BasicSR has under a name.
+
+    Args:
+        registry: One of ``basicsr.utils.registry``.
+        name (object): Name in the option file.
+        kind (str), where (str): As of :func:`unknown`.
+
+    Raises:
+        OptionError: If there is nothing.
+    """
+    for candidate in (name, f'{name}_basicsr'):  # BasicSR finds a few of its classes with this suffix only
+        if candidate in registry:
+            return registry.get(candidate)
+    raise unknown(kind, name, registry.keys(), where)

@@ -24,7 +24,7 @@ from drtl_plugin.compat import close_basicsr_logs, without_gpu
 from drtl_plugin.data.distortion_task_dataset import DistortionTaskDataset
 from drtl_plugin.data.distortions import DistortionLibrary
 from drtl_plugin.data.image_files import check_lmdb, check_pair_sizes, image_size, names_of_list, require
-from drtl_plugin.errors import DataError, OptionError, unknown
+from drtl_plugin.errors import DataError, OptionError, registered, unknown
 from drtl_plugin.meta.hooks import RelationHook, build_hooks
 from drtl_plugin.models import DRTLAdaptModel, DRTLModel
 from drtl_plugin.options import DRTLOptions, number
@@ -47,13 +47,13 @@ def check(opt: dict) -> None:
         OptionError: A name that is in no registry, a network's argument that it doesn't take, a wrong value.
         DataError: A folder or file that is missing, pairs that don't fit.
     """
-    model = _registered(MODEL_REGISTRY, opt['model_type'], 'model', 'model_type')
+    model = registered(MODEL_REGISTRY, opt['model_type'], 'model', 'model_type')
     for key in opt:
         if key.startswith('network_') and opt[key] is not None:
             _check_network(opt[key], key)
     for key, section in (opt.get('train') or {}).items():
         if key.endswith('_opt') and isinstance(section, dict):
-            _registered(LOSS_REGISTRY, section.get('type'), 'loss', f'train.{key}.type')
+            registered(LOSS_REGISTRY, section.get('type'), 'loss', f'train.{key}.type')
     for name, metric in ((opt.get('val') or {}).get('metrics') or {}).items():
         _check_metric(metric, f'val.metrics.{name}')
     for key, path in opt['path'].items():
@@ -104,17 +104,10 @@ def _rehearse(model_class: type, opt: dict) -> None:
         np.random.set_state(numpy_state)
 
 
-def _registered(registry, name: object, kind: str, where: str):
-    for candidate in (name, f'{name}_basicsr'):  # BasicSR finds a few of its classes with this suffix only
-        if candidate in registry:
-            return registry.get(candidate)
-    raise unknown(kind, name, registry.keys(), where)
-
-
 def _check_metric(metric: object, where: str) -> None:
     if not isinstance(metric, dict):
         raise OptionError(f'{where}: expected a section with type, got {metric!r}.')
-    function = _registered(METRIC_REGISTRY, metric.get('type'), 'metric', f'{where}.type')
+    function = registered(METRIC_REGISTRY, metric.get('type'), 'metric', f'{where}.type')
     if metric.get('better', 'higher') not in ('higher', 'lower'):
         raise OptionError(f'{where}.better: {metric["better"]!r} is not one of higher, lower.')
     parameters = inspect.signature(function).parameters.values()
@@ -140,7 +133,7 @@ def _check_schedule(train_opt: dict, fewest: int) -> None:
 
 
 def _check_network(network_opt: dict, where: str) -> None:
-    network = _registered(ARCH_REGISTRY, network_opt.get('type'), 'network', f'{where}.type')
+    network = registered(ARCH_REGISTRY, network_opt.get('type'), 'network', f'{where}.type')
     parameters = inspect.signature(network).parameters
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
         return
@@ -153,7 +146,7 @@ def _check_network(network_opt: dict, where: str) -> None:
 
 
 def _check_dataset(dataset_opt: dict, where: str) -> None:
-    kind = _registered(DATASET_REGISTRY, dataset_opt.get('type'), 'dataset', f'{where}.type')
+    kind = registered(DATASET_REGISTRY, dataset_opt.get('type'), 'dataset', f'{where}.type')
     for section, key in ((dataset_opt, where), (dataset_opt.get('target') or {}, f'{where}.target')):
         backend = section.get('io_backend')
         if backend is not None and (not isinstance(backend, dict) or backend.get('type') not in FileClient._backends):

@@ -40,6 +40,7 @@ from drtl_plugin.options import DRTLOptions
 from drtl_plugin.relation.camera_fit import CameraFit, fit_camera
 from drtl_plugin.relation.estimators import RelationEvidence
 from drtl_plugin.relation.graph import KnowledgeGraph, effective_number, relation_weights
+from drtl_plugin.trained import input_multiple
 
 # Images of each validation set that go into the comparison picture.
 _NUM_COMPARED = 3
@@ -513,7 +514,7 @@ class DRTLModel(SRModel):
             self.output = F.interpolate(self.lq, size=(height, width), mode='bicubic', antialias=True)
             return
         net = self.net_g_adapted if self._pass == AFTER else self.trained_network()
-        window = self.opt['network_g'].get('window_size', 1)
+        window = input_multiple(self.opt['network_g'], scale)
         tiles = {key: value for key, value in (self.opt.get('val') or {}).items() if key in ('tile', 'overlap')}
         training = net.training
         net.eval()

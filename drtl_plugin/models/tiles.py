@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -21,7 +23,7 @@ def restore(
         lq (Tensor): ``(B, 3, h, w)``.
         scale (int): By how much the network enlarges.
         window (int): What height and width of the network's input must be multiples of; images are continued by
-            reflection.
+            reflection, or by their border where they are smaller than that.
         tile (int): Side, in low-quality pixels, of the tiles that are restored one after the other, so that memory
             does not grow with the image; 0 restores the image as a whole.
         overlap (int): Low-quality pixels around a tile that the network sees beside it. From the network's reach on,
@@ -32,24 +34,48 @@ def restore(
     """
     height, width = lq.shape[-2:]
     if not tile or tile >= max(height, width):
-        padded = F.pad(lq, (0, -width % window, 0, -height % window), 'reflect')
-        return net(padded)[..., : height * scale, : width * scale]
+        below, right = -height % window, -width % window
+        mode = 'reflect' if below < height and right < width else 'replicate'
+        return net(F.pad(lq, (0, right, 0, below), mode))[..., : height * scale, : width * scale]
     result = lq.new_empty(*lq.shape[:-2], height * scale, width * scale)
-    for top, bottom in _parts(height, tile):
-        for left, right in _parts(width, tile):
-            above, before = max(top - overlap, 0), max(left - overlap, 0)
-            seen = lq[..., above : bottom + overlap, before : right + overlap]
-            restored = restore(net, seen, scale, window)
-            result[..., top * scale : bottom * scale, left * scale : right * scale] = restored[
-                ...,
-                (top - above) * scale : (bottom - above) * scale,
-                (left - before) * scale : (right - before) * scale,
-            ]
+    for part in parts(height, width, tile, overlap):
+        restored = restore(net, lq[..., part.seen[0], part.seen[1]], scale, window)
+        result[(..., *part.place(scale))] = restored[(..., *part.kept(scale))]
     return result
 
 
-def _parts(extent: int, largest: int) -> list[tuple[int, int]]:
-    """Beginnings and ends of parts of even size."""
+@dataclass(frozen=True)
+class Part:
+    """A tile: rows and columns of the low-quality image that the network sees, and those that are kept of it."""
+
+    seen: tuple[slice, slice]
+    inner: tuple[slice, slice]
+
+    def place(self, scale: int) -> tuple[slice, slice]:
+        """Where the tile lies in the restored image."""
+        return tuple(slice(s.start * scale, s.stop * scale) for s in self.inner)
+
+    def kept(self, scale: int) -> tuple[slice, slice]:
+        """What is kept of the network's output."""
+        return tuple(
+            slice((s.start - seen.start) * scale, (s.stop - seen.start) * scale)
+            for s, seen in zip(self.inner, self.seen)
+        )
+
+
+def parts(height: int, width: int, tile: int, overlap: int) -> list[Part]:
+    """The tiles of an image of ``(height, width)`` low-quality pixels; see :func:`restore`."""
+    return [
+        Part(
+            tuple(slice(max(s.start - overlap, 0), min(s.stop + overlap, e)) for s, e in zip(inner, (height, width))),
+            inner,
+        )
+        for inner in itertools.product(_intervals(height, tile), _intervals(width, tile))
+    ]
+
+
+def _intervals(extent: int, largest: int) -> list[slice]:
+    """Parts of even size."""
     num = math.ceil(extent / largest)
     edges = [extent * i // num for i in range(num + 1)]
-    return list(zip(edges, edges[1:]))
+    return [slice(*edge) for edge in zip(edges, edges[1:])]

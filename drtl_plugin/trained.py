@@ -1,0 +1,96 @@
+"""Trained networks from a file of weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from basicsr.archs import build_network
+from basicsr.utils.registry import ARCH_REGISTRY
+from torch import nn
+
+from drtl_plugin import checkpoints
+from drtl_plugin.errors import DataError, OptionError, registered
+from drtl_plugin.options import OptionLoader
+
+
+@dataclass(frozen=True)
+class TrainedNetwork:
+    """A network with its weights.
+
+    Attributes:
+        net (nn.Module): In evaluation mode, on the CPU.
+        options (dict): ``network_g`` of the option file: its type and arguments.
+        scale (int): By how much it enlarges.
+    """
+
+    net: nn.Module
+    options: dict
+    scale: int
+
+    @property
+    def window(self) -> int:
+        """What height and width of its input must be multiples of."""
+        return input_multiple(self.options, self.scale)
+
+
+def input_multiple(options: dict, scale: int) -> int:
+    """What height and width of a network's input must be multiples of.
+
+    Args:
+        options (dict): ``network_g``.
+        scale (int): By how much it enlarges.
+    """
+    if options['type'] == 'RRDBNet' and scale < 4:
+        return 4 // scale  # it begins with pixel_unshuffle
+    return options.get('window_size', 1)
+
+
+def load_trained(path: str, option_file: str | None = None) -> TrainedNetwork:
+    """Build the network that a file of weights belongs to.
+
+    Which one that is stands in the file itself, if this plug-in has written it; in the option file that is given; or in
+    that of the experiment whose ``models`` folder the weights lie in.
+
+    Args:
+        path (str): Weights: under ``params_ema`` or ``params``, or without a key.
+        option_file (str | None): With ``network_g`` and ``scale``.
+
+    Raises:
+        DataError: If the weights cannot be read, or are of another network.
+        OptionError: If nothing says which network it is, or it does not exist.
+    """
+    content = checkpoints.read(path, '--weights')
+    weights = checkpoints.weights_in(content, path, '--weights', 'params_ema')
+    network, scale, where = _description(content, path, option_file)
+    if not isinstance(network, dict) or 'type' not in network:
+        raise OptionError(f'{where}: network_g: expected a section with a type.')
+    registered(ARCH_REGISTRY, network['type'], 'network', f'{where}: network_g.type')
+    try:
+        net = build_network(network)
+        net.load_state_dict(weights, strict=True)
+    except (TypeError, RuntimeError) as error:
+        raise DataError(
+            f'--weights: {path} does not fit the network_g of {where} ({" ".join(str(error).split())[:300]}).'
+        ) from None
+    return TrainedNetwork(net.eval(), network, scale)
+
+
+def _description(content: Any, path: str, option_file: str | None) -> tuple[dict, int, str]:
+    """``network_g``, scale, and the file that they stand in."""
+    if option_file is None and isinstance(content.get('network'), dict):
+        return content['network'], int(content.get('scale', 1)), path
+    files = (
+        [Path(option_file)] if option_file is not None else sorted(Path(path).absolute().parent.parent.glob('*.yml'))
+    )
+    if not files:
+        raise OptionError(f'--weights: {path} does not say which network it is of; name its option file by -opt.')
+    try:
+        opt = yaml.load(files[0].read_text(encoding='utf-8'), OptionLoader)
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise OptionError(f'{files[0]}: cannot be read ({" ".join(str(error).split())}).') from None
+    if not isinstance(opt, dict) or not isinstance(opt.get('network_g'), dict):
+        raise OptionError(f'{files[0]}: expected an option file with network_g and scale.')
+    return opt['network_g'], int(opt.get('scale', 1)), str(files[0])

@@ -1,0 +1,147 @@
+"""What becomes of weights after training: BasicSR's and Real-ESRGAN's forms, spandrel, ONNX."""
+
+import onnx
+import pytest
+import torch
+import yaml
+from basicsr.archs import build_network
+from spandrel import ModelLoader
+
+from drtl_plugin import cli
+from drtl_plugin.data.sample_data import SAMPLE_ROOT
+from drtl_plugin.errors import DataError, OptionError
+from drtl_plugin.export import export_onnx
+from drtl_plugin.trained import TrainedNetwork, load_trained
+
+# Of all these, spandrel recognises the kind and its sizes by the names and shapes of the weights alone.
+NETWORKS = [
+    {'type': 'RRDBNet', 'num_in_ch': 3, 'num_out_ch': 3, 'scale': 4, 'num_feat': 8, 'num_block': 1, 'num_grow_ch': 4},
+    {'type': 'SRVGGNetCompact', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_conv': 2, 'upscale': 4},
+    {
+        **{'type': 'RCAN', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 64, 'num_group': 1, 'num_block': 1},
+        **{'squeeze_factor': 16, 'upscale': 4},
+    },
+    {
+        **{'type': 'SwinIR', 'upscale': 4, 'img_size': 16, 'window_size': 8, 'depths': [2], 'embed_dim': 12},
+        **{'num_heads': [2], 'mlp_ratio': 2, 'upsampler': 'pixelshuffledirect'},
+    },
+]
+NAMES = [network['type'] for network in NETWORKS]
+
+
+def trained(workdir, quick_opt, write_opt, network: dict) -> str:
+    """Weights of a network after two steps."""
+    quick_opt.update(network_g=network, name='trained')
+    assert cli.main(['train', '-opt', write_opt(quick_opt)]) == 0
+    return str(workdir / 'experiments/trained/models/net_g_adapted_latest.pth')
+
+
+@pytest.mark.parametrize('network', NETWORKS, ids=NAMES)
+def test_our_weights_load_in_spandrel(workdir, quick_opt, write_opt, network):
+    path = trained(workdir, quick_opt, write_opt, network)
+    ours, theirs = load_trained(path), ModelLoader().load_from_file(path)
+    assert theirs.scale == ours.scale == 4
+    lq = torch.rand(1, 3, 24, 32)
+    with torch.no_grad():
+        # spandrel clips what it hands out.
+        torch.testing.assert_close(theirs(lq).clamp(0, 1), ours.net(lq).clamp(0, 1), rtol=0, atol=1e-5)
+
+
+class TestLoadTrained:
+    network = {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 4, 'num_block': 1, 'upscale': 4}
+
+    @pytest.fixture
+    def weights(self):
+        torch.manual_seed(0)
+        return build_network(self.network).state_dict()
+
+    def assert_loads(self, workdir, weights, *option_file):
+        loaded = load_trained(str(workdir / 'models/w.pth'), *option_file)
+        assert loaded.scale == 4
+        assert not loaded.net.training
+        for name, weight in loaded.net.state_dict().items():
+            assert torch.equal(weight, weights[name])
+
+    @pytest.fixture
+    def write(self, workdir):
+        (workdir / 'models').mkdir()
+        return lambda content: torch.save(content, workdir / 'models/w.pth')
+
+    def test_the_moving_average_comes_first(self, workdir, weights, write):
+        zeros = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+        write({'params': zeros, 'params_ema': weights, 'network': self.network, 'scale': 4})
+        self.assert_loads(workdir, weights)
+
+    @pytest.mark.parametrize('form', ['params', 'params_ema', 'bare', 'module'])
+    def test_forms_of_the_zoos(self, workdir, weights, write, form):
+        write(
+            {'bare': weights, 'module': {f'module.{name}': w for name, w in weights.items()}}.get(form, {form: weights})
+        )
+        (workdir / 'my.yml').write_text(yaml.safe_dump({'network_g': self.network, 'scale': 4}))
+        self.assert_loads(workdir, weights)  # of the experiment
+        (workdir / 'my.yml').rename(workdir / 'models/other.yml')
+        self.assert_loads(workdir, weights, str(workdir / 'models/other.yml'))
+        with pytest.raises(OptionError, match=r'w\.pth does not say which network it is of; name its option file by'):
+            load_trained(str(workdir / 'models/w.pth'))
+
+    @pytest.mark.parametrize('form', ['params', 'params_ema', 'bare'])
+    def test_forms_of_the_zoos_are_trained_from(self, workdir, quick_opt, write_opt, weights, write, form):
+        write(weights if form == 'bare' else {form: weights})
+        quick_opt['network_g'] = self.network
+        quick_opt['path']['pretrain_network_g'] = str(workdir / 'models/w.pth')
+        quick_opt['train']['optim_g']['lr'] = 0.0
+        quick_opt['train']['ema_decay'] = 0
+        quick_opt['drtl']['adapt']['steps'] = 0
+        assert cli.main(['train', '-opt', write_opt(quick_opt)]) == 0
+        after = torch.load(workdir / f'experiments/{quick_opt["name"]}/models/net_g_latest.pth')['params']
+        assert all(torch.equal(after[name], weight) for name, weight in weights.items())
+
+    @pytest.mark.parametrize(
+        'content, error, message',
+        [
+            ({'network': network, 'scale': 4}, DataError, 'holds no weights, neither under params_ema or params'),
+            ({'params': {}, 'network': network}, DataError, 'holds no weights'),
+            ([1], DataError, 'holds no weights'),
+            ({'params': {'w': torch.ones(1)}, 'network': network}, DataError, 'w.pth does not fit the network_g of'),
+            ({'params': {'w': torch.ones(1)}, 'network': {'type': 'EDSRR'}}, OptionError, "did you mean 'EDSR'"),
+            ({'params': {'w': torch.ones(1)}, 'network': {'a': 1}}, OptionError, 'expected a section with a type'),
+        ],
+    )
+    def test_others_are_named(self, workdir, write, content, error, message):
+        write(content)
+        with pytest.raises(error, match=message):
+            load_trained(str(workdir / 'models/w.pth'))
+
+
+@pytest.mark.parametrize('network', [*NETWORKS, TestLoadTrained.network], ids=[*NAMES, 'EDSR'])
+def test_onnx(tmp_path, network):
+    """onnxruntime's outputs, at three sizes, are compared in :func:`export_onnx`; here, that it notices."""
+    torch.manual_seed(0)
+    net = build_network(network).eval()
+    assert export_onnx(TrainedNetwork(net, network, 4), str(tmp_path / 'net.onnx')) < 1e-4
+    assert [path.name for path in tmp_path.iterdir()] == ['net.onnx']
+    graph = onnx.load(tmp_path / 'net.onnx').graph
+    assert [value.name for value in (*graph.input, *graph.output)] == ['lq', 'restored']
+
+
+def test_an_export_that_does_something_else_is_refused(tmp_path, monkeypatch):
+    net = build_network(TestLoadTrained.network).eval()
+    export = torch.onnx.export
+
+    def export_other(model, *arguments, **options):
+        torch.manual_seed(1)
+        return export(build_network(TestLoadTrained.network).eval(), *arguments, **options)
+
+    monkeypatch.setattr(torch.onnx, 'export', export_other)
+    with pytest.raises(DataError, match=r'net\.onnx: the exported network differs from the original by'):
+        export_onnx(TrainedNetwork(net, TestLoadTrained.network, 4), str(tmp_path / 'net.onnx'))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_commands(workdir, quick_opt, write_opt, capsys):
+    path = trained(workdir, quick_opt, write_opt, quick_opt['network_g'])
+    assert cli.main(['export', '--weights', path, '--onnx', 'deep/net.onnx']) == 0
+    assert 'deep/net.onnx restores as' in capsys.readouterr().out
+    assert cli.main(['upscale', '-i', f'{SAMPLE_ROOT}/camera/val/lq', '-o', 'out', '--weights', path]) == 0
+    assert '3 restored images are in out.' in capsys.readouterr().out
+    assert len(list((workdir / 'out').iterdir())) == 3
