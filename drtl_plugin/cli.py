@@ -29,7 +29,7 @@ from drtl_plugin.data.published_data import PAIRED_DATASETS, prepare_pairs, prep
 from drtl_plugin.data.sample_data import SAMPLE_ROOT, prepare_sample_data
 from drtl_plugin.distributed import abandon, end_dist, of_first_process
 from drtl_plugin.errors import DataError, DRTLError, OptionError
-from drtl_plugin.export import export_onnx
+from drtl_plugin.export import export_onnx, export_spandrel
 from drtl_plugin.models import DRTLModel
 from drtl_plugin.options import DRTLOptions, parse_options
 from drtl_plugin.relation.estimators import NEED_TRAINED_NETWORK
@@ -132,10 +132,16 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument('--ext', default='auto', help="format of results, e.g. png; default: each image's own")
     command.add_argument('--fp32', action='store_true', help='on a GPU, compute in single instead of half precision')
 
-    doc = 'Write a trained network as ONNX, for images of any size, and check it against the original by onnxruntime.'
-    command = commands.add_parser('export', help='trained weights as ONNX', description=doc)
+    doc = 'Write a trained network for other programs.'
+    command = commands.add_parser('export', help='trained weights for other programs', description=doc)
     command.set_defaults(run=_export)
-    command.add_argument('--onnx', required=True, metavar='FILE', help='the file to write')
+    kinds = command.add_mutually_exclusive_group(required=True)
+    kinds.add_argument(
+        '--onnx', metavar='FILE', help='write ONNX, for images of any size, checked by onnxruntime against the original'
+    )
+    kinds.add_argument(
+        '--spandrel', metavar='FILE', help='write weights under the names that spandrel (chaiNNer) knows; for RCAN'
+    )
     _add_weights(command)
 
     doc = 'Measure how the camera of datasets.train.target relates to the auxiliary tasks: a table with bars, and the '
@@ -267,6 +273,10 @@ def _upscale(args: argparse.Namespace) -> None:
 
 def _export(args: argparse.Namespace) -> None:
     network = load_trained(args.weights, args.opt)
+    if args.spandrel is not None:
+        export_spandrel(network, args.spandrel)
+        print(f'The weights are in {args.spandrel}.')
+        return
     difference = export_onnx(network, args.onnx)
     print(f'{args.onnx} restores as {args.weights} does, to {difference:.1g}.')
     print('Input lq: RGB from 0 to 1, (1, 3, height, width). Output restored: the same, enlarged.')

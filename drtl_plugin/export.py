@@ -1,18 +1,33 @@
-"""Trained networks for programs without Python: ONNX."""
+"""Trained networks for other programs: ONNX, and the names of weights that spandrel (chaiNNer) knows."""
 
 from __future__ import annotations
 
 import importlib
 import os
+import re
 import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from drtl_plugin import checkpoints
 from drtl_plugin.errors import DataError, OptionError
 from drtl_plugin.trained import TrainedNetwork
 
+# BasicSR's RCAN names its layers otherwise than the authors' own, which others know.
+_RCAN_NAMES = [
+    (r'conv_first\.', 'head.0.'),
+    (r'body\.(\d+)\.residual_group\.(\d+)\.rcab\.3\.attention\.1\.', r'body.\1.body.\2.body.3.conv_du.0.'),
+    (r'body\.(\d+)\.residual_group\.(\d+)\.rcab\.3\.attention\.3\.', r'body.\1.body.\2.body.3.conv_du.2.'),
+    (r'body\.(\d+)\.residual_group\.(\d+)\.rcab\.', r'body.\1.body.\2.body.'),
+    (r'body\.(\d+)\.conv\.', r'body.\1.body.{num_block}.'),
+    (r'conv_after_body\.', 'body.{num_group}.'),
+    (r'upsample\.', 'tail.0.'),
+    (r'conv_last\.', 'tail.1.'),
+]
+_RCAN_RANGE = 255
 # What an exported network may differ by from what it was made of, in units of the full range of an image.
 _TOLERANCE = 1e-4
 
@@ -76,3 +91,43 @@ def export_onnx(network: TrainedNetwork, path: str) -> float:
         raise DataError(f'{path}: the exported network differs from the original by {max(differences):.2g}.')
     os.replace(unfinished, path)
     return max(differences)
+
+
+def export_spandrel(network: TrainedNetwork, path: str) -> None:
+    """Write weights under the names by which spandrel recognises the network; only those of RCAN change.
+
+    Args:
+        network (TrainedNetwork): The network.
+        path (str): The file to write; the weights are under ``params``.
+
+    Raises:
+        OptionError: If it is an RCAN whose ``res_scale`` is not 1, which weights cannot say.
+    """
+    weights = network.net.state_dict()
+    if network.options['type'] == 'RCAN':
+        weights = _rcan_weights(network, weights)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    checkpoints.save({'params': weights}, path)
+
+
+def _rcan_weights(network: TrainedNetwork, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    if network.options.get('res_scale', 1) != 1:
+        raise OptionError(f'network_g.res_scale: spandrel takes it for 1, it is {network.options["res_scale"]}.')
+    counts = {'num_group': len(network.net.body), 'num_block': len(network.net.body[0].residual_group)}
+    renamed = {}
+    for name, weight in weights.items():
+        for pattern, replacement in _RCAN_NAMES:
+            if re.match(pattern, name):
+                name = re.sub(pattern, replacement.format(**counts), name)
+                break
+        renamed[name] = weight
+    # The authors' network computes in grey levels.
+    factor = network.net.img_range / _RCAN_RANGE
+    renamed['head.0.weight'] = renamed['head.0.weight'] * factor
+    for name in ('tail.1.weight', 'tail.1.bias'):
+        renamed[name] = renamed[name] / factor
+    mean = _RCAN_RANGE * network.net.mean.flatten()
+    for name, sign in (('sub_mean', -1), ('add_mean', 1)):
+        renamed[f'{name}.weight'] = torch.eye(len(mean))[..., None, None]
+        renamed[f'{name}.bias'] = sign * mean
+    return renamed

@@ -10,12 +10,12 @@ from spandrel import ModelLoader
 from drtl_plugin import cli
 from drtl_plugin.data.sample_data import SAMPLE_ROOT
 from drtl_plugin.errors import DataError, OptionError
-from drtl_plugin.export import export_onnx
+from drtl_plugin.export import export_onnx, export_spandrel
 from drtl_plugin.trained import TrainedNetwork, load_trained
 
 # Of all these, spandrel recognises the kind and its sizes by the names and shapes of the weights alone.
 NETWORKS = [
-    {'type': 'RRDBNet', 'num_in_ch': 3, 'num_out_ch': 3, 'scale': 4, 'num_feat': 8, 'num_block': 1, 'num_grow_ch': 4},
+    {'type': 'RRDBNet', 'num_in_ch': 3, 'num_out_ch': 3, 'scale': 4, 'num_feat': 8, 'num_block': 1, 'num_grow_ch': 32},
     {'type': 'SRVGGNetCompact', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_conv': 2, 'upscale': 4},
     {
         **{'type': 'RCAN', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 64, 'num_group': 1, 'num_block': 1},
@@ -39,12 +39,30 @@ def trained(workdir, quick_opt, write_opt, network: dict) -> str:
 @pytest.mark.parametrize('network', NETWORKS, ids=NAMES)
 def test_our_weights_load_in_spandrel(workdir, quick_opt, write_opt, network):
     path = trained(workdir, quick_opt, write_opt, network)
-    ours, theirs = load_trained(path), ModelLoader().load_from_file(path)
+    ours = load_trained(path)
+    if network['type'] == 'RCAN':  # BasicSR's names are its own
+        assert cli.main(['export', '--weights', path, '--spandrel', 'other/rcan.pth']) == 0
+        path = 'other/rcan.pth'
+    theirs = ModelLoader().load_from_file(path)
     assert theirs.scale == ours.scale == 4
     lq = torch.rand(1, 3, 24, 32)
     with torch.no_grad():
-        # spandrel clips what it hands out.
-        torch.testing.assert_close(theirs(lq).clamp(0, 1), ours.net(lq).clamp(0, 1), rtol=0, atol=1e-5)
+        # spandrel clips what it hands out, and its RCAN overwrites what it is given.
+        torch.testing.assert_close(theirs(lq.clone()).clamp(0, 1), ours.net(lq).clamp(0, 1), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize('img_range', [1.0, 255.0])
+def test_rcans_of_any_range(tmp_path, img_range):
+    torch.manual_seed(0)
+    network = {**NETWORKS[2], 'num_group': 2, 'num_block': 2, 'img_range': img_range, 'rgb_mean': [0.1, 0.2, 0.3]}
+    ours = TrainedNetwork(build_network(network).eval(), network, 4)
+    export_spandrel(ours, str(tmp_path / 'w.pth'))
+    theirs = ModelLoader().load_from_file(tmp_path / 'w.pth')
+    lq = torch.rand(1, 3, 20, 20)
+    with torch.no_grad():
+        torch.testing.assert_close(theirs.model(lq.clone()), ours.net(lq), rtol=1e-4, atol=1e-5)
+    with pytest.raises(OptionError, match='res_scale: spandrel takes it for 1'):
+        export_spandrel(TrainedNetwork(ours.net, {**network, 'res_scale': 0.1}, 4), str(tmp_path / 'w.pth'))
 
 
 class TestLoadTrained:
