@@ -23,6 +23,7 @@ from torch import distributed
 
 import drtl_plugin
 from drtl_plugin import preflight
+from drtl_plugin.adapt import adapt
 from drtl_plugin.compat import close_basicsr_logs, processes_without_gpu, without_gpu
 from drtl_plugin.data.lmdb_files import check_lmdb_name, write_lmdb
 from drtl_plugin.data.published_data import PAIRED_DATASETS, prepare_pairs, prepare_subimages
@@ -116,6 +117,23 @@ def _parser() -> argparse.ArgumentParser:
             '--debug', action='store_true', help='log each iteration, validate every 8, no TensorBoard'
         )
         command.add_argument('--local_rank', type=int, default=0, help='set by torch.distributed.launch; not used')
+
+    doc = 'Adapt trained weights to a camera, from pairs of its photographs: how they lie upon each other is checked, '
+    doc += 'the relation of the camera to synthetic distortions measured, and each pair restored by a network that was '
+    doc += 'adapted to the others. OUT gets the weights, a report, and the option file that repeats it.'
+    command = commands.add_parser('adapt', help='from pairs of photographs to weights of your camera', description=doc)
+    command.set_defaults(run=_adapt)
+    command.add_argument(
+        '--pairs', required=True, metavar='DIR', help='with folders gt and lq in it, or names that end in _HR and _LR'
+    )
+    _add_weights(command)
+    command.add_argument('-o', '--output', required=True, metavar='OUT', help='folder to write')
+    command.add_argument('--auxiliary', metavar='DIR', help='good photographs; default: those of the pairs')
+    command.add_argument('--steps', type=int, default=200, help='of adaptation; default: 200')
+    command.add_argument('--register', action='store_true', help='lay each good photograph upon its poor one first')
+    command.add_argument(
+        '--no-evaluation', action='store_true', help='save the time of adapting once more for each pair'
+    )
 
     doc = 'Restore photographs by a trained network: an image, or all images of a folder; grey, alpha and 16 bits are '
     doc += 'kept. Images that fail are named, and the others go on.'
@@ -257,6 +275,16 @@ def _test(args: argparse.Namespace) -> None:
     parsed = mock.patch.object(basicsr.test, 'parse_options', lambda *_, **__: (opt, args))
     with _alone(opt, 'results'), parsed, without_gpu(), processes_without_gpu():
         basicsr.test.test_pipeline(os.getcwd())
+
+
+def _adapt(args: argparse.Namespace) -> None:
+    with without_gpu():
+        report = adapt(
+            *(args.pairs, args.weights, args.output, args.opt, args.auxiliary, args.steps, args.register),
+            evaluates=not args.no_evaluation,
+        )
+    print(report)
+    print(f'All this is in {args.output}, with the weights: net_g_adapted_latest.pth.')
 
 
 def _upscale(args: argparse.Namespace) -> None:

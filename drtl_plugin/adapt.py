@@ -1,0 +1,306 @@
+"""From a folder of pairs and trained weights to weights of one's own camera: the whole of ``basicsr adapt``."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import logging
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+import yaml
+from basicsr.metrics import calculate_metric
+from basicsr.models import build_model
+from basicsr.utils import imfrombytes, tensor2img
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from drtl_plugin import preflight
+from drtl_plugin.data.alignment import Alignment, estimate_alignment, find_pairs, register
+from drtl_plugin.data.image_files import image_names, image_size
+from drtl_plugin.errors import DataError, OptionError
+from drtl_plugin.models.drtl_model import DRTLModel
+from drtl_plugin.models.tiles import restore
+from drtl_plugin.options import parse_options
+from drtl_plugin.relation.graph import relation_table
+from drtl_plugin.trained import TrainedNetwork, load_trained
+
+# Low-quality pixels that the images of a pair may lie apart, in their worst corner, if they are not registered.
+_APART = 2
+# Side of the low-quality patches, where the photographs are large enough.
+_LQ_SIZE = 48
+_TILE = 512
+_METRICS = {'psnr_y': 'calculate_psnr', 'ssim_y': 'calculate_ssim'}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A pair, restored by networks that have not seen it.
+
+    Attributes:
+        name (str): Of the pair.
+        before (dict[str, float]): Metrics of the network that was given.
+        after (dict[str, float]): Of the one that was adapted to the other pairs.
+    """
+
+    name: str
+    before: dict[str, float]
+    after: dict[str, float]
+
+
+def adapt(
+    pairs_folder: str,
+    weights: str,
+    output: str,
+    option_file: str | None = None,
+    auxiliary: str | None = None,
+    steps: int = 200,
+    registers: bool = False,
+    evaluates: bool = True,
+) -> str:
+    """Find pairs, check how they lie upon each other, adapt, judge by leaving each pair out, and write what came of it.
+
+    ``output`` gets ``pairs/gt`` and ``pairs/lq``, ``adapt.yml`` (``basicsr train -opt`` repeats the adaptation),
+    ``net_g_adapted_latest.pth``, ``knowledge_graph.png`` and ``.json``, and ``report.md``.
+
+    Args:
+        pairs_folder (str): See :func:`~drtl_plugin.data.alignment.find_pairs`.
+        weights (str), option_file (str | None): See :func:`~drtl_plugin.trained.load_trained`.
+        output (str): Folder to write, which must not be there, or be empty.
+        auxiliary (str | None): Folder of good photographs for the auxiliary tasks; by default, those of the pairs.
+        steps (int): Steps of adaptation.
+        registers (bool): Lay each ground truth upon its low-quality image first.
+        evaluates (bool): Adapt once more for each pair, to the others, and judge by it.
+
+    Returns:
+        str: The report, in Markdown.
+
+    Raises:
+        DataError: If there are no pairs, or they don't fit.
+        OptionError: If weights or arguments make no sense.
+    """
+    if steps < 1:
+        raise OptionError('--steps must be at least 1.')
+    target = Path(output)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise DataError(f'-o: {output} is there already; choose another folder.')
+    network = load_trained(weights, option_file)
+    found = find_pairs(pairs_folder)
+    lines = [f'# {len(found)} pairs of {pairs_folder}', '']
+    lines += ['Where the poor photograph lies in the good one, in its pixels:', '']
+    lines += ['| pair | right | down | scale | correlation |', '|---|---|---|---|---|']
+    images = {}
+    for name, alignment, pair in _aligned(found, network.scale, registers):
+        lines.append(_alignment_row(name, alignment))
+        images[name] = pair
+    _write_pairs(images, target / 'pairs')
+    opt_path = target / 'adapt.yml'
+    opt_path.write_text(
+        yaml.safe_dump(_options(network, weights, images, target, auxiliary, steps), sort_keys=False), encoding='utf-8'
+    )
+    with _quietly():
+        args = argparse.Namespace(
+            opt=str(opt_path), launcher='none', auto_resume=False, debug=False, force_yml=None, local_rank=0
+        )
+        opt = parse_options(args, os.getcwd(), is_train=True)
+        preflight.check(opt)
+        opt['path'].update(experiments_root=str(target), models=str(target))
+        model = _adapted_model(opt, list(images))
+        model.save_network(model.net_g_adapted, 'net_g_adapted', -1)
+        model.graph.save(target / 'knowledge_graph.json', model.weights)
+        model.graph.draw(target / 'knowledge_graph.png', model.weights)
+        lines += ['', '## Which synthetic distortions the camera is like', '', '```']
+        lines += [relation_table(model.graph, model.weights), '```', '', '## What the pairs are worth', '']
+        if evaluates and len(images) > 1:
+            lines += _evaluation_lines(list(_leave_one_out(opt, images, network, auxiliary is None)))
+        else:
+            reason = 'there is only one' if len(images) == 1 else '--no-evaluation'
+            lines.append(f'Not measured: {reason}.')
+    lines += ['', '## What to do next', '']
+    lines += [f'- Restore photographs: `basicsr upscale -i IN -o OUT --weights {target}/net_g_adapted_latest.pth`']
+    lines += [f'- Repeat it, or change what was chosen: `basicsr train -opt {opt_path}`']
+    report = '\n'.join(lines) + '\n'
+    (target / 'report.md').write_text(report, encoding='utf-8')
+    return report
+
+
+def _aligned(
+    found: dict[str, tuple[Path, Path]], scale: int, registers: bool
+) -> Iterator[tuple[str, Alignment, tuple[np.ndarray, np.ndarray]]]:
+    """Name, alignment and images ``(gt, lq)`` of each pair."""
+    for name, paths in tqdm(found.items(), desc='alignment', unit='pair', leave=False, disable=None):
+        gt, lq = (_read(path) for path in paths)
+        fits = all(good == scale * poor for good, poor in zip(gt.shape[:2], lq.shape[:2]))
+        if not fits and not registers:
+            raise DataError(
+                f'{paths[1]} is {lq.shape[1]}x{lq.shape[0]}, so {paths[0]} should be {scale} times as large, not '
+                f'{gt.shape[1]}x{gt.shape[0]}; --register crops both to what they share.'
+            )
+        alignment = estimate_alignment(lq, gt, scale)
+        if alignment.is_hopeless:
+            raise DataError(
+                f'{paths[0]} and {paths[1]} do not show the same (correlation {alignment.correlation:.2f}); remove '
+                'them.'
+            )
+        if registers:
+            try:
+                lq, gt = register(lq, gt, scale, alignment)
+            except DataError as error:
+                raise DataError(f'{paths[0]} and {paths[1]}: {error}') from None
+        elif alignment.displacement > _APART:
+            raise DataError(
+                f'{paths[0]} and {paths[1]} lie up to {alignment.displacement:.1f} low-quality pixels apart; put them '
+                'right by --register, or remove them.'
+            )
+        yield name, alignment, (gt, lq)
+
+
+def _read(path: Path) -> np.ndarray:
+    image_size(str(path))  # names what is damaged
+    return imfrombytes(path.read_bytes())
+
+
+def _alignment_row(name: str, alignment: Alignment) -> str:
+    right, down = alignment.shift
+    return f'| {name} | {right:+.2f} | {down:+.2f} | {alignment.scale:.4f} | {alignment.correlation:.3f} |'
+
+
+def _write_pairs(images: dict[str, tuple[np.ndarray, np.ndarray]], folder: Path) -> None:
+    for i, side in enumerate(('gt', 'lq')):
+        (folder / side).mkdir(parents=True)
+        for name, pair in images.items():
+            (folder / side / f'{name}.png').write_bytes(cv2.imencode('.png', pair[i])[1].tobytes())
+
+
+def _options(
+    network: TrainedNetwork,
+    weights: str,
+    images: dict[str, tuple[np.ndarray, np.ndarray]],
+    target: Path,
+    auxiliary: str | None,
+    steps: int,
+) -> dict:
+    """The option file of the adaptation."""
+    scale = network.scale
+    pairs = target.absolute() / 'pairs'
+    photographs = pairs / 'gt' if auxiliary is None else Path(auxiliary).absolute()
+    sizes = [image_size(str(photographs / name)) for name in image_names(str(photographs), '--auxiliary')]
+    gt_size = min(_LQ_SIZE * scale, min(min(size) for size in sizes) // scale * scale)
+    return {
+        'name': target.absolute().name,
+        'model_type': 'DRTLAdaptModel',
+        'scale': scale,
+        'num_gpu': 'auto',
+        'manual_seed': 0,
+        'datasets': {
+            'train': {
+                'name': 'auxiliary tasks',
+                'type': 'DistortionTaskDataset',
+                'dataroot_gt': str(photographs),
+                'io_backend': {'type': 'disk'},
+                'gt_size': gt_size,
+                'distortions': 'default',
+                'target': {
+                    'dataroot_gt': str(pairs / 'gt'),
+                    'dataroot_lq': str(pairs / 'lq'),
+                    'names': list(images),
+                },
+            }
+        },
+        'network_g': network.options,
+        'drtl': {
+            'weighting': {'relation': 'transfer', 'effective_tasks': 6, 'floor': 0.2},
+            'adapt': {'steps': steps, 'lr': 3e-4, 'batch_size': 8, 'replay': 0.5},
+        },
+        'path': {
+            'pretrain_network_g': str(Path(weights).absolute()),
+            'param_key_g': 'params_ema',
+            'strict_load_g': True,
+        },
+        'train': {'pixel_opt': {'type': 'L1Loss', 'loss_weight': 1.0, 'reduction': 'mean'}},
+    }
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """BasicSR's logger tells what it builds; here that would be once for each pair."""
+    logger = logging.getLogger('basicsr')
+    level = logger.level
+    logging.disable(logging.INFO)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+        logger.setLevel(level)
+
+
+def _adapted_model(opt: dict, names: Sequence[str], meta_info_file: str | None = None) -> DRTLModel:
+    """A model that was adapted to the pairs of these names; its auxiliary photographs may be those of a list."""
+    opt = copy.deepcopy(opt)
+    opt['datasets']['train']['target']['names'] = list(names)
+    if meta_info_file is not None:
+        opt['datasets']['train']['meta_info_file'] = meta_info_file
+    model = build_model(opt)
+    model.start()
+    model.adapt_to_target()
+    return model
+
+
+def _leave_one_out(
+    opt: dict, images: dict[str, tuple[np.ndarray, np.ndarray]], network: TrainedNetwork, own: bool
+) -> Iterator[Evaluation]:
+    """Adapt to all pairs but one, and restore that one; ``own``: auxiliary photographs are those of the pairs."""
+    for name in tqdm(images, desc='leaving one out', unit='pair', disable=None):
+        others = [other for other in images if other != name]
+        with tempfile.TemporaryDirectory() as folder:
+            listed = Path(folder, 'others.txt')
+            listed.write_text(''.join(f'{other}.png\n' for other in others), encoding='utf-8')
+            path = {**opt['path'], 'experiments_root': folder, 'models': folder}
+            model = _adapted_model({**opt, 'path': path}, others, str(listed) if own else None)
+        gt, lq = images[name]
+        yield Evaluation(
+            name, *(_metrics(net, gt, lq, network, model.device) for net in (network.net, model.net_g_adapted))
+        )
+
+
+def _metrics(
+    net: nn.Module, gt: np.ndarray, lq: np.ndarray, network: TrainedNetwork, device: torch.device
+) -> dict[str, float]:
+    tensor: Tensor = torch.from_numpy(lq[..., ::-1].transpose(2, 0, 1).astype(np.float32) / 255)[None].to(device)
+    result = tensor2img(restore(net.to(device).eval(), tensor, network.scale, network.window, _TILE))
+    return {
+        name: float(
+            calculate_metric(
+                {'img': result, 'img2': gt}, {'type': kind, 'crop_border': network.scale, 'test_y_channel': True}
+            )
+        )
+        for name, kind in _METRICS.items()
+    }
+
+
+def _evaluation_lines(evaluations: Sequence[Evaluation]) -> list[str]:
+    """Markdown lines of the table, and what follows from it."""
+    lines = ['Each pair restored by the network that was adapted to the others (on luma; PSNR in dB):', '']
+    lines += ['| pair | PSNR before | PSNR after | SSIM before | SSIM after |', '|---|---|---|---|---|']
+    mean = Evaluation(
+        '**mean**',
+        *(
+            {key: float(np.mean([getattr(e, side)[key] for e in evaluations])) for key in _METRICS}
+            for side in ('before', 'after')
+        ),
+    )
+    for e in (*evaluations, mean):
+        psnr, ssim = (f'{e.before[key]:.{d}f} | {e.after[key]:.{d}f}' for key, d in (('psnr_y', 2), ('ssim_y', 4)))
+        lines.append(f'| {e.name} | {psnr} | {ssim} |')
+    gain = mean.after['psnr_y'] - mean.before['psnr_y']
+    verdict = f'Adapting gains {gain:.2f} dB.'
+    if gain <= 0:
+        verdict = f'Adapting loses {-gain:.2f} dB: the pairs teach the network nothing; keep the weights that you had.'
+    return [*lines, '', verdict]
