@@ -7,6 +7,7 @@ import contextlib
 import copy
 import logging
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -91,6 +92,8 @@ def adapt(
     target = Path(output)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise DataError(f'-o: {output} is there already; choose another folder.')
+    if auxiliary is not None:
+        image_names(auxiliary, '--auxiliary')
     network = load_trained(weights, option_file)
     found = find_pairs(pairs_folder)
     lines = [f'# {len(found)} pairs of {pairs_folder}', '']
@@ -100,22 +103,12 @@ def adapt(
     for name, alignment, pair in _aligned(found, network.scale, registers):
         lines.append(_alignment_row(name, alignment))
         images[name] = pair
-    _write_pairs(images, target / 'pairs')
-    opt_path = target / 'adapt.yml'
-    opt_path.write_text(
-        yaml.safe_dump(_options(network, weights, images, target, auxiliary, steps), sort_keys=False), encoding='utf-8'
-    )
     with _quietly():
-        args = argparse.Namespace(
-            opt=str(opt_path), launcher='none', auto_resume=False, debug=False, force_yml=None, local_rank=0
-        )
-        opt = parse_options(args, os.getcwd(), is_train=True)
-        preflight.check(opt)
-        opt['path'].update(experiments_root=str(target), models=str(target))
-        model = _adapted_model(opt, list(images))
-        model.save_network(model.net_g_adapted, 'net_g_adapted', -1)
-        model.graph.save(target / 'knowledge_graph.json', model.weights)
-        model.graph.draw(target / 'knowledge_graph.png', model.weights)
+        try:
+            opt, model = _adapt_to_all(network, weights, images, target, auxiliary, steps)
+        except BaseException:
+            shutil.rmtree(target, ignore_errors=True)
+            raise
         lines += ['', '## Which synthetic distortions the camera is like', '', '```']
         lines += [relation_table(model.graph, model.weights), '```', '', '## What the pairs are worth', '']
         if evaluates and len(images) > 1:
@@ -125,7 +118,7 @@ def adapt(
             lines.append(f'Not measured: {reason}.')
     lines += ['', '## What to do next', '']
     lines += [f'- Restore photographs: `basicsr upscale -i IN -o OUT --weights {target}/net_g_adapted_latest.pth`']
-    lines += [f'- Repeat it, or change what was chosen: `basicsr train -opt {opt_path}`']
+    lines += [f'- Repeat it, or change what was chosen: `basicsr train -opt {target}/adapt.yml`']
     report = '\n'.join(lines) + '\n'
     (target / 'report.md').write_text(report, encoding='utf-8')
     return report
@@ -170,6 +163,30 @@ def _read(path: Path) -> np.ndarray:
 def _alignment_row(name: str, alignment: Alignment) -> str:
     right, down = alignment.shift
     return f'| {name} | {right:+.2f} | {down:+.2f} | {alignment.scale:.4f} | {alignment.correlation:.3f} |'
+
+
+def _adapt_to_all(
+    network: TrainedNetwork,
+    weights: str,
+    images: dict[str, tuple[np.ndarray, np.ndarray]],
+    target: Path,
+    auxiliary: str | None,
+    steps: int,
+) -> tuple[dict, DRTLModel]:
+    """Write pairs, option file, weights and graph; returns the parsed options and the model."""
+    _write_pairs(images, target / 'pairs')
+    opt_path = target / 'adapt.yml'
+    content = yaml.safe_dump(_options(network, weights, images, target, auxiliary, steps), sort_keys=False)
+    opt_path.write_text(content, encoding='utf-8')
+    args = argparse.Namespace(opt=str(opt_path), launcher='none', auto_resume=False, debug=False, force_yml=None)
+    opt = parse_options(args, os.getcwd(), is_train=True)
+    preflight.check(opt)
+    opt['path'].update(experiments_root=str(target), models=str(target))
+    model = _adapted_model(opt, list(images))
+    model.save_network(model.net_g_adapted, 'net_g_adapted', -1)
+    model.graph.save(target / 'knowledge_graph.json', model.weights)
+    model.graph.draw(target / 'knowledge_graph.png', model.weights)
+    return opt, model
 
 
 def _write_pairs(images: dict[str, tuple[np.ndarray, np.ndarray]], folder: Path) -> None:
@@ -231,14 +248,11 @@ def _options(
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
     """BasicSR's logger tells what it builds; here that would be once for each pair."""
-    logger = logging.getLogger('basicsr')
-    level = logger.level
     logging.disable(logging.INFO)
     try:
         yield
     finally:
         logging.disable(logging.NOTSET)
-        logger.setLevel(level)
 
 
 def _adapted_model(opt: dict, names: Sequence[str], meta_info_file: str | None = None) -> DRTLModel:

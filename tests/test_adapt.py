@@ -1,0 +1,147 @@
+"""``basicsr adapt``: from a folder of pairs to weights of one's own camera."""
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from basicsr.archs import build_network
+from basicsr.metrics import calculate_psnr
+from basicsr.utils import tensor2img
+
+from drtl_plugin import adapt as module
+from drtl_plugin import cli
+from drtl_plugin.errors import DataError, OptionError
+from drtl_plugin.trained import load_trained
+from tests.data.test_alignment import pair
+
+NETWORK = {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 1, 'upscale': 4, 'res_scale': 1}
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """The option file of the command, with less to fit and to measure."""
+    options = module._options
+
+    def quick_options(*arguments):
+        opt = options(*arguments)
+        opt['datasets']['train'].update(gt_size=64, distortions=[{'name': 'bicubic'}, {'name': 'gaussian_noise'}])
+        opt['drtl'].update(camera_fit=False)
+        opt['drtl']['weighting']['effective_tasks'] = 1.5
+        opt['drtl']['hooks'] = [{'type': 'RelationHook', 'num_patches': 2, 'transfer_steps': 1}]
+        return opt
+
+    monkeypatch.setattr(module, '_options', quick_options)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Three pairs, and weights that know nothing."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    state = build_network(NETWORK).state_dict()
+    torch.save({'params': state, 'network': NETWORK, 'scale': 4}, 'w.pth')
+    (tmp_path / 'pairs').mkdir()
+    lq, gt = pair()
+    for name, (x, y) in {'a': (0, 0), 'b': (60, 40), 'c': (100, 120)}.items():
+        cv2.imwrite(f'pairs/{name}_LR.png', lq[y : y + 64, x : x + 72])
+        cv2.imwrite(f'pairs/{name}_HR.png', gt[4 * y : 4 * y + 256, 4 * x : 4 * x + 288])
+    return tmp_path
+
+
+def test_from_pairs_to_weights(folder, quick, capsys):
+    command = ['adapt', '--pairs', 'pairs', '--weights', 'w.pth', '-o', 'mine', '--steps', '5']
+    assert cli.main(command) == 0
+    report = (folder / 'mine/report.md').read_text()
+    assert report in capsys.readouterr().out
+    assert {path.name for path in (folder / 'mine').iterdir()} == {
+        *('adapt.yml', 'pairs', 'report.md', 'net_g_adapted_latest.pth', 'knowledge_graph.json', 'knowledge_graph.png')
+    }
+    # A pair, restored by the weights that were given.
+    lq = torch.from_numpy(cv2.imread('pairs/b_LR.png')[..., ::-1].transpose(2, 0, 1) / np.float32(255))[None]
+    with torch.no_grad():
+        restored = tensor2img(load_trained('w.pth').net(lq))
+    psnr = calculate_psnr(restored, cv2.imread('pairs/b_HR.png'), crop_border=4, test_y_channel=True)
+    _, row = (line for line in report.splitlines() if line.startswith('| b |'))  # of alignment, and of evaluation
+    before, after = (float(cell) for cell in row.split('|')[2:4])
+    assert before == pytest.approx(psnr, abs=0.0051)
+    assert after > before  # by a network that knew nothing
+    assert 'Adapting gains' in report
+
+    # The option file repeats it.
+    assert cli.main(['train', '-opt', 'mine/adapt.yml']) == 0
+    files = ('mine/net_g_adapted_latest.pth', 'experiments/mine/models/net_g_adapted_latest.pth')
+    first, second = (torch.load(folder / file)['params'] for file in files)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert (folder / 'mine/report.md').read_text() == report
+
+    # And the weights restore photographs.
+    assert cli.main(['upscale', '-i', 'pairs/a_LR.png', '-o', 'a.png', '--weights', files[0]]) == 0
+    assert cv2.imread('a.png').shape == (256, 288, 3)
+
+    assert cli.main(command) == 2
+    assert 'basicsr: error: -o: mine is there already; choose another folder.' in capsys.readouterr().err
+
+
+def test_a_pair_is_judged_by_networks_that_have_not_seen_it(folder, quick, monkeypatch):
+    adapted = module._adapted_model
+    seen = []
+
+    def watched(opt, names, meta_info_file=None):
+        model = adapted(opt, names, meta_info_file)
+        seen.append((list(names), sorted(key.rsplit('/')[-1] for key in model.task_data.keys)))
+        return model
+
+    monkeypatch.setattr(module, '_adapted_model', watched)
+    module.adapt('pairs', 'w.pth', 'mine', steps=1)
+    whole, *folds = seen
+    assert whole == (['a', 'b', 'c'], ['a.png', 'b.png', 'c.png'])
+    assert folds == [(list(names), [f'{name}.png' for name in names]) for names in ('bc', 'ac', 'ab')]
+
+
+def test_pairs_that_lie_apart(folder, quick):
+    lq, gt = pair(shift=(5, 3))
+    cv2.imwrite('pairs/d_LR.png', lq)
+    cv2.imwrite('pairs/d_HR.png', gt)
+    with pytest.raises(DataError, match=r'd_HR\.png and .*d_LR\.png lie up to 5\.9 low-quality pixels apart; .*--reg'):
+        module.adapt('pairs', 'w.pth', 'mine')
+    assert not (folder / 'mine').exists()
+    report = module.adapt('pairs', 'w.pth', 'mine', steps=1, registers=True, evaluates=False)
+    (row,) = (line for line in report.splitlines() if line.startswith('| d |'))
+    assert [float(cell) for cell in row.split('|')[2:5]] == pytest.approx([5, 3, 1], abs=0.03)
+    assert 'Not measured: --no-evaluation.' in report
+    poor, good = (cv2.imread(f'mine/pairs/{side}/d.png') for side in ('lq', 'gt'))
+    reduced = cv2.resize(good, poor.shape[1::-1], interpolation=cv2.INTER_AREA).astype(float)
+    assert np.abs(reduced - poor).mean() < 3
+
+
+def test_one_pair_is_not_judged(folder, quick):
+    for name in ('b_LR', 'b_HR', 'c_LR', 'c_HR'):
+        (folder / f'pairs/{name}.png').unlink()
+    assert 'Not measured: there is only one.' in module.adapt('pairs', 'w.pth', 'mine', steps=1)
+
+
+@pytest.mark.parametrize(
+    'change, options, error, message',
+    [
+        (
+            lambda: cv2.imwrite('pairs/a_HR.png', np.zeros((256, 288, 3))),
+            {},
+            DataError,
+            'do not show the same',
+        ),
+        (
+            lambda: cv2.imwrite('pairs/a_HR.png', np.zeros((255, 288, 3))),
+            {},
+            DataError,
+            'should be 4 times as',
+        ),
+        (lambda: open('pairs/a_HR.png', 'wb').close(), {}, DataError, r'a_HR\.png: cannot be read as an image'),
+        (lambda: None, {'steps': 0}, OptionError, '--steps must be at least 1'),
+        (lambda: None, {'auxiliary': 'none'}, DataError, '--auxiliary: there is no folder none'),
+    ],
+)
+def test_wrong_input(folder, quick, change, options, error, message):
+    change()
+    with pytest.raises(error, match=message):
+        module.adapt('pairs', 'w.pth', 'mine', **options)
+    assert not (folder / 'mine').exists()
