@@ -36,7 +36,7 @@ setup(
         # spandrel: what others read our weights with.
         'dev': [
             *('pytest>=8', 'pytest-cov', 'pytest-xdist', 'hypothesis', 'ruff==0.17.6', 'higher', 'torchopt'),
-            *('spandrel', *EXPORT),
+            *('spandrel', 'jsonschema', *EXPORT),
         ],
         'export': EXPORT,
     },

@@ -106,7 +106,7 @@ def assert_same_run(first: Path, second: Path) -> None:
     for name in files:
         contents = [torch.load(folder / name, weights_only=True) for folder in (first, second)]
         assert equal(*contents), name
-    for name in ('weights.csv', 'knowledge_graph.json'):
+    for name in ('weights.csv', 'metrics.csv', 'knowledge_graph.json'):
         assert (first / name).read_text() == (second / name).read_text()
 
 

@@ -183,10 +183,11 @@ class RelationHook(MetaTrainerHook):
 @HOOKS.register_module()
 @META_HOOK_REGISTRY.register()
 class GraphRecordHook(MetaTrainerHook):
-    """Writes the knowledge graph and the weights where people look, whenever they were measured anew.
+    """Writes the knowledge graph, the weights and the metrics where people look, whenever they were measured anew.
 
     ``knowledge_graph.json`` and ``knowledge_graph.png`` in the experiment's folder; relation, weights and the picture
-    in TensorBoard; all measurements in ``weights.csv``; the first one as a table in the log. Where the camera was
+    in TensorBoard; all measurements in ``weights.csv``; the first one as a table in the log. All validations in
+    ``metrics.csv``, each with the number of optimiser steps before it. Where the camera was
     fitted, ``camera_fit.pth`` (for ``path.pretrain_camera_fit``) and ``camera_fit.png``, its kernels, before training.
     """
 
@@ -195,6 +196,8 @@ class GraphRecordHook(MetaTrainerHook):
     def __init__(self) -> None:
         self._recorded: KnowledgeGraph | None = None
         self._rows: list[list] = []
+        self._metrics: dict[tuple[int, str, str], float] = {}
+        self._written: dict[str, dict[str, float]] = {}
 
     @master_only
     def before_train(self, runner) -> None:
@@ -213,6 +216,23 @@ class GraphRecordHook(MetaTrainerHook):
     def before_train_iter(self, runner, batch_idx: int, data_batch: DATA_BATCH = None) -> None:
         """Record a graph that is new since the last iteration."""
         self._record(runner, batch_idx)
+
+    @master_only
+    def after_val(self, runner) -> None:
+        """Record the metrics; a validation that resuming repeats takes the place of the first one."""
+        from drtl_plugin.models.report import BICUBIC  # models import hooks
+
+        for dataset, metrics in runner.validation_results.items():
+            if self._written.get(dataset) is metrics:  # of an earlier validation
+                continue
+            self._written[dataset] = metrics
+            iteration = 0 if dataset.endswith(BICUBIC) else runner.num_update
+            for name, value in metrics.items():
+                self._metrics[iteration, dataset, name] = float(value)
+        path = Path(runner.opt['path']['experiments_root'], 'metrics.csv')
+        with open(path, 'w', newline='', encoding='utf-8') as file:
+            rows = ([*key, value] for key, value in self._metrics.items())
+            csv.writer(file).writerows([['iteration', 'dataset', 'metric', 'value'], *rows])
 
     def after_train(self, runner) -> None:
         """Record the last graph."""
@@ -249,12 +269,15 @@ class GraphRecordHook(MetaTrainerHook):
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         """Put what was recorded into the training state."""
-        checkpoint['graph_record'] = {'rows': self._rows, 'is_latest': self._recorded is runner.graph}
+        metrics = [[*key, value] for key, value in self._metrics.items()]
+        is_latest = self._recorded is runner.graph
+        checkpoint['graph_record'] = {'rows': self._rows, 'is_latest': is_latest, 'metrics': metrics}
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Go on with the record; a graph that is in it is not recorded again."""
         if 'graph_record' in checkpoint:
             self._rows = list(checkpoint['graph_record']['rows'])
+            self._metrics = {tuple(key): value for *key, value in checkpoint['graph_record']['metrics']}
             if checkpoint['graph_record']['is_latest']:
                 self._recorded = runner.graph
 

@@ -1,7 +1,11 @@
+import csv
+import re
+
 import pytest
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
+from drtl_plugin import cli
 from drtl_plugin.errors import OptionError
 from drtl_plugin.meta import META_HOOK_REGISTRY, MetaTrainerHook
 from drtl_plugin.meta.hooks import DEFAULT_HOOKS, build_hooks
@@ -59,3 +63,19 @@ def test_hooks_of_ones_own_are_added_by_name(monkeypatch):
 def test_wrong_entries_are_named(entry, message):
     with pytest.raises(OptionError, match=message):
         build_hooks([entry])
+
+
+def test_metrics_of_all_validations_are_recorded(workdir, quick_opt, write_opt):
+    quick_opt['val']['val_freq'] = 1
+    assert cli.main(['train', '-opt', write_opt(quick_opt)]) == 0
+    root = workdir / 'experiments' / quick_opt['name']
+    with open(root / 'metrics.csv', newline='') as file:
+        rows = list(csv.DictReader(file))
+    # BasicSR's log, a line for each metric of each validation, tells the same, to 4 digits; it validates once more in
+    # the end.
+    (log,) = root.glob('train_*.log')
+    logged = re.findall(r'# (psnr_y|ssim_y): ([\d.]+)', log.read_text())
+    assert {(row['metric'], f'{float(row["value"]):.4f}') for row in rows} == set(logged)
+    steps = [(row['iteration'], row['dataset']) for row in rows if row['metric'] == 'psnr_y']
+    names = ('sample_camera', 'sample_camera_adapted')
+    assert sorted(steps) == sorted([('0', 'sample_camera_bicubic'), *((step, name) for step in '12' for name in names)])
