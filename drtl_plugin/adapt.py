@@ -9,7 +9,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ import yaml
 from basicsr.metrics import calculate_metric
 from basicsr.models import build_model
 from basicsr.utils import imfrombytes, tensor2img
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from drtl_plugin import preflight
@@ -28,6 +28,8 @@ from drtl_plugin.data.alignment import Alignment, estimate_alignment, find_pairs
 from drtl_plugin.data.image_files import image_names, image_size
 from drtl_plugin.errors import DataError, OptionError
 from drtl_plugin.models.drtl_model import DRTLModel
+from drtl_plugin.models.html_report import Comparison, Curves, write_html
+from drtl_plugin.models.report import busiest
 from drtl_plugin.models.tiles import restore
 from drtl_plugin.options import parse_options
 from drtl_plugin.relation.graph import relation_table
@@ -38,6 +40,8 @@ _APART = 2
 # Side of the low-quality patches, where the photographs are large enough.
 _LQ_SIZE = 48
 _TILE = 512
+# Side of the part of a low-quality image that the course of adaptation is judged by, and how often.
+_DETAIL, _LOOKS = 64, 9
 _METRICS = {'psnr_y': 'calculate_psnr', 'ssim_y': 'calculate_ssim'}
 
 
@@ -49,11 +53,15 @@ class Evaluation:
         name (str): Of the pair.
         before (dict[str, float]): Metrics of the network that was given.
         after (dict[str, float]): Of the one that was adapted to the other pairs.
+        comparison (Comparison): What they have made of it.
+        course (list[tuple[float, float]]): Steps of adaptation, and PSNR-Y then, of the part with most detail.
     """
 
     name: str
     before: dict[str, float]
     after: dict[str, float]
+    comparison: Comparison
+    course: list[tuple[float, float]]
 
 
 def adapt(
@@ -69,7 +77,7 @@ def adapt(
     """Find pairs, check how they lie upon each other, adapt, judge by leaving each pair out, and write what came of it.
 
     ``output`` gets ``pairs/gt`` and ``pairs/lq``, ``adapt.yml`` (``basicsr train -opt`` repeats the adaptation),
-    ``net_g_adapted_latest.pth``, ``knowledge_graph.png`` and ``.json``, and ``report.md``.
+    ``net_g_adapted_latest.pth``, ``knowledge_graph.png`` and ``.json``, and ``report.md`` and ``.html``.
 
     Args:
         pairs_folder (str): See :func:`~drtl_plugin.data.alignment.find_pairs`.
@@ -111,8 +119,10 @@ def adapt(
             raise
         lines += ['', '## Which synthetic distortions the camera is like', '', '```']
         lines += [relation_table(model.graph, model.weights), '```', '', '## What the pairs are worth', '']
+        evaluations = []
         if evaluates and len(images) > 1:
-            lines += _evaluation_lines(list(_leave_one_out(opt, images, network, auxiliary is None)))
+            evaluations = list(_leave_one_out(opt, images, network, auxiliary is None))
+            lines += _evaluation_lines(evaluations)
         else:
             reason = 'there is only one' if len(images) == 1 else '--no-evaluation'
             lines.append(f'Not measured: {reason}.')
@@ -121,6 +131,15 @@ def adapt(
     lines += [f'- Repeat it, or change what was chosen: `basicsr train -opt {target}/adapt.yml`']
     report = '\n'.join(lines) + '\n'
     (target / 'report.md').write_text(report, encoding='utf-8')
+    courses = {evaluation.name: evaluation.course for evaluation in evaluations}
+    write_html(
+        target / 'report.html',
+        target.name,
+        report,
+        [evaluation.comparison for evaluation in evaluations],
+        [Curves('Each pair, while a network is adapted to the others', 'steps', 'PSNR-Y of a detail, dB', courses)],
+        (target / 'adapt.yml').read_text(encoding='utf-8'),
+    )
     return report
 
 
@@ -255,7 +274,12 @@ def _quietly() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
-def _adapted_model(opt: dict, names: Sequence[str], meta_info_file: str | None = None) -> DRTLModel:
+def _adapted_model(
+    opt: dict,
+    names: Sequence[str],
+    meta_info_file: str | None = None,
+    watch: Callable[[int, nn.Module], None] | None = None,
+) -> DRTLModel:
     """A model that was adapted to the pairs of these names; its auxiliary photographs may be those of a list."""
     opt = copy.deepcopy(opt)
     opt['datasets']['train']['target']['names'] = list(names)
@@ -263,7 +287,7 @@ def _adapted_model(opt: dict, names: Sequence[str], meta_info_file: str | None =
         opt['datasets']['train']['meta_info_file'] = meta_info_file
     model = build_model(opt)
     model.start()
-    model.adapt_to_target()
+    model.adapt_to_target(watch)
     return model
 
 
@@ -271,30 +295,46 @@ def _leave_one_out(
     opt: dict, images: dict[str, tuple[np.ndarray, np.ndarray]], network: TrainedNetwork, own: bool
 ) -> Iterator[Evaluation]:
     """Adapt to all pairs but one, and restore that one; ``own``: auxiliary photographs are those of the pairs."""
+    steps = opt['drtl']['adapt']['steps']
+    looks = {round(steps * share**2) for share in np.linspace(0, 1, _LOOKS)}  # most changes in the beginning
     for name in tqdm(images, desc='leaving one out', unit='pair', disable=None):
         others = [other for other in images if other != name]
+        gt, lq = images[name]
+        detail = _detail(gt, lq, network.scale)
+        course: list[tuple[float, float]] = []
+
+        def watch(step: int, net: nn.Module, detail=detail, course=course) -> None:
+            if step in looks:
+                course.append((step, _metrics(_restored(net, detail[1], network), detail[0], network)['psnr_y']))
+
         with tempfile.TemporaryDirectory() as folder:
             listed = Path(folder, 'others.txt')
             listed.write_text(''.join(f'{other}.png\n' for other in others), encoding='utf-8')
             path = {**opt['path'], 'experiments_root': folder, 'models': folder}
-            model = _adapted_model({**opt, 'path': path}, others, str(listed) if own else None)
-        gt, lq = images[name]
-        yield Evaluation(
-            name, *(_metrics(net, gt, lq, network, model.device) for net in (network.net, model.net_g_adapted))
-        )
+            model = _adapted_model({**opt, 'path': path}, others, str(listed) if own else None, watch)
+        before, after = (_restored(net, lq, network) for net in (network.net.to(model.device), model.net_g_adapted))
+        metrics = (_metrics(restored, gt, network) for restored in (before, after))
+        yield Evaluation(name, *metrics, Comparison(name, before, after, gt), course)
 
 
-def _metrics(
-    net: nn.Module, gt: np.ndarray, lq: np.ndarray, network: TrainedNetwork, device: torch.device
-) -> dict[str, float]:
-    tensor: Tensor = torch.from_numpy(lq[..., ::-1].transpose(2, 0, 1).astype(np.float32) / 255)[None].to(device)
-    result = tensor2img(restore(net.to(device).eval(), tensor, network.scale, network.window, _TILE))
+def _detail(gt: np.ndarray, lq: np.ndarray, scale: int) -> tuple[np.ndarray, np.ndarray]:
+    """The part of a pair with most detail."""
+    side = _DETAIL * scale
+    top, left = (corner // scale for corner in busiest(gt, side))
+    part = gt[top * scale : top * scale + side, left * scale : left * scale + side]
+    return part, lq[top : top + _DETAIL, left : left + _DETAIL]
+
+
+def _restored(net: nn.Module, lq: np.ndarray, network: TrainedNetwork) -> np.ndarray:
+    device = next(net.parameters()).device
+    tensor = torch.from_numpy(lq[..., ::-1].transpose(2, 0, 1).astype(np.float32) / 255)[None].to(device)
+    return tensor2img(restore(net.eval(), tensor, network.scale, network.window, _TILE))
+
+
+def _metrics(restored: np.ndarray, gt: np.ndarray, network: TrainedNetwork) -> dict[str, float]:
+    options = {'crop_border': network.scale, 'test_y_channel': True}
     return {
-        name: float(
-            calculate_metric(
-                {'img': result, 'img2': gt}, {'type': kind, 'crop_border': network.scale, 'test_y_channel': True}
-            )
-        )
+        name: float(calculate_metric({'img': restored, 'img2': gt}, {'type': kind, **options}))
         for name, kind in _METRICS.items()
     }
 
@@ -303,17 +343,15 @@ def _evaluation_lines(evaluations: Sequence[Evaluation]) -> list[str]:
     """Markdown lines of the table, and what follows from it."""
     lines = ['Each pair restored by the network that was adapted to the others (on luma; PSNR in dB):', '']
     lines += ['| pair | PSNR before | PSNR after | SSIM before | SSIM after |', '|---|---|---|---|---|']
-    mean = Evaluation(
-        '**mean**',
-        *(
-            {key: float(np.mean([getattr(e, side)[key] for e in evaluations])) for key in _METRICS}
-            for side in ('before', 'after')
-        ),
+    before, after = (
+        {key: float(np.mean([getattr(e, side)[key] for e in evaluations])) for key in _METRICS}
+        for side in ('before', 'after')
     )
-    for e in (*evaluations, mean):
-        psnr, ssim = (f'{e.before[key]:.{d}f} | {e.after[key]:.{d}f}' for key, d in (('psnr_y', 2), ('ssim_y', 4)))
-        lines.append(f'| {e.name} | {psnr} | {ssim} |')
-    gain = mean.after['psnr_y'] - mean.before['psnr_y']
+    rows = [(e.name, e.before, e.after) for e in evaluations] + [('**mean**', before, after)]
+    for name, first, second in rows:
+        psnr, ssim = (f'{first[key]:.{d}f} | {second[key]:.{d}f}' for key, d in (('psnr_y', 2), ('ssim_y', 4)))
+        lines.append(f'| {name} | {psnr} | {ssim} |')
+    gain = after['psnr_y'] - before['psnr_y']
     verdict = f'Adapting gains {gain:.2f} dB.'
     if gain <= 0:
         verdict = f'Adapting loses {-gain:.2f} dB: the pairs teach the network nothing; keep the weights that you had.'

@@ -54,7 +54,15 @@ def test_from_pairs_to_weights(folder, quick, capsys):
     report = (folder / 'mine/report.md').read_text()
     assert report in capsys.readouterr().out
     assert {path.name for path in (folder / 'mine').iterdir()} == {
-        *('adapt.yml', 'pairs', 'report.md', 'net_g_adapted_latest.pth', 'knowledge_graph.json', 'knowledge_graph.png')
+        *(
+            'adapt.yml',
+            'pairs',
+            'report.md',
+            'report.html',
+            'net_g_adapted_latest.pth',
+            'knowledge_graph.json',
+            'knowledge_graph.png',
+        )
     }
     # A pair, restored by the weights that were given.
     lq = torch.from_numpy(cv2.imread('pairs/b_LR.png')[..., ::-1].transpose(2, 0, 1) / np.float32(255))[None]
@@ -86,8 +94,8 @@ def test_a_pair_is_judged_by_networks_that_have_not_seen_it(folder, quick, monke
     adapted = module._adapted_model
     seen = []
 
-    def watched(opt, names, meta_info_file=None):
-        model = adapted(opt, names, meta_info_file)
+    def watched(opt, names, meta_info_file=None, watch=None):
+        model = adapted(opt, names, meta_info_file, watch)
         seen.append((list(names), sorted(key.rsplit('/')[-1] for key in model.task_data.keys)))
         return model
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -34,6 +34,7 @@ from drtl_plugin.meta.learner import (
     outer_gradient,
     trainable_parameters,
 )
+from drtl_plugin.models.html_report import Comparison, curves_of_folder, write_html
 from drtl_plugin.models.report import AFTER, BEFORE, BICUBIC, results_table, save_comparison
 from drtl_plugin.models.tiles import restore
 from drtl_plugin.options import DRTLOptions
@@ -65,6 +66,12 @@ def _fit_once(pairs: Sequence[tuple[Tensor, Tensor]], photographs: Tensor) -> Ca
         _FITS.clear()
         _FITS[key] = fit
     return _FITS[key]
+
+
+def _watched(course: Iterator[nn.Module], watch: Callable[[int, nn.Module], None]) -> Iterator[nn.Module]:
+    for step, net in enumerate(course):
+        watch(step, net)
+        yield net
 
 
 class _RenamedLoader:
@@ -430,10 +437,14 @@ class DRTLModel(SRModel):
         """What is tested: the moving average where there is one."""
         return self.net_g_ema if hasattr(self, 'net_g_ema') else self.get_bare_model(self.net_g)
 
-    def adapt_to_target(self) -> None:
+    def adapt_to_target(self, watch: Callable[[int, nn.Module], None] | None = None) -> None:
         """Adapt a copy of the network to the target's support set; see ``net_g_adapted``.
 
         The patches are drawn from generators of their own, so that adapting leaves the course of training alone.
+
+        Args:
+            watch (Callable | None): Called with the number of steps and the adapted network, before the first step
+                and after each; it must not change the network.
         """
         options = self.drtl.adapt
         pairs, steps = self.target_pairs, options.steps
@@ -447,7 +458,8 @@ class DRTLModel(SRModel):
             get_root_logger().info(f'Held-out pairs are restored best after {steps} of {options.steps} steps.')
         course = self.adaptation_course(pairs, steps)
         course = tqdm(course, total=steps + 1, desc='adaptation', disable=None, leave=False)
-        self.net_g_adapted = last(self._until_stopping(course))
+        course = self._until_stopping(course)
+        self.net_g_adapted = last(course if watch is None else _watched(course, watch))
 
     def _until_stopping(self, course: Iterator[nn.Module]) -> Iterator[nn.Module]:
         """A course that ends early where the run is to end: its rest is not worth waiting for, and not saved."""
@@ -612,7 +624,7 @@ class DRTLModel(SRModel):
         self.call_hook('after_load_checkpoint', checkpoint=resume_state)
 
     def finish(self) -> str:
-        """End the run, in the first process: call the hooks' ``after_train``, write the comparison picture.
+        """End the run, in the first process: call the hooks' ``after_train``, write comparison picture and report.
 
         Returns:
             str: What came out, for the last lines that the user sees.
@@ -623,4 +635,13 @@ class DRTLModel(SRModel):
             if name.endswith(BICUBIC):
                 dataset = name[: -len(BICUBIC)]
                 save_comparison(root / f'comparison_{dataset}.png', self._compared, dataset)
-        return f'Weights, knowledge graph and pictures are in {root}.\n{results_table(self.validation_results)}'
+        results = results_table(self.validation_results)
+        comparisons = []
+        for name in (name for name in self._compared if name.endswith(AFTER)):
+            dataset = name[: -len(AFTER)]
+            pairs = zip(self._compared[dataset + BEFORE], self._compared[name])
+            for number, ((before, gt), (after, _)) in enumerate(pairs, 1):
+                comparisons.append(Comparison(f'{dataset} {number}', before, after, gt))
+        options = ''.join(path.read_text(encoding='utf-8') for path in sorted(root.glob('*.yml')))
+        write_html(root / 'report.html', self.opt['name'], results, comparisons, curves_of_folder(root), options)
+        return f'Weights, knowledge graph, pictures and report.html are in {root}.\n{results}'

@@ -50,7 +50,7 @@ def save_comparison(path: Path, images: Mapping[str, Sequence[tuple[np.ndarray, 
     rows = []
     for results in zip(*shown.values()):
         gt = results[0][1]
-        top, left = _busiest(gt)
+        top, left = busiest(gt, _TILE)
         tiles = [result for result, _ in results] + [gt]
         rows.append(np.hstack([tile[top : top + _TILE, left : left + _TILE] for tile in tiles]))
     if not rows:
@@ -65,9 +65,10 @@ def save_comparison(path: Path, images: Mapping[str, Sequence[tuple[np.ndarray, 
     path.write_bytes(cv2.imencode('.png', np.vstack([head, *rows]))[1].tobytes())
 
 
-def _busiest(gt: np.ndarray) -> tuple[int, int]:
-    """Corner of the tile with the strongest gradients."""
+def busiest(gt: np.ndarray, side: int) -> tuple[int, int]:
+    """Corner, top and left, of the square with the strongest gradients."""
     grey = cv2.cvtColor(gt, cv2.COLOR_BGR2GRAY)
-    detail = cv2.boxFilter(np.abs(cv2.Laplacian(grey, cv2.CV_32F)), -1, (_TILE, _TILE), anchor=(0, 0))
-    height, width = (max(extent - _TILE + 1, 1) for extent in grey.shape)
-    return np.unravel_index(np.argmax(detail[:height, :width]), (height, width))
+    detail = cv2.boxFilter(np.abs(cv2.Laplacian(grey, cv2.CV_32F)), -1, (side, side), anchor=(0, 0))
+    height, width = (max(extent - side + 1, 1) for extent in grey.shape)
+    top, left = np.unravel_index(np.argmax(detail[:height, :width]), (height, width))
+    return int(top), int(left)
