@@ -26,6 +26,7 @@ test-slow: .venv/installed-dev
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 .venv/bin/pip:
 	@test -n "$(PYTHON)" || { echo 'drtl_plugin needs Python 3.9, 3.10, 3.11 or 3.12 (basicsr cannot be built on' \

@@ -20,6 +20,7 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['drtl_plugin', 'drtl_plugin.*']),
+    package_data={'drtl_plugin': ['py.typed']},
     # The build of basicsr 1.4.2 itself fails from Python 3.13 on; the marker keeps pip from trying before it looks at
     # python_requires.
     python_requires='>=3.9,<3.13',
@@ -35,8 +36,8 @@ setup(
         # higher and torchopt: what outer gradients are checked against.
         # spandrel: what others read our weights with.
         'dev': [
-            *('pytest>=8', 'pytest-cov', 'pytest-xdist', 'hypothesis', 'ruff==0.17.6', 'higher', 'torchopt'),
-            *('spandrel', 'jsonschema', *EXPORT),
+            *('pytest>=8', 'pytest-cov', 'pytest-xdist', 'hypothesis', 'ruff==0.17.6', 'mypy', 'higher'),
+            *('torchopt', 'spandrel', 'jsonschema', *EXPORT),
         ],
         'export': EXPORT,
     },

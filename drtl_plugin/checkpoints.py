@@ -164,10 +164,10 @@ def thin_out(opt: dict, current_iter: int, best: Iterable[int]) -> None:
 
 def random_state() -> dict:
     """The states of the generators that everyone shares, as tensors and plain values."""
-    name, words, *position = np.random.get_state()
+    name, words, *position = np.random.get_state(legacy=True)
     return {
         'python': random.getstate(),
-        'numpy': (name, torch.from_numpy(words.astype(np.int64)), *position),
+        'numpy': (name, torch.from_numpy(np.asarray(words).astype(np.int64)), *position),
         'torch': torch.get_rng_state(),
         'cuda': torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }

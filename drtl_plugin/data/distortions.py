@@ -330,7 +330,7 @@ def _parse_task(entry: Any, scale: int, where: str) -> DistortionTask:
     if reductions > 1:
         raise OptionError(f'{where}: {REDUCTION} stands more than once.')
     if not reductions:
-        first_lq = next((i for i, step in enumerate(steps) if not step.kind.on_gt_grid), len(steps))
+        first_lq = next((i for i, step in enumerate(steps) if step.kind and not step.kind.on_gt_grid), len(steps))
         steps.insert(first_lq, Step(None))
     if label is None:
         label = ' + '.join(step.label() for step in steps if step.kind is not None) or REDUCTION
@@ -400,7 +400,7 @@ def default_library(scale: int) -> list[dict]:
                     steps.append({'name': 'jpeg', 'quality': quality})
                 entries.append({'name': COMPOSE, 'label': f'{blur} {noise} {compression}', 'steps': steps})
     wide = [0.15 * scale, 0.75 * scale]
-    others = [
+    others: list[dict] = [
         {'name': 'anisotropic_blur', 'sigma_x': wide, 'sigma_y': wide, 'kernel_size': kernel_size},
         {'name': 'plateau_blur', 'sigma': [0.2 * scale, 0.6 * scale], 'kernel_size': kernel_size},
         {'name': 'sinc', 'cutoff': [0.8 * math.pi / scale, min(1.6 / scale, 1) * math.pi], 'kernel_size': kernel_size},

@@ -70,12 +70,13 @@ def adaptation(
         decay = min(ema_decay, (1 + step) / (10 + step))
         with torch.no_grad():
             for name, rate in (rates or {}).items():
-                if learned[name].grad is not None:
-                    learned[name].sub_(rate * learned[name].grad)
+                gradient = learned[name].grad
+                if gradient is not None:
+                    learned[name].sub_(rate * gradient)
             for average, current in zip(averaged.parameters(), student.parameters()):
                 average.lerp_(current, 1 - decay)
-            for average, current in zip(averaged.buffers(), student.buffers()):
-                average.copy_(current)
+            for kept, new in zip(averaged.buffers(), student.buffers()):
+                kept.copy_(new)
         yield averaged
 
 

@@ -188,9 +188,9 @@ def outer_gradient(
     adapted = inner_loop(loss, parameters, [support] * steps, rates, first_order=algorithm == 'fomaml')
     query_loss = loss(adapted, query)
     learned = {name: rate for name, rate in rates.items() if isinstance(rate, Tensor) and rate.requires_grad}
-    gradients = gradients_of(query_loss, [*parameters.values(), *learned.values()])
+    outer = gradients_of(query_loss, [*parameters.values(), *learned.values()])
     return OuterGradient(
-        dict(zip(parameters, gradients)), dict(zip(learned, gradients[len(parameters) :])), query_loss.detach()
+        dict(zip(parameters, outer)), dict(zip(learned, outer[len(parameters) :])), query_loss.detach()
     )
 
 

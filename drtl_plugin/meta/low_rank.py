@@ -54,7 +54,8 @@ def add_low_rank(net: nn.Module, rank: int) -> None:
     net.requires_grad_(False)
     generator = torch.Generator().manual_seed(0)
     for module in _adapted_modules(net):
-        parametrize.register_parametrization(module, 'weight', LowRankUpdate(module.weight, rank, generator))
+        update = LowRankUpdate(module.get_parameter('weight'), rank, generator)
+        parametrize.register_parametrization(module, 'weight', update)
 
 
 def merge_low_rank(net: nn.Module) -> nn.Module:

@@ -53,25 +53,27 @@ class Part:
 
     def place(self, scale: int) -> tuple[slice, slice]:
         """Where the tile lies in the restored image."""
-        return tuple(slice(s.start * scale, s.stop * scale) for s in self.inner)
+        rows, columns = (slice(s.start * scale, s.stop * scale) for s in self.inner)
+        return rows, columns
 
     def kept(self, scale: int) -> tuple[slice, slice]:
         """What is kept of the network's output."""
-        return tuple(
+        rows, columns = (
             slice((s.start - seen.start) * scale, (s.stop - seen.start) * scale)
             for s, seen in zip(self.inner, self.seen)
         )
+        return rows, columns
 
 
 def parts(height: int, width: int, tile: int, overlap: int) -> list[Part]:
     """The tiles of an image of ``(height, width)`` low-quality pixels; see :func:`restore`."""
-    return [
-        Part(
-            tuple(slice(max(s.start - overlap, 0), min(s.stop + overlap, e)) for s, e in zip(inner, (height, width))),
-            inner,
+    result = []
+    for inner in itertools.product(_intervals(height, tile), _intervals(width, tile)):
+        rows, columns = (
+            slice(max(s.start - overlap, 0), min(s.stop + overlap, extent)) for s, extent in zip(inner, (height, width))
         )
-        for inner in itertools.product(_intervals(height, tile), _intervals(width, tile))
-    ]
+        result.append(Part((rows, columns), inner))
+    return result
 
 
 def _intervals(extent: int, largest: int) -> list[slice]:

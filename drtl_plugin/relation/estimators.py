@@ -90,6 +90,7 @@ def mean_embedding(net_r: nn.Module, lq: Tensor, gt: Tensor) -> Tensor:
 
 def embedding_relation(question: RelationQuestion) -> KnowledgeGraph:
     """The paper's relation: cosines between the tasks' mean embeddings (arXiv 2111.13078, knowledge graph)."""
+    assert question.net_r is not None
     evidence = question.draw_evidence()
     auxiliary = [mean_embedding(question.net_r, lq, evidence.auxiliary_gt) for lq in evidence.auxiliary_lq]
     target = mean_embedding(question.net_r, evidence.target_lq, evidence.target_gt)

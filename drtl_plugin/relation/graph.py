@@ -71,7 +71,8 @@ class KnowledgeGraph:
             nearest = max((j for j in range(num) if j != i), key=lambda j: self.edges[i, j], default=i)
             axes.plot(*zip(points[i], points[nearest]), color='tab:orange', alpha=0.5, linewidth=1, zorder=1)
         area = [40 + 220 * w for w in weights.tolist()]
-        nodes = axes.scatter(*zip(*points), s=area, c=relation, cmap='viridis', vmin=-1, vmax=1, zorder=2)
+        x, y = zip(*points)
+        nodes = axes.scatter(x, y, s=area, c=relation, cmap='viridis', vmin=-1, vmax=1, zorder=2)
         axes.scatter([0], [0], s=260, color='tab:red', marker='*', zorder=3)
         axes.annotate('target', (0, 0), (0, 10), textcoords='offset points', ha='center')
         for label, point, weight, size in zip(self.labels, points, weights.tolist(), area):
