@@ -1,0 +1,50 @@
+"""The examples of docs/extending.md, run as a user would."""
+
+import csv
+import re
+import sys
+
+import yaml
+from basicsr.utils.registry import METRIC_REGISTRY
+
+from drtl_plugin import cli
+from drtl_plugin.data import distortions
+from drtl_plugin.meta import META_HOOK_REGISTRY
+from tests.conftest import OPTIONS
+
+TEXT = (OPTIONS.parent / 'docs/extending.md').read_text(encoding='utf-8')
+
+
+def merge(into: dict, other: dict) -> None:
+    for key, value in other.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            merge(into[key], value)
+        elif isinstance(value, list) and key == 'hooks':
+            into[key] = [*into.get(key, []), *value]
+        else:
+            into[key] = value
+
+
+def test_the_examples_run(workdir, quick_opt, write_opt, monkeypatch):
+    code = re.findall(r'```python\n(.*?)```', TEXT, re.DOTALL)
+    options = [yaml.safe_load(block) for block in re.findall(r'```yaml\n(.*?)```', TEXT, re.DOTALL)]
+    assert len(code) == len(options) == 3
+    (workdir / 'my_parts.py').write_text('\n'.join(code))
+    monkeypatch.syspath_prepend(workdir)
+    for registry in (META_HOOK_REGISTRY, METRIC_REGISTRY):
+        monkeypatch.setattr(registry, '_obj_map', dict(registry._obj_map))
+    monkeypatch.setattr(distortions, 'DISTORTIONS', dict(distortions.DISTORTIONS))
+    for section in options:
+        merge(quick_opt, section)
+    quick_opt['drtl']['weighting'].update(effective_tasks=1.5)
+    try:
+        assert cli.main(['train', '--import', 'my_parts', '-opt', write_opt(quick_opt)]) == 0
+    finally:
+        sys.modules.pop('my_parts', None)
+    root = workdir / 'experiments' / quick_opt['name']
+    (log,) = root.glob('train_*.log')
+    assert 'weighs most.' in log.read_text()
+    with open(root / 'metrics.csv', newline='') as file:
+        errors = [float(row['value']) for row in csv.DictReader(file) if row['metric'] == 'mae']
+    assert errors and all(0 < error < 255 for error in errors)
+    assert 'vignette' in (root / 'weights.csv').read_text()
