@@ -121,7 +121,12 @@ def adapt(
         lines += [relation_table(model.graph, model.weights), '```', '', '## What the pairs are worth', '']
         evaluations = []
         if evaluates and len(images) > 1:
-            evaluations = list(_leave_one_out(opt, images, network, auxiliary is None))
+            try:
+                evaluations = list(_leave_one_out(opt, images, network))
+            except BaseException:  # what was adapted is there, and whole
+                lines.append('Not measured: it failed.')
+                (target / 'report.md').write_text('\n'.join([*lines, '']), encoding='utf-8')
+                raise
             lines += _evaluation_lines(evaluations)
         else:
             reason = 'there is only one' if len(images) == 1 else '--no-evaluation'
@@ -277,14 +282,14 @@ def _quietly() -> Iterator[None]:
 def _adapted_model(
     opt: dict,
     names: Sequence[str],
-    meta_info_file: str | None = None,
+    auxiliary: str | None = None,
     watch: Callable[[int, nn.Module], None] | None = None,
 ) -> DRTLModel:
-    """A model that was adapted to the pairs of these names; its auxiliary photographs may be those of a list."""
+    """A model that was adapted to the pairs of these names; its auxiliary photographs may be of another folder."""
     opt = copy.deepcopy(opt)
     opt['datasets']['train']['target']['names'] = list(names)
-    if meta_info_file is not None:
-        opt['datasets']['train']['meta_info_file'] = meta_info_file
+    if auxiliary is not None:
+        opt['datasets']['train']['dataroot_gt'] = auxiliary
     model = build_model(opt)
     model.start()
     model.adapt_to_target(watch)
@@ -292,9 +297,9 @@ def _adapted_model(
 
 
 def _leave_one_out(
-    opt: dict, images: dict[str, tuple[np.ndarray, np.ndarray]], network: TrainedNetwork, own: bool
+    opt: dict, images: dict[str, tuple[np.ndarray, np.ndarray]], network: TrainedNetwork
 ) -> Iterator[Evaluation]:
-    """Adapt to all pairs but one, and restore that one; ``own``: auxiliary photographs are those of the pairs."""
+    """Adapt to all pairs but one, whose good photograph is no auxiliary one either, and restore that one."""
     steps = opt['drtl']['adapt']['steps']
     looks = {round(steps * share**2) for share in np.linspace(0, 1, _LOOKS)}  # most changes in the beginning
     for name in tqdm(images, desc='leaving one out', unit='pair', disable=None):
@@ -308,13 +313,26 @@ def _leave_one_out(
                 course.append((step, _metrics(_restored(net, detail[1], network), detail[0], network)['psnr_y']))
 
         with tempfile.TemporaryDirectory() as folder:
-            listed = Path(folder, 'others.txt')
-            listed.write_text(''.join(f'{other}.png\n' for other in others), encoding='utf-8')
+            photographs = Path(folder, 'photographs')
+            photographs.mkdir()
+            _link_others(Path(opt['datasets']['train']['dataroot_gt']), photographs, gt)
             path = {**opt['path'], 'experiments_root': folder, 'models': folder}
-            model = _adapted_model({**opt, 'path': path}, others, str(listed) if own else None, watch)
+            model = _adapted_model({**opt, 'path': path}, others, str(photographs), watch)
         before, after = (_restored(net, lq, network) for net in (network.net.to(model.device), model.net_g_adapted))
         metrics = (_metrics(restored, gt, network) for restored in (before, after))
         yield Evaluation(name, *metrics, Comparison(name, before, after, gt), course)
+
+
+def _link_others(source: Path, target: Path, held_out: np.ndarray) -> None:
+    """Put all photographs of a folder into another one, but those that show what is held out, pixel for pixel."""
+    for name in image_names(str(source), 'auxiliary photographs'):
+        path = source / name
+        if image_size(str(path)) == held_out.shape[:2] and np.array_equal(_read(path), held_out):
+            continue
+        try:
+            os.symlink(path, target / name)
+        except OSError:  # Windows asks for a right
+            shutil.copy(path, target / name)
 
 
 def _detail(gt: np.ndarray, lq: np.ndarray, scale: int) -> tuple[np.ndarray, np.ndarray]:

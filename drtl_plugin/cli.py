@@ -30,7 +30,7 @@ from drtl_plugin.data.published_data import PAIRED_DATASETS, prepare_pairs, prep
 from drtl_plugin.data.sample_data import SAMPLE_ROOT, prepare_sample_data
 from drtl_plugin.distributed import abandon, end_dist, of_first_process
 from drtl_plugin.errors import DataError, DRTLError, OptionError
-from drtl_plugin.export import export_onnx, export_spandrel
+from drtl_plugin.export import export_onnx, export_spandrel, require_other_file
 from drtl_plugin.models import DRTLModel
 from drtl_plugin.options import DRTLOptions, parse_options
 from drtl_plugin.relation.estimators import NEED_TRAINED_NETWORK
@@ -300,6 +300,7 @@ def _upscale(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
+    require_other_file(args.onnx or args.spandrel, args.weights)
     network = load_trained(args.weights, args.opt)
     if args.spandrel is not None:
         export_spandrel(network, args.spandrel)

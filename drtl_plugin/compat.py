@@ -240,8 +240,8 @@ def save_whole_checkpoints() -> bool:
     @master_only
     def save_network(self, net, net_label, current_iter, param_key='params'):
         """Save networks, each under its key, as ``models/NET_LABEL_ITERATION.pth``."""
-        options = self.opt.get(f'network_{net_label.split("_")[1]}')
-        content = {'network': _plain(options), 'scale': self.opt.get('scale', 1)}
+        options = self.opt.get(f'network_{net_label.partition("_")[2].split("_")[0]}')
+        content = {} if options is None else {'network': _plain(options), 'scale': self.opt.get('scale', 1)}
         for one, key in zip(*(value if isinstance(value, list) else [value] for value in (net, param_key))):
             state = self.get_bare_model(one).state_dict()
             content[key] = OrderedDict((name[7 * name.startswith('module.') :], w.cpu()) for name, w in state.items())

@@ -32,6 +32,12 @@ _RCAN_RANGE = 255
 _TOLERANCE = 1e-4
 
 
+def require_other_file(path: str, weights: str) -> None:
+    """Raise DataError if an export would take the place of the weights."""
+    if Path(path).resolve() == Path(weights).resolve():
+        raise DataError(f'{path} holds the weights that are to be exported; choose another name.')
+
+
 def export_onnx(network: TrainedNetwork, path: str) -> float:
     """Write a network as ONNX, for images of any size, and compare what onnxruntime makes of it, at three sizes.
 

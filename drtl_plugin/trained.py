@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
+import torch
 from basicsr.archs import build_network
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import nn
 
 from drtl_plugin import checkpoints
 from drtl_plugin.errors import DataError, OptionError, registered
-from drtl_plugin.options import OptionLoader
+from drtl_plugin.options import load_option_file, number
 
 
 @dataclass(frozen=True)
@@ -75,22 +76,47 @@ def load_trained(path: str, option_file: str | None = None) -> TrainedNetwork:
         raise DataError(
             f'--weights: {path} does not fit the network_g of {where} ({" ".join(str(error).split())[:300]}).'
         ) from None
-    return TrainedNetwork(net.eval(), network, scale)
+    trained = TrainedNetwork(net.eval(), network, scale)
+    _rehearse(trained, where)
+    return trained
+
+
+def _rehearse(trained: TrainedNetwork, where: str) -> None:
+    """Restore a small grey image, since weights fit networks of other scales, too.
+
+    Raises:
+        DataError: If the result has another size, or is none.
+    """
+    side = trained.window * -(-24 // trained.window)
+    try:
+        with torch.no_grad():
+            result = trained.net(torch.full((1, 3, side, side), 0.5))
+    except RuntimeError as error:
+        raise DataError(f'{where}: the network restores no colour images ({" ".join(str(error).split())}).') from None
+    if result.shape[-1] != side * trained.scale:
+        raise DataError(
+            f'{where}: scale is {trained.scale}, but the network enlarges {result.shape[-1] / side:g} times.'
+        )
+    if not result.isfinite().all():
+        raise DataError(f'{where}: the network makes infinite numbers, or none, of a grey image; it is damaged.')
 
 
 def _description(content: Any, path: str, option_file: str | None) -> tuple[dict, int, str]:
     """``network_g``, scale, and the file that they stand in."""
     if option_file is None and isinstance(content.get('network'), dict):
-        return content['network'], int(content.get('scale', 1)), path
-    files = (
-        [Path(option_file)] if option_file is not None else sorted(Path(path).absolute().parent.parent.glob('*.yml'))
-    )
-    if not files:
-        raise OptionError(f'--weights: {path} does not say which network it is of; name its option file by -opt.')
-    try:
-        opt = yaml.load(files[0].read_text(encoding='utf-8'), OptionLoader)
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise OptionError(f'{files[0]}: cannot be read ({" ".join(str(error).split())}).') from None
-    if not isinstance(opt, dict) or not isinstance(opt.get('network_g'), dict):
-        raise OptionError(f'{files[0]}: expected an option file with network_g and scale.')
-    return opt['network_g'], int(opt.get('scale', 1)), str(files[0])
+        return content['network'], _scale(content, path), path
+    if option_file is not None:
+        opt = load_option_file(option_file)
+        if not isinstance(opt.get('network_g'), dict):
+            raise OptionError(f'{option_file}: expected an option file with network_g and scale.')
+        return opt['network_g'], _scale(opt, option_file), option_file
+    for file in sorted(Path(path).absolute().parent.parent.glob('*.yml')):
+        with contextlib.suppress(OptionError):  # of something else
+            opt = load_option_file(str(file))
+            if isinstance(opt.get('network_g'), dict):
+                return opt['network_g'], _scale(opt, str(file)), str(file)
+    raise OptionError(f'--weights: {path} does not say which network it is of; name its option file by -opt.')
+
+
+def _scale(opt: dict, where: str) -> int:
+    return number(opt.get('scale', 1), int, f'{where}: scale', 1)

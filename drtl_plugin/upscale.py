@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from drtl_plugin.data.image_files import IMAGE_SUFFIXES, image_names, is_turned
+from drtl_plugin.data.image_files import IMAGE_SUFFIXES, image_names, orientation, upright
 from drtl_plugin.errors import DataError, OptionError
 from drtl_plugin.models.tiles import parts, restore
 from drtl_plugin.trained import TrainedNetwork
@@ -67,11 +67,13 @@ def upscale(
         with torch.autocast(device.type, torch.float16, enabled=half):
             return restore(net, lq.to(device), network.scale, network.window).float().cpu()
 
-    written, failed = [], []
+    written: list[Path] = []
+    failed: list[str] = []
+    taken = {path.resolve() for pair in pairs for path in pair}
     for image, result in tqdm(pairs, unit='image', disable=None):
         try:
-            written.append(_upscale_file(restored, image, result, network.scale, tile, overlap))
-        except (DataError, OSError, RuntimeError, cv2.error, MemoryError) as error:
+            written.append(_upscale_file(restored, image, result, network.scale, tile, overlap, taken))
+        except (DataError, OSError, RuntimeError, ValueError, cv2.error, MemoryError) as error:
             failed.append(f'{image}: {" ".join(str(error).split()).removeprefix(f"{image}: ")}')
             tqdm.write(f'basicsr: warning: {failed[-1]}', file=sys.stderr)
     return written, failed
@@ -101,12 +103,23 @@ def _pairs(source: str, target: str, suffix: str, ext: str) -> list[tuple[Path, 
 
 
 def _upscale_file(
-    restored: Callable[[Tensor], Tensor], path: Path, result: Path, scale: int, tile: int, overlap: int
+    restored: Callable[[Tensor], Tensor],
+    path: Path,
+    result: Path,
+    scale: int,
+    tile: int,
+    overlap: int,
+    taken: set[Path],
 ) -> Path:
     img = _read(path)
     alpha = img.shape[-1] == 4
     if alpha and result.suffix.lower() not in _WITH_ALPHA:
         result = result.with_suffix('.png')
+        if result.resolve() in taken:
+            raise DataError(
+                f'{path}: has an alpha channel, which {result} is to hold, but that is taken; use --suffix.'
+            )
+        taken.add(result.resolve())
     if img.dtype == np.uint16 and result.suffix.lower() not in _DEEP:
         img = np.round(img / 257).astype(np.uint8)
     result.parent.mkdir(parents=True, exist_ok=True)
@@ -124,7 +137,9 @@ def _read(path: Path) -> np.ndarray:
     if img is None:
         raise DataError(f'{path}: cannot be read as an image; it is damaged, cut short or of another kind.')
     # Alone among the ways of reading, the one that keeps alpha does not turn images upright.
-    if img.ndim == 2 or img.shape[-1] != 4 or is_turned(str(path)):
+    if img.ndim == 3 and img.shape[-1] == 4:
+        img = upright(img, orientation(str(path)))
+    else:
         img = cv2.imdecode(content, cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR)
     if img.dtype not in (np.uint8, np.uint16):
         raise DataError(f'{path}: holds {img.dtype} values; images of 8 and 16 bits can be restored.')
@@ -161,6 +176,8 @@ def upscale_array(
             outputs.append(restored(lq)[0].numpy().transpose(1, 2, 0)[part.kept(scale)])
         colour = outputs[0][..., ::-1] if channels >= 3 else outputs[0].mean(axis=-1, keepdims=True)
         output = np.concatenate([colour, *(grey.mean(axis=-1, keepdims=True) for grey in outputs[1:])], axis=-1)
+        if not np.isfinite(output).all():
+            raise DataError('the network makes infinite numbers of it, or none; try --fp32.')
         result[part.place(scale)] = np.round(np.clip(output, 0, 1) * peak)
     return result
 

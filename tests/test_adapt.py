@@ -94,8 +94,8 @@ def test_a_pair_is_judged_by_networks_that_have_not_seen_it(folder, quick, monke
     adapted = module._adapted_model
     seen = []
 
-    def watched(opt, names, meta_info_file=None, watch=None):
-        model = adapted(opt, names, meta_info_file, watch)
+    def watched(opt, names, *arguments):
+        model = adapted(opt, names, *arguments)
         seen.append((list(names), sorted(key.rsplit('/')[-1] for key in model.task_data.keys)))
         return model
 
@@ -104,6 +104,43 @@ def test_a_pair_is_judged_by_networks_that_have_not_seen_it(folder, quick, monke
     whole, *folds = seen
     assert whole == (['a', 'b', 'c'], ['a.png', 'b.png', 'c.png'])
     assert folds == [(list(names), [f'{name}.png' for name in names]) for names in ('bc', 'ac', 'ab')]
+
+
+def test_what_is_held_out_is_no_auxiliary_photograph(folder, quick, monkeypatch):
+    """Nor under another name, in a folder of its own; and names may be any."""
+    (folder / 'good').mkdir()
+    _, scene = pair()
+    cv2.imwrite('good/scene.png', scene)
+    for old in (folder / 'pairs').glob('c_*'):
+        old.rename(old.with_name(old.name.replace('c_', 'Screenshot 2024-01-01 at 10.15.31 AM_')))
+    for i, path in enumerate(sorted((folder / 'pairs').glob('*_HR.png'))):
+        cv2.imwrite(f'good/copy_{i}.png', cv2.imread(str(path)))
+    adapted = module._adapted_model
+    seen = []
+
+    def watched(*arguments):
+        model = adapted(*arguments)
+        seen.append(sorted(key.rsplit('/')[-1] for key in model.task_data.keys))
+        return model
+
+    monkeypatch.setattr(module, '_adapted_model', watched)
+    module.adapt('pairs', 'w.pth', 'mine', steps=1, auxiliary='good')
+    whole, *folds = seen
+    assert whole == ['copy_0.png', 'copy_1.png', 'copy_2.png', 'scene.png']
+    names = ('Screenshot 2024-01-01 at 10.15.31 AM', 'a', 'b')
+    assert [path.stem for path in sorted((folder / 'mine/pairs/gt').iterdir())] == list(names)
+    assert folds == [[name for name in whole if name != f'copy_{i}.png'] for i in range(3)]
+
+
+def test_a_failed_evaluation_leaves_what_was_adapted(folder, quick, monkeypatch):
+    def fail(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, '_leave_one_out', fail)
+    with pytest.raises(KeyboardInterrupt):
+        module.adapt('pairs', 'w.pth', 'mine', steps=1)
+    assert (folder / 'mine/net_g_adapted_latest.pth').is_file()
+    assert 'Not measured: it failed.' in (folder / 'mine/report.md').read_text()
 
 
 def test_pairs_that_lie_apart(folder, quick):

@@ -78,7 +78,9 @@ class TestSave:
         net = torch.nn.Linear(2, 2)
         model.save_network([net, net], 'net_g', 7, param_key=['params', 'params_ema'])
         content = torch.load(tmp_path / 'net_g_7.pth', weights_only=True)
-        assert set(content) == {'params', 'params_ema', 'network', 'scale'}
+        assert set(content) == {'params', 'params_ema'}  # and no network, of which the options say nothing
+        model.save_network(net, 'generator', 7)
+        assert (tmp_path / 'generator_7.pth').is_file()
         assert torch.equal(content['params_ema']['weight'], net.weight)
         monkeypatch.setattr(checkpoints.os, 'fsync', lambda _: (_ for _ in ()).throw(OSError(errno.EIO, 'bad disk')))
         with pytest.raises(SaveError, match='bad disk'):

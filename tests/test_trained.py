@@ -123,12 +123,49 @@ class TestLoadTrained:
             ({'params': {'w': torch.ones(1)}, 'network': network}, DataError, 'w.pth does not fit the network_g of'),
             ({'params': {'w': torch.ones(1)}, 'network': {'type': 'EDSRR'}}, OptionError, "did you mean 'EDSR'"),
             ({'params': {'w': torch.ones(1)}, 'network': {'a': 1}}, OptionError, 'expected a section with a type'),
+            (
+                {'params': {'w': torch.ones(1)}, 'network': network, 'scale': 'x'},
+                OptionError,
+                'scale: expected a whole',
+            ),
         ],
     )
     def test_others_are_named(self, workdir, write, content, error, message):
         write(content)
         with pytest.raises(error, match=message):
             load_trained(str(workdir / 'models/w.pth'))
+
+    def test_files_of_other_things_are_passed_over(self, workdir, weights, write):
+        write(weights)
+        (workdir / 'environment.yml').write_text('dependencies: [python]')
+        (workdir / 'broken.yml').write_text('a: [')
+        with pytest.raises(OptionError, match='does not say which network it is of'):
+            load_trained(str(workdir / 'models/w.pth'))
+        (workdir / 'my.yml').write_text(yaml.safe_dump({'network_g': self.network, 'scale': 4}))
+        self.assert_loads(workdir, weights)
+
+    @pytest.mark.parametrize('scale', [None, 1, 2])
+    def test_other_scales_are_named(self, workdir, weights, write, scale):
+        write(weights)
+        (workdir / 'my.yml').write_text(yaml.safe_dump({'network_g': self.network, 'scale': scale or 1}))
+        with pytest.raises(DataError, match=rf'my\.yml: scale is {scale or 1}, but the network enlarges 4 times'):
+            load_trained(str(workdir / 'models/w.pth'))
+
+    def test_weights_that_are_no_numbers_are_named(self, workdir, weights, write):
+        weights['conv_first.bias'][0] = float('inf')
+        weights['conv_first.bias'][1] = float('nan')
+        write({'params': weights, 'network': self.network, 'scale': 4})
+        with pytest.raises(DataError, match='infinite numbers, or none, of a grey image'):
+            load_trained(str(workdir / 'models/w.pth'))
+
+
+@pytest.mark.parametrize('kind', ['onnx', 'spandrel'])
+def test_exports_do_not_take_the_place_of_weights(workdir, quick_opt, write_opt, capsys, kind):
+    path = trained(workdir, quick_opt, write_opt, quick_opt['network_g'])
+    before = open(path, 'rb').read()
+    assert cli.main(['export', '--weights', path, f'--{kind}', path]) == 2
+    assert 'holds the weights that are to be exported; choose another name' in capsys.readouterr().err
+    assert open(path, 'rb').read() == before
 
 
 @pytest.mark.parametrize('network', [*NETWORKS, TestLoadTrained.network], ids=[*NAMES, 'EDSR'])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from basicsr.archs import build_network
-from PIL import Image
+from PIL import Image, ImageOps
 from skimage import data
 
 from drtl_plugin.errors import DataError, OptionError
@@ -90,6 +90,50 @@ def test_alpha_is_restored_too(tmp_path, network):
     assert np.array_equal(result[..., :3], np.round(restored(network, COFFEE / 255) * 255))
     wanted = restored(network, np.repeat(alpha[..., None] / 255, 3, axis=-1)).mean(axis=-1)
     assert np.abs(result[..., 3] / 255 - wanted).max() < 1 / 255
+
+
+@pytest.mark.parametrize('source, target, ext', [('in/a.png', 'in/a.jpg', 'auto'), ('in', 'in', 'jpg')])
+def test_alpha_takes_no_photographs_place(tmp_path, monkeypatch, network, source, target, ext):
+    monkeypatch.chdir(tmp_path)
+    Path('in').mkdir()
+    Image.fromarray(np.dstack([COFFEE, COFFEE[..., 0]])).save('in/a.png')
+    before = Path('in/a.png').read_bytes()
+    written, (line,) = upscale(network, source, target, ext=ext)
+    assert not written
+    assert line == 'in/a.png: has an alpha channel, which in/a.png is to hold, but that is taken; use --suffix.'
+    assert Path('in/a.png').read_bytes() == before
+    assert [path.name for path in Path('in').iterdir()] == ['a.png']
+
+
+def test_two_images_with_alpha_do_not_become_one(tmp_path, network):
+    (tmp_path / 'in').mkdir()
+    for suffix in ('png', 'webp'):
+        Image.fromarray(np.dstack([COFFEE, COFFEE[..., 0]])).save(tmp_path / f'in/a.{suffix}')
+    Image.fromarray(COFFEE).save(tmp_path / 'in/b.png')
+    with pytest.raises(DataError, match='would both become'):
+        upscale(network, str(tmp_path / 'in'), str(tmp_path / 'out'), ext='jpg')
+
+
+@pytest.mark.parametrize('orientation', range(1, 9))
+def test_alpha_is_turned_upright_as_pillow_does(tmp_path, network, capsys, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(np.dstack([COFFEE, COFFEE[..., 0]])).save(tmp_path / 'a.png', exif=exif)
+    upscale(network, str(tmp_path / 'a.png'), str(tmp_path / 'out'))
+    turned = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / 'a.png')))
+    result = np.asarray(Image.open(tmp_path / 'out/a.png'))
+    assert np.array_equal(result[..., :3], np.round(restored(network, turned[..., :3] / 255) * 255))
+    assert result.shape[-1] == 4
+    assert 'dropped' not in capsys.readouterr().err
+
+
+def test_infinite_results_are_no_images(tmp_path, network):
+    Image.fromarray(COFFEE).save(tmp_path / 'a.png')
+    with torch.no_grad():
+        network.net.conv_last.bias.fill_(np.nan)
+    written, (line,) = upscale(network, str(tmp_path / 'a.png'), str(tmp_path / 'out'))
+    assert not written
+    assert 'the network makes infinite numbers of it, or none' in line
 
 
 def test_photographs_are_restored_upright(tmp_path, network):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,7 +73,10 @@ def find_pairs(folder: str | Path) -> dict[str, tuple[Path, Path]]:
         raise DataError(f'--pairs: there is no folder {folder}.')
     folders = [[path for path in root.iterdir() if path.is_dir() and path.name.lower() in names] for names in _FOLDERS]
     if all(len(found) == 1 for found in folders):
-        sides = [_by_name(found[0], f'(?:{suffix})?') for (found,), suffix in zip(zip(folders), _SUFFIXES)]
+        sides = [_by_name(found[0], '') for found in folders]
+        # Names that both have are whole, whatever they end in.
+        alone = [{name for name in side if name not in other} for side, other in (sides, sides[::-1])]
+        sides = [_by_name(found[0], suffix, only) for found, suffix, only in zip(folders, _SUFFIXES, alone)]
     else:
         sides = [_by_name(root, suffix) for suffix in _SUFFIXES]
     if not sides[0] and not sides[1]:
@@ -85,16 +89,17 @@ def find_pairs(folder: str | Path) -> dict[str, tuple[Path, Path]]:
     return {name: (sides[0][name], sides[1][name]) for name in sorted(sides[0])}
 
 
-def _by_name(folder: Path, suffix: str) -> dict[str, Path]:
-    """Images by their names without a suffix."""
+def _by_name(folder: Path, suffix: str, only: Collection[str] | None = None) -> dict[str, Path]:
+    """Images by their names without a suffix: those that have it, or all, and it is taken from ``only`` these names."""
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        match = re.fullmatch(f'(.*?){suffix}', path.stem, re.IGNORECASE)
-        if path.suffix.lower() not in IMAGE_SUFFIXES or match is None:
+        match = re.fullmatch(f'(.+?){suffix}', path.stem, re.IGNORECASE)
+        if path.suffix.lower() not in IMAGE_SUFFIXES or (only is None and match is None):
             continue
-        if match[1] in found:
-            raise DataError(f'--pairs: {found[match[1]]} and {path} have the same name.')
-        found[match[1]] = path
+        name = match[1] if match is not None and (only is None or path.stem in only) else path.stem
+        if name in found:
+            raise DataError(f'--pairs: {found[name]} and {path} have the same name.')
+        found[name] = path
     return found
 
 
@@ -112,17 +117,14 @@ def estimate_alignment(lq: np.ndarray, gt: np.ndarray, scale: int) -> Alignment:
             where nothing explains notably more.
     """
     height, width = lq.shape[:2]
+    gt = gt[: gt.shape[0] // scale * scale, : gt.shape[1] // scale * scale]
     factor = min(1, _SIDE / max(height, width))
-    size = (round(width * factor), round(height * factor))
-    poor = cv2.cvtColor(cv2.resize(lq, size, interpolation=cv2.INTER_AREA), cv2.COLOR_BGR2GRAY).astype(np.float32)
-    reduced = (max(1, round(gt.shape[1] * factor / scale)), max(1, round(gt.shape[0] * factor / scale)))
-    good = cv2.cvtColor(cv2.resize(gt, reduced, interpolation=cv2.INTER_AREA), cv2.COLOR_BGR2GRAY).astype(np.float32)
+    poor, good = (_grey(image, factor / reduction) for image, reduction in ((lq, 1), (gt, scale)))
     common = tuple(min(extents) for extents in zip(poor.shape, good.shape))
     # Copies: OpenCV writes the windowed images over what it is given.
     parts = [image[: common[0], : common[1]] for image in (poor, good)]
-    (dx, dy), _ = cv2.phaseCorrelate(
-        *(part.copy() for part in parts), cv2.createHanningWindow(common[::-1], cv2.CV_32F)
-    )
+    window = cv2.createHanningWindow(common[::-1], cv2.CV_32F)
+    (dx, dy), _ = cv2.phaseCorrelate(*(part.copy() for part in parts), window)
     # Where one of the two is blurred or repeats itself, phase correlation errs; the pair may lie well as it is.
     best, matrix = max(
         (_affine(poor, good, start) for start in ((dx, dy), (0.0, 0.0))), key=lambda estimate: estimate[0]
@@ -130,11 +132,14 @@ def estimate_alignment(lq: np.ndarray, gt: np.ndarray, scale: int) -> Alignment:
     as_it_is = _correlation(*parts)
     if not 1 - best < _EXPLAINED * (1 - as_it_is):
         best, matrix = as_it_is, np.eye(2, 3)
-    # From pixels of the reduced images, about their corner, to low-quality pixels, about the middle.
+    # From pixels of what was compared to low-quality pixels, in both images. A pixel's middle lies half a pixel from
+    # its corner, and sizes don't reduce evenly.
+    to_poor = np.array(poor.shape[::-1]) / (width, height)
+    to_good = np.array(good.shape[::-1]) * scale / gt.shape[1::-1]
+    linear = matrix[:, :2] * to_poor / to_good[:, None]
+    offset = (matrix[:, 2] + 0.5 - matrix[:, :2].sum(axis=1) / 2) / to_good + linear.sum(axis=1) / 2 - 0.5
     middle = np.array([(width - 1) / 2, (height - 1) / 2])
-    linear = matrix[:, :2]
-    corner = (matrix[:, 2] + 0.5 * (linear.sum(axis=1) - 1)) / factor - 0.5 * (linear.sum(axis=1) - 1)
-    shift = corner + linear @ middle - middle
+    shift = offset + linear @ middle - middle
     corners = np.array([(x, y) for x in (-middle[0], middle[0]) for y in (-middle[1], middle[1])])
     displacement = np.linalg.norm(corners @ (linear - np.eye(2)).T + shift, axis=1).max()
     return Alignment(np.column_stack([linear, shift]), float(best), float(displacement))
@@ -154,6 +159,12 @@ def _affine(poor: np.ndarray, good: np.ndarray, start: tuple[float, float]) -> t
     matrix = matrix.astype(np.float64)
     matrix[:, 2] -= matrix[:, :2] @ margins
     return correlation, matrix
+
+
+def _grey(image: np.ndarray, factor: float) -> np.ndarray:
+    """A reduced grey image, of single precision."""
+    size = tuple(max(1, round(extent * factor)) for extent in image.shape[1::-1])
+    return cv2.cvtColor(cv2.resize(image, size, interpolation=cv2.INTER_AREA), cv2.COLOR_BGR2GRAY).astype(np.float32)
 
 
 def _correlation(first: np.ndarray, second: np.ndarray) -> float:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import cv2
 import lmdb
+import numpy as np
 from basicsr.utils import FileClient, imfrombytes, scandir
 from PIL import ExifTags, Image
 from torch.utils.data import Dataset
@@ -104,6 +105,23 @@ def image_size(path: str) -> tuple[int, int]:
 def is_turned(path: str) -> bool:
     """Whether an image's EXIF header says that its pixels must be turned or flipped to be seen upright."""
     return _read_header(path)[1]
+
+
+def orientation(path: str) -> int:
+    """How an image's pixels must be turned to be seen upright, from 1 (not at all) to 8, as EXIF numbers it."""
+    with contextlib.suppress(Exception), _any_number_of_pixels(), Image.open(path) as image:
+        given = image.getexif().get(ExifTags.Base.Orientation)
+        return given if given in range(1, 9) else 1
+    return 1
+
+
+def upright(img: np.ndarray, orientation: int) -> np.ndarray:
+    """Turn pixels ``(H, W, C)`` by an orientation of EXIF."""
+    if orientation >= 5:
+        img = img.swapaxes(0, 1)
+    rows = -1 if orientation in (3, 4, 7, 8) else 1
+    columns = -1 if orientation in (2, 3, 6, 7) else 1
+    return np.ascontiguousarray(img[::rows, ::columns])
 
 
 def _read_header(path: str) -> tuple[tuple[int, int], bool]:

@@ -277,7 +277,7 @@ class GraphRecordHook(MetaTrainerHook):
         """Go on with the record; a graph that is in it is not recorded again."""
         if 'graph_record' in checkpoint:
             self._rows = list(checkpoint['graph_record']['rows'])
-            self._metrics = {tuple(key): value for *key, value in checkpoint['graph_record']['metrics']}
+            self._metrics = {tuple(key): value for *key, value in checkpoint['graph_record'].get('metrics', [])}
             if checkpoint['graph_record']['is_latest']:
                 self._recorded = runner.graph
 

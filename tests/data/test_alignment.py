@@ -6,6 +6,7 @@ import pytest
 from basicsr.utils.matlab_functions import imresize
 from skimage import data
 
+from drtl_plugin.data import alignment as alignment_module
 from drtl_plugin.data.alignment import estimate_alignment, find_pairs, register
 from drtl_plugin.errors import DataError
 
@@ -69,6 +70,25 @@ def test_what_lies_well_is_left_alone(noise):
     assert np.array_equal(good, gt)
 
 
+@pytest.mark.parametrize('cut', [1, 2, 3])
+def test_sizes_that_are_no_multiples(cut):
+    lq, gt = pair(shift=(2, 1))
+    alignment = estimate_alignment(lq, gt[:-cut, :-cut], 4)
+    assert np.abs(np.subtract(alignment.shift, (2, 1))).max() < 0.03
+    assert abs(alignment.scale - 1) < 5e-4
+
+
+def test_large_photographs(monkeypatch):
+    """They are compared at a smaller size, from which the map has to be brought back."""
+    lq, gt = pair(shift=(2, 3), zoom=1.02, turn=0.02, scale=2)
+    whole = estimate_alignment(lq, gt, 2)
+    monkeypatch.setattr(alignment_module, '_SIDE', 150)
+    small = estimate_alignment(lq, gt, 2)
+    for alignment in (whole, small):
+        assert np.abs(np.subtract(alignment.shift, (2, 3))).max() < 0.04
+        assert abs(alignment.scale - 1.02) < 1e-3
+
+
 def test_other_scenes_and_blank_images_are_hopeless():
     lq, _ = pair()
     assert estimate_alignment(lq, cv2.resize(data.coffee(), (SIDE, SIDE)), 4).is_hopeless
@@ -96,6 +116,7 @@ class TestFindPairs:
             ('a_gt.png', 'a_lq.png'),
             ('aH.PNG', 'aL.PNG'),
             ('a_h.png', 'a_l.png'),
+            ('gt/a_h.png', 'lq/a_l.png'),
         ],
     )
     def test_layouts(self, tmp_path, gt, lq):
@@ -104,11 +125,19 @@ class TestFindPairs:
             (tmp_path / name).touch()
         assert find_pairs(tmp_path) == {'a': (tmp_path / gt, tmp_path / lq)}
 
+    @pytest.mark.parametrize('name', ['beach', 'hall', 'x_h', 'a_LR', 'v1.0', 'Screenshot 2024-01-01 at 10.15.31 AM'])
+    def test_names_that_both_have_are_whole(self, tmp_path, name):
+        for side in ('gt', 'lq'):
+            (tmp_path / side).mkdir()
+            (tmp_path / side / f'{name}.png').touch()
+        assert list(find_pairs(tmp_path)) == [name]
+
     @pytest.mark.parametrize(
         'names, message',
         [
             ([], 'holds no pairs; put them into two folders'),
             (['a.png', 'b.png'], 'holds no pairs'),
+            (['HR.png', 'LR.png'], 'holds no pairs'),
             (['a_HR.png'], 'a_HR.png has no partner'),
             (['gt/a.png', 'lq/b.png'], 'a.png has no partner'),
             (['gt/a.png', 'gt/a.jpg', 'lq/a.png'], 'have the same name'),

@@ -1,5 +1,6 @@
 import csv
 import re
+from types import SimpleNamespace
 
 import pytest
 from mmengine.hooks import Hook
@@ -79,3 +80,9 @@ def test_metrics_of_all_validations_are_recorded(workdir, quick_opt, write_opt):
     steps = [(row['iteration'], row['dataset']) for row in rows if row['metric'] == 'psnr_y']
     names = ('sample_camera', 'sample_camera_adapted')
     assert sorted(steps) == sorted([('0', 'sample_camera_bicubic'), *((step, name) for step in '12' for name in names)])
+
+
+def test_states_of_older_versions_are_taken():
+    hook = build_hooks([])[-1]
+    hook.after_load_checkpoint(SimpleNamespace(graph=None), {'graph_record': {'rows': [[1]], 'is_latest': False}})
+    assert hook._rows == [[1]]
