@@ -1,5 +1,7 @@
 """What becomes of weights after training: BasicSR's and Real-ESRGAN's forms, spandrel, ONNX."""
 
+from pathlib import Path
+
 import onnx
 import pytest
 import torch
@@ -162,10 +164,10 @@ class TestLoadTrained:
 @pytest.mark.parametrize('kind', ['onnx', 'spandrel'])
 def test_exports_do_not_take_the_place_of_weights(workdir, quick_opt, write_opt, capsys, kind):
     path = trained(workdir, quick_opt, write_opt, quick_opt['network_g'])
-    before = open(path, 'rb').read()
+    before = Path(path).read_bytes()
     assert cli.main(['export', '--weights', path, f'--{kind}', path]) == 2
     assert 'holds the weights that are to be exported; choose another name' in capsys.readouterr().err
-    assert open(path, 'rb').read() == before
+    assert Path(path).read_bytes() == before
 
 
 @pytest.mark.parametrize('network', [*NETWORKS, TestLoadTrained.network], ids=[*NAMES, 'EDSR'])
