@@ -78,8 +78,12 @@ class TestTrain:
         quick_opt['drtl']['pipeline'] = pipeline
         quick_opt['val']['save_img'] = True
         assert cli.main(['train', '-opt', write_opt(quick_opt)]) == 0
-        lines = capsys.readouterr().out.splitlines()[-4:]
+        command, *lines = capsys.readouterr().out.splitlines()[-5:]
         assert re.fullmatch(r'sample_camera\s+psnr_y\s+ssim_y', lines[0])
+        # It says what to type next.
+        command = command.partition(': basicsr ')[2].replace('IN', f'{SAMPLE_ROOT}/camera/val/lq')
+        assert cli.main(command.split()) == 0
+        assert len(list((workdir / 'OUT').iterdir())) == 3
         for line, words in zip(lines[1:], ('bicubic upsampling', 'before adaptation', 'after adaptation')):
             assert re.fullmatch(rf'  {words}\s+\d+\.\d{{4}}\s+0\.\d{{4}}', line)
 

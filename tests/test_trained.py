@@ -33,7 +33,7 @@ NAMES = [network['type'] for network in NETWORKS]
 
 def trained(workdir, quick_opt, write_opt, network: dict) -> str:
     """Weights of a network after two steps."""
-    quick_opt.update(network_g=network, name='trained')
+    quick_opt.update(network_g=network, name='trained', val=None)
     assert cli.main(['train', '-opt', write_opt(quick_opt)]) == 0
     return str(workdir / 'experiments/trained/models/net_g_adapted_latest.pth')
 

@@ -644,4 +644,8 @@ class DRTLModel(SRModel):
                 comparisons.append(Comparison(f'{dataset} {number}', before, after, gt))
         options = ''.join(path.read_text(encoding='utf-8') for path in sorted(root.glob('*.yml')))
         write_html(root / 'report.html', self.opt['name'], results, comparisons, curves_of_folder(root), options)
-        return f'Weights, knowledge graph, pictures and report.html are in {root}.\n{results}'
+        weights = root / 'models' / f'net_g{AFTER if self.net_g_adapted is not None else ""}_latest.pth'
+        return (
+            f'Weights, knowledge graph, pictures and report.html are in {root}.\n'
+            f'Restore photographs: basicsr upscale -i IN -o OUT --weights {weights}\n{results}'
+        )
