@@ -40,6 +40,7 @@ setup(
             *('torchopt', 'spandrel', 'jsonschema', *EXPORT),
         ],
         'export': EXPORT,
+        'pyiqa': ['pyiqa'],
     },
     entry_points={'console_scripts': ['basicsr = drtl_plugin.cli:main']},
     classifiers=[

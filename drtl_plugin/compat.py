@@ -3,6 +3,7 @@
 Each repair names the upstream fault that it answers and leaves a healthy installation as it is. :func:`apply`
 runs them all; ``import drtl_plugin`` calls it before anything of basicsr is imported. :func:`without_gpu` is the
 one repair that reaches into torch; only the command line uses it, around BasicSR's pipelines.
+:func:`restore_wandb_generate_id` is for runs that log to wandb.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import importlib
 import importlib.util
 import logging
 import os
+import secrets
 import sys
 import tempfile
 import types
@@ -391,6 +393,23 @@ def processes_without_gpu():
 
     with mock.patch.object(BaseModel, 'model_to_device', wrap):
         yield
+
+
+def restore_wandb_generate_id() -> bool:
+    """Give ``wandb.util`` the ``generate_id`` that ``init_wandb_logger`` calls.
+
+    Fault: current wandb has it elsewhere; with ``logger.wandb`` a run ended in an AttributeError. Called where wandb is
+    wanted, since importing it takes seconds.
+
+    Returns:
+        bool: Whether something had to be repaired.
+    """
+    import wandb
+
+    if hasattr(wandb.util, 'generate_id'):
+        return False
+    wandb.util.generate_id = lambda length=8: secrets.token_hex(length)[:length]
+    return True
 
 
 def apply() -> None:

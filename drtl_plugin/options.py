@@ -37,8 +37,10 @@ def option(default: Any, doc: str, low: float = -math.inf, high: float = math.in
 class WeightingOptions:
     """``drtl.weighting``: how relations become weights (:func:`drtl_plugin.relation.graph.relation_weights`)."""
 
-    relation: Literal['embedding', 'gradient', 'transfer', 'uniform'] = option(
-        'transfer', 'How relations are obtained (drtl_plugin.relation.estimators).'
+    relation: str = option(
+        'transfer',
+        'How relations are obtained: transfer, embedding, gradient, uniform (drtl_plugin.relation.estimators), or an '
+        'estimator of your own.',
     )
     effective_tasks: float = option(
         6.0, 'Wanted effective number of tasks, exp(entropy of the weights), before the floor.', low=1

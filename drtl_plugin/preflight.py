@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import inspect
 import logging
 import random
@@ -26,6 +27,7 @@ from drtl_plugin.data.distortions import DistortionLibrary
 from drtl_plugin.data.image_files import check_lmdb, check_pair_sizes, image_size, names_of_list, require
 from drtl_plugin.errors import DataError, OptionError, registered, unknown
 from drtl_plugin.meta.hooks import RelationHook, build_hooks
+from drtl_plugin.metrics import calculate_pyiqa, check_pyiqa
 from drtl_plugin.models import DRTLAdaptModel, DRTLModel
 from drtl_plugin.options import DRTLOptions, number
 from drtl_plugin.relation.estimators import NEED_TRAINED_NETWORK
@@ -61,6 +63,8 @@ def check(opt: dict) -> None:
             raise DataError(f'path.{key}: there is no file {path}; train it first, or name another.')
         if key.startswith('pretrain_network_') and path:
             checkpoints.read(path, f'path.{key}')
+    if ((opt.get('logger') or {}).get('wandb') or {}).get('project') and importlib.util.find_spec('wandb') is None:
+        raise OptionError('logger.wandb: wandb is missing; pip install wandb, or remove this section.')
     if opt['is_train']:
         _check_schedule(opt['train'], 0 if issubclass(model, DRTLAdaptModel) else 1)
         if model.get_optimizer is BaseModel.get_optimizer and model.setup_schedulers is BaseModel.setup_schedulers:
@@ -121,6 +125,8 @@ def _check_metric(metric: object, where: str) -> None:
     for parameter in known:
         if parameter.name in names and parameter.default is parameter.empty and parameter.name not in metric:
             raise OptionError(f'{where}: {metric["type"]} needs {parameter.name}.')
+    if function is calculate_pyiqa:
+        check_pyiqa(metric, where)
 
 
 def _check_schedule(train_opt: dict, fewest: int) -> None:

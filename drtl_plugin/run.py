@@ -24,6 +24,7 @@ from torch.utils.data import Sampler
 
 from drtl_plugin.checkpoints import random_state, set_random_state
 from drtl_plugin.distributed import any_process
+from drtl_plugin.compat import restore_wandb_generate_id
 from drtl_plugin.errors import DataError
 
 try:
@@ -160,6 +161,8 @@ class TrainingRun:
         return result
 
     def _init_tb_loggers(self, init, opt: dict):
+        if (opt['logger'].get('wandb') or {}).get('project'):
+            restore_wandb_generate_id()
         self._tb_logger = init(opt)
         return self._tb_logger
 
@@ -171,6 +174,7 @@ class TrainingRun:
 
     def _build_model(self, build, opt: dict):
         model = self.model = build(opt)
+        model.tb_logger = self._tb_logger
         for name in ('resume_training', 'update_learning_rate', 'save', 'validation'):
             setattr(model, name, _calling(getattr(self, f'_{name}'), getattr(model, name)))
         return model

@@ -148,6 +148,9 @@ class TestTrain:
         assert {'metrics/sample_camera/psnr_y', 'metrics/sample_camera_adapted/psnr_y', 'losses/l_query'} <= set(tags)
         weights = [events.Scalars(tag)[-1].value for tag in tags if tag.startswith('weights/')]
         assert np.mean(weights) == pytest.approx(1, abs=1e-5)
+        crops = events.Images('comparison/sample_camera')[-1]
+        caption, tile = 22, 192
+        assert (crops.width, crops.height) == (4 * tile, caption + 3 * tile)  # four columns, three photographs
 
     def test_same_options_give_the_same_numbers(self, workdir, quick_opt, write_opt):
         quick_opt['datasets']['train']['num_worker_per_gpu'] = 1
@@ -473,12 +476,10 @@ def test_relation_weights_and_picture_are_in_tensorboard_at_each_refresh(workdir
 
     quick_opt['train']['total_iter'] = 5  # interval 2: measured before the first iteration, after 2 and after 4
     assert cli.main(['train', '-opt', write_opt(quick_opt)]) == 0
-    steps, pictures = [], 0
-    for path in sorted((workdir / 'tb_logger/drtl_x4').glob('events*')):
-        events = EventAccumulator(str(path)).Reload()
-        if 'weights/bicubic' in events.Tags()['scalars']:
-            steps += [event.step for event in events.Scalars('weights/bicubic')]
-            assert len(events.Scalars('relation/bicubic')) == 1
-            pictures += len(events.Images('knowledge_graph'))
+    (path,) = (workdir / 'tb_logger/drtl_x4').glob('events*')  # of several, TensorBoard follows the newest only
+    events = EventAccumulator(str(path)).Reload()
+    steps = [event.step for event in events.Scalars('weights/bicubic')]
+    assert steps == [event.step for event in events.Scalars('relation/bicubic')]
+    pictures = len(events.Images('knowledge_graph'))
     assert sorted(steps) == [0, 2, 4]
     assert pictures == 3

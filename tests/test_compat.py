@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import types
 
 import pytest
 import torch
@@ -156,3 +157,15 @@ def test_without_gpu_cuda_calls_stay_on_the_cpu():
         assert module.cuda() is module
     with pytest.raises((AssertionError, RuntimeError)):
         tensor.cuda()
+
+
+def test_wandb_has_ids_again(monkeypatch):
+    """A stand-in for current wandb, whose ``util`` has no ``generate_id``."""
+    wandb = types.ModuleType('wandb')
+    wandb.util = types.ModuleType('wandb.util')
+    monkeypatch.setitem(sys.modules, 'wandb', wandb)
+    assert compat.restore_wandb_generate_id()
+    ids = {wandb.util.generate_id() for _ in range(100)}
+    assert len(ids) == 100
+    assert all(len(name) == 8 and name.isalnum() for name in ids)
+    assert not compat.restore_wandb_generate_id()

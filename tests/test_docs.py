@@ -10,6 +10,7 @@ from basicsr.utils.registry import METRIC_REGISTRY
 from drtl_plugin import cli
 from drtl_plugin.data import distortions
 from drtl_plugin.meta import META_HOOK_REGISTRY
+from drtl_plugin.relation import estimators
 from tests.conftest import OPTIONS
 
 TEXT = (OPTIONS.parent / 'docs/extending.md').read_text(encoding='utf-8')
@@ -28,7 +29,7 @@ def merge(into: dict, other: dict) -> None:
 def test_the_examples_run(workdir, quick_opt, write_opt, monkeypatch):
     code = re.findall(r'```python\n(.*?)```', TEXT, re.DOTALL)
     options = [yaml.safe_load(block) for block in re.findall(r'```yaml\n(.*?)```', TEXT, re.DOTALL)]
-    assert len(code) == len(options) == 3
+    assert len(code) == len(options) == 4
     (workdir / 'my_parts.py').write_text('\n'.join(code))
     monkeypatch.syspath_prepend(workdir)
     for registry in (META_HOOK_REGISTRY, METRIC_REGISTRY):
@@ -37,14 +38,22 @@ def test_the_examples_run(workdir, quick_opt, write_opt, monkeypatch):
     for section in options:
         merge(quick_opt, section)
     quick_opt['drtl']['weighting'].update(effective_tasks=1.5)
+    shipped = dict(estimators.ESTIMATORS)
     try:
         assert cli.main(['train', '--import', 'my_parts', '-opt', write_opt(quick_opt)]) == 0
+        assert 'spectrum' in estimators.ESTIMATORS
     finally:
         sys.modules.pop('my_parts', None)
+        estimators.ESTIMATORS.clear()
+        estimators.ESTIMATORS.update(shipped)
     root = workdir / 'experiments' / quick_opt['name']
     (log,) = root.glob('train_*.log')
     assert 'weighs most.' in log.read_text()
     with open(root / 'metrics.csv', newline='') as file:
         errors = [float(row['value']) for row in csv.DictReader(file) if row['metric'] == 'mae']
     assert errors and all(0 < error < 255 for error in errors)
-    assert 'vignette' in (root / 'weights.csv').read_text()
+    with open(root / 'weights.csv', newline='') as file:
+        rows = list(csv.DictReader(file))
+    assert any(row['task'].startswith('vignette') for row in rows)
+    relations = {row['relation'] for row in rows}
+    assert len(relations) > 1  # spectra were compared

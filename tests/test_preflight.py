@@ -1,6 +1,7 @@
 """What happens where the options or the data are wrong."""
 
 import re
+import sys
 
 import pytest
 import torch
@@ -40,6 +41,13 @@ def test_metrics_of_ones_own_take_what_they_read(workdir, quick_opt, write_opt, 
     assert cli.main(['train', '-opt', write_opt(quick_opt)]) == 0
 
 
+def test_without_wandb_a_line_says_so(workdir, quick_opt, write_opt, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, 'wandb', None)
+    quick_opt['logger'].update(use_tb_logger=True, wandb={'project': 'x'})
+    assert cli.main(['train', '-opt', write_opt(quick_opt)]) == 2
+    assert 'logger.wandb: wandb is missing; pip install wandb' in capsys.readouterr().err
+
+
 class TestWrongInput:
     """One line that says what, where and what to do; exit code 2; the older experiment is left as it is."""
 
@@ -57,6 +65,7 @@ class TestWrongInput:
         (['network_g', 'type'], 'EDSRR', "network_g.type: unknown network 'EDSRR'; did you mean 'EDSR'?"),
         (['network_g', 'num_blocks'], 4, "unknown argument of EDSR 'num_blocks'; did you mean 'num_block'?"),
         (['network_r'], None, "network_r is missing: drtl.weighting.relation 'embedding' needs a DRN"),
+        (['drtl', 'weighting', 'relation'], 'transferr', "unknown estimator 'transferr'; did you mean 'transfer'?"),
         (['drtl', 'weighting', 'relation'], 'transfer', 'first be measured at iteration 2, but total_iter is 2'),
         (['train', 'total_iter'], 0, r'train.total_iter: 0 is out of range'),
         (['drtl', 'inner'], {'algorithm': 'reptile'}, 'drtl.inner.steps: reptile takes at least 2'),

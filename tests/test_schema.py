@@ -55,7 +55,7 @@ def test_files_of_basicsr_are_valid():
     'keys, value',
     [
         (['drtl', 'weigthing'], {}),
-        (['drtl', 'weighting', 'relation'], 'embeding'),
+        (['drtl', 'weighting', 'mode'], 'sample'),
         (['drtl', 'weighting', 'floor'], 1.5),
         (['drtl', 'inner', 'steps'], 0),
         (['drtl', 'adapt', 'steps'], 'many'),

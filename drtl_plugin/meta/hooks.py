@@ -35,7 +35,6 @@ from mmengine.hooks import Hook
 from mmengine.hooks.hook import DATA_BATCH
 from mmengine.registry import HOOKS
 from mmengine.runner.priority import get_priority
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from drtl_plugin.distributed import any_process, of_first_process
@@ -185,9 +184,9 @@ class RelationHook(MetaTrainerHook):
 class GraphRecordHook(MetaTrainerHook):
     """Writes the knowledge graph, the weights and the metrics where people look, whenever they were measured anew.
 
-    ``knowledge_graph.json`` and ``knowledge_graph.png`` in the experiment's folder; relation, weights and the picture
-    in TensorBoard; all measurements in ``weights.csv``; the first one as a table in the log. All validations in
-    ``metrics.csv``, each with the number of optimiser steps before it. Where the camera was
+    ``knowledge_graph.json`` and ``knowledge_graph.png`` in the experiment's folder; relation, weights, the picture and
+    crops of the validated images in TensorBoard; all measurements in ``weights.csv``; the first one as a table in the
+    log. All validations in ``metrics.csv``, each with the number of optimiser steps before it. Where the camera was
     fitted, ``camera_fit.pth`` (for ``path.pretrain_camera_fit``) and ``camera_fit.png``, its kernels, before training.
     """
 
@@ -220,7 +219,7 @@ class GraphRecordHook(MetaTrainerHook):
     @master_only
     def after_val(self, runner) -> None:
         """Record the metrics; a validation that resuming repeats takes the place of the first one."""
-        from drtl_plugin.models.report import BICUBIC  # models import hooks
+        from drtl_plugin.models.report import BICUBIC, comparison_picture  # models import hooks
 
         for dataset, metrics in runner.validation_results.items():
             if self._written.get(dataset) is metrics:  # of an earlier validation
@@ -233,6 +232,13 @@ class GraphRecordHook(MetaTrainerHook):
         with open(path, 'w', newline='', encoding='utf-8') as file:
             rows = ([*key, value] for key, value in self._metrics.items())
             csv.writer(file).writerows([['iteration', 'dataset', 'metric', 'value'], *rows])
+        if runner.tb_logger is None:
+            return
+        for dataset in (name[: -len(BICUBIC)] for name in runner.compared if name.endswith(BICUBIC)):
+            picture = comparison_picture(runner.compared, dataset)
+            if picture is not None:
+                rgb = picture[:, :, ::-1].copy()
+                runner.tb_logger.add_image(f'comparison/{dataset}', rgb, runner.num_update, dataformats='HWC')
 
     def after_train(self, runner) -> None:
         """Record the last graph."""
@@ -256,16 +262,15 @@ class GraphRecordHook(MetaTrainerHook):
         # Figures are circles of references, of megabytes each, and a training loop makes too few objects for Python to
         # go and look for them.
         gc.collect()
-        if not runner.opt['logger'].get('use_tb_logger') or 'debug' in runner.opt['name']:
+        writer = runner.tb_logger
+        if writer is None:
             return
-        # BasicSR hands its writer to validation only. TensorBoard merges the files of a folder.
-        with SummaryWriter(str(Path(runner.opt['root_path'], 'tb_logger', runner.opt['name']))) as writer:
-            for label, relation, weight in zip(graph.labels, graph.relation.tolist(), weights.tolist()):
-                tag = label.replace(' ', '_')
-                writer.add_scalar(f'relation/{tag}', relation, iteration)
-                writer.add_scalar(f'weights/{tag}', weight, iteration)
-            picture = imfrombytes((folder / 'knowledge_graph.png').read_bytes())[:, :, ::-1].copy()
-            writer.add_image('knowledge_graph', picture, iteration, dataformats='HWC')
+        for label, relation, weight in zip(graph.labels, graph.relation.tolist(), weights.tolist()):
+            tag = label.replace(' ', '_')
+            writer.add_scalar(f'relation/{tag}', relation, iteration)
+            writer.add_scalar(f'weights/{tag}', weight, iteration)
+        picture = imfrombytes((folder / 'knowledge_graph.png').read_bytes())[:, :, ::-1].copy()
+        writer.add_image('knowledge_graph', picture, iteration, dataformats='HWC')
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         """Put what was recorded into the training state."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import torch
 from basicsr.archs import build_network
@@ -18,13 +19,14 @@ from basicsr.utils.dist_util import master_only
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from drtl_plugin import checkpoints
 from drtl_plugin.data.distortion_task_dataset import DistortionTaskDataset
 from drtl_plugin.data.patches import paired_patches
 from drtl_plugin.distributed import average_gradients, broadcast, of_first_process
-from drtl_plugin.errors import DataError, OptionError
+from drtl_plugin.errors import DataError, OptionError, unknown
 from drtl_plugin.meta.adaptation import adaptation, best_step, last
 from drtl_plugin.meta.hooks import build_hooks
 from drtl_plugin.meta.learner import (
@@ -35,11 +37,11 @@ from drtl_plugin.meta.learner import (
     trainable_parameters,
 )
 from drtl_plugin.models.html_report import Comparison, curves_of_folder, write_html
-from drtl_plugin.models.report import AFTER, BEFORE, BICUBIC, results_table, save_comparison
+from drtl_plugin.models.report import AFTER, BEFORE, BICUBIC, comparison_picture, results_table
 from drtl_plugin.models.tiles import restore
 from drtl_plugin.options import DRTLOptions
 from drtl_plugin.relation.camera_fit import CameraFit, fit_camera
-from drtl_plugin.relation.estimators import RelationEvidence
+from drtl_plugin.relation.estimators import ESTIMATORS, RelationEvidence
 from drtl_plugin.relation.graph import KnowledgeGraph, effective_number, relation_weights
 from drtl_plugin.trained import input_multiple
 
@@ -113,6 +115,8 @@ class DRTLModel(SRModel):
         weights (Tensor): Gradient weights of the auxiliary tasks, ``(N,)``, mean 1.
         net_g_adapted (nn.Module | None): Set by the FewShotAdaptHook.
         validation_results (dict): Metrics by dataset name (with the pass), of the last validation.
+        compared (dict): Of the first images of the same, ``(result, gt)``, uint8 BGR, by dataset name and pass.
+        tb_logger (SummaryWriter | None): For hooks to write to; set by a training run, in its first process.
         iter, max_iters (int): As in mmengine: the number of the current iteration, from 0, and of all.
         losses_of_step (dict): Of the last step, by name, as tensors on the device.
         skip_step (bool): For hooks to set before an optimiser's step that is better not taken.
@@ -128,7 +132,8 @@ class DRTLModel(SRModel):
         self.validation_results: dict[str, dict[str, float]] = {}
         self.net_g_adapted: nn.Module | None = None
         self._pass = BEFORE
-        self._compared: dict[str, list] = {}
+        self.compared: dict[str, list] = {}
+        self.tb_logger: SummaryWriter | None = None
         super().__init__(opt)
 
     # ---- setting up ------------------------------------------------------------------------------------------- #
@@ -219,6 +224,8 @@ class DRTLModel(SRModel):
         return hasattr(self, 'optimizer_rates')
 
     def _build_relation_net(self) -> None:
+        if self.drtl.weighting.relation not in ESTIMATORS:
+            raise unknown('estimator', self.drtl.weighting.relation, ESTIMATORS, 'drtl.weighting.relation')
         self.net_r, self.net_r_is_trained = None, False
         if self.drtl.weighting.relation != 'embedding' or self.target_pairs is None:
             return
@@ -454,6 +461,7 @@ class DRTLModel(SRModel):
             num_held_out = max(1, len(pairs) // 5)
             held_out = self._target_patches(_NUM_HELD_OUT, generator, [pairs[i] for i in order[:num_held_out]])
             course = self._until_stopping(self.adaptation_course([pairs[i] for i in order[num_held_out:]], steps))
+            course = tqdm(course, total=steps + 1, desc='finding the number of steps', disable=None, leave=False)
             steps = best_step(course, lambda net: self.criterion(net(held_out[0]), held_out[1]).item(), steps)
             get_root_logger().info(f'Held-out pairs are restored best after {steps} of {options.steps} steps.')
         course = self.adaptation_course(pairs, steps)
@@ -544,7 +552,7 @@ class DRTLModel(SRModel):
         passes += [BEFORE] + [AFTER] * (self.net_g_adapted is not None)
         visualization = self.opt['path']['visualization']
         for self._pass in passes:
-            self._compared[name + self._pass] = []
+            self.compared[name + self._pass] = []
             # BasicSR names a training run's images by image and iteration; each pass needs a folder of its own.
             self.opt['path']['visualization'] = visualization + self._pass
             self._validated = name + self._pass
@@ -559,8 +567,8 @@ class DRTLModel(SRModel):
 
     def get_current_visuals(self) -> OrderedDict:
         visuals = super().get_current_visuals()
-        if self.is_train and 'gt' in visuals and len(self._compared[self._validated]) < _NUM_COMPARED:
-            self._compared[self._validated].append((tensor2img(visuals['result']), tensor2img(visuals['gt'])))
+        if self.is_train and 'gt' in visuals and len(self.compared[self._validated]) < _NUM_COMPARED:
+            self.compared[self._validated].append((tensor2img(visuals['result']), tensor2img(visuals['gt'])))
         return visuals
 
     # ---- saving, resuming, ending ----------------------------------------------------------------------------- #
@@ -631,15 +639,15 @@ class DRTLModel(SRModel):
         """
         self.call_hook('after_train')
         root = Path(self.opt['path']['experiments_root'])
-        for name in self._compared:
-            if name.endswith(BICUBIC):
-                dataset = name[: -len(BICUBIC)]
-                save_comparison(root / f'comparison_{dataset}.png', self._compared, dataset)
+        for dataset in (name[: -len(BICUBIC)] for name in self.compared if name.endswith(BICUBIC)):
+            picture = comparison_picture(self.compared, dataset)
+            if picture is not None:
+                (root / f'comparison_{dataset}.png').write_bytes(cv2.imencode('.png', picture)[1].tobytes())
         results = results_table(self.validation_results)
         comparisons = []
-        for name in (name for name in self._compared if name.endswith(AFTER)):
+        for name in (name for name in self.compared if name.endswith(AFTER)):
             dataset = name[: -len(AFTER)]
-            pairs = zip(self._compared[dataset + BEFORE], self._compared[name])
+            pairs = zip(self.compared[dataset + BEFORE], self.compared[name])
             for number, ((before, gt), (after, _)) in enumerate(pairs, 1):
                 comparisons.append(Comparison(f'{dataset} {number}', before, after, gt))
         options = ''.join(path.read_text(encoding='utf-8') for path in sorted(root.glob('*.yml')))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -36,15 +35,17 @@ def results_table(results: Mapping[str, Mapping[str, float]]) -> str:
     return '\n'.join(tables)
 
 
-def save_comparison(path: Path, images: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]], dataset: str) -> None:
-    """Write crops side by side: each pass, and the ground truth; a row for each image.
-
-    The crop is where the ground truth has most detail.
+def comparison_picture(
+    images: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]], dataset: str
+) -> np.ndarray | None:
+    """Crops side by side, where the ground truth has most detail: a row for each image, each pass and the ground truth.
 
     Args:
-        path (Path): PNG file to write.
         images (Mapping): ``(result, gt)`` of some images, by dataset name and pass; uint8 BGR ``(H, W, 3)``.
         dataset (str): The validation set.
+
+    Returns:
+        ndarray | None: uint8 BGR ``(H, W, 3)``; None where there are no images.
     """
     shown = {suffix: images[dataset + suffix] for suffix in PASSES if images.get(dataset + suffix)}
     rows = []
@@ -54,7 +55,7 @@ def save_comparison(path: Path, images: Mapping[str, Sequence[tuple[np.ndarray, 
         tiles = [result for result, _ in results] + [gt]
         rows.append(np.hstack([tile[top : top + _TILE, left : left + _TILE] for tile in tiles]))
     if not rows:
-        return
+        return None
     width = max(row.shape[1] for row in rows)
     rows = [cv2.copyMakeBorder(row, 0, 0, 0, width - row.shape[1], cv2.BORDER_CONSTANT) for row in rows]
     captions = [PASSES[suffix] for suffix in shown] + ['ground truth']
@@ -62,7 +63,7 @@ def save_comparison(path: Path, images: Mapping[str, Sequence[tuple[np.ndarray, 
     for i, caption in enumerate(captions):
         place = (i * width // len(captions) + 4, _CAPTION - 7)
         cv2.putText(head, caption, place, cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
-    path.write_bytes(cv2.imencode('.png', np.vstack([head, *rows]))[1].tobytes())
+    return np.vstack([head, *rows])
 
 
 def busiest(gt: np.ndarray, side: int) -> tuple[int, int]:

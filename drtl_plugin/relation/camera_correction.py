@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from tqdm import tqdm
 
 from drtl_plugin.data.patches import random_crop
 
@@ -68,7 +69,7 @@ def train_correction(examples: Sequence[Example], generator: torch.Generator) ->
     optimizer = torch.optim.Adam(correction, lr=_LR)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=_STEPS)
     side = min(_SIDE, *(extent for _, model, _ in examples for extent in model.shape[-2:]))
-    for _ in range(_STEPS):
+    for _ in tqdm(range(_STEPS), desc='camera fit', unit='step', leave=False, disable=None):
         drawn = torch.randint(0, len(examples), (_BATCH,), generator=generator).tolist()
         crops = [
             random_crop([model, lq, gt], [side, side, side * scale], generator)

@@ -12,7 +12,8 @@ transfer   what learning task i gains on the       N times ``transfer_steps`` gr
 uniform    all alike                               nothing                               a baseline is wanted
 ========== ======================================= ===================================== ==========================
 
-``benchmarks/README.md`` has measurements of each.
+``benchmarks/README.md`` has measurements of each. One of your own is a function with the decorator
+:func:`relation_estimator`; ``docs/extending.md`` has an example.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from drtl_plugin.data.distortions import bicubic
 from drtl_plugin.meta.learner import Criterion, Precision, gradients_of, trainable_parameters
@@ -72,6 +74,34 @@ class RelationQuestion:
 
 RelationEstimator = Callable[[RelationQuestion], KnowledgeGraph]
 
+# By the name that `drtl.weighting.relation` chooses.
+ESTIMATORS: dict[str, RelationEstimator] = {}
+# Those that ask the restoration network, which has to have learned something before.
+NEED_TRAINED_NETWORK: set[str] = set()
+
+
+def relation_estimator(
+    name: str, needs_trained_network: bool = False
+) -> Callable[[RelationEstimator], RelationEstimator]:
+    """Register a relation estimator: the decorator of a function of a :class:`RelationQuestion`.
+
+    Args:
+        name (str): What ``drtl.weighting.relation`` calls it.
+        needs_trained_network (bool): Whether it asks ``net_g``: then it is not asked before the first training step,
+            unless that begins from ``path.pretrain_network_g``.
+
+    Returns:
+        Callable: The decorator; it returns the function as it is.
+    """
+
+    def register(estimate: RelationEstimator) -> RelationEstimator:
+        ESTIMATORS[name] = estimate
+        if needs_trained_network:
+            NEED_TRAINED_NETWORK.add(name)
+        return estimate
+
+    return register
+
 
 @torch.no_grad()
 def mean_embedding(net_r: nn.Module, lq: Tensor, gt: Tensor) -> Tensor:
@@ -88,6 +118,7 @@ def mean_embedding(net_r: nn.Module, lq: Tensor, gt: Tensor) -> Tensor:
     return net_r(lq, bicubic(gt, gt.shape[-1] // lq.shape[-1])).mean(dim=0)
 
 
+@relation_estimator('embedding')
 def embedding_relation(question: RelationQuestion) -> KnowledgeGraph:
     """The paper's relation: cosines between the tasks' mean embeddings (arXiv 2111.13078, knowledge graph)."""
     assert question.net_r is not None
@@ -107,6 +138,7 @@ def mean_gradient(
     return torch.cat([gradient.flatten() for gradient in gradients])
 
 
+@relation_estimator('gradient', needs_trained_network=True)
 def gradient_relation(question: RelationQuestion) -> KnowledgeGraph:
     """Cosines between the tasks' gradients at the current θ, centred over the library as embeddings are.
 
@@ -143,6 +175,7 @@ def learn_task(
     return net
 
 
+@relation_estimator('transfer', needs_trained_network=True)
 def transfer_relation(question: RelationQuestion) -> KnowledgeGraph:
     """How much better a network restores the target's pairs after it has learned task i for a while.
 
@@ -156,7 +189,7 @@ def transfer_relation(question: RelationQuestion) -> KnowledgeGraph:
     other = slice(half, half + 8)
     judged = [(lq[other], gt[other]) for lq in evidence.auxiliary_lq] + [(evidence.target_lq, evidence.target_gt)]
     rows = []
-    for lq in evidence.auxiliary_lq:
+    for lq in tqdm(evidence.auxiliary_lq, desc='relation', unit='task', leave=False, disable=None):
         net = learn_task(
             question.net_g,
             question.criterion,
@@ -190,18 +223,7 @@ def graph_from_gains(labels: list[str], gains: Tensor) -> KnowledgeGraph:
     return KnowledgeGraph(tuple(labels), edges.fill_diagonal_(1).float().cpu())
 
 
+@relation_estimator('uniform')
 def uniform_relation(question: RelationQuestion) -> KnowledgeGraph:
     """All tasks relate alike: the baseline."""
     return uniform_graph(question.labels)
-
-
-# By the name that `drtl.weighting.relation` chooses.
-ESTIMATORS: dict[str, RelationEstimator] = {
-    'embedding': embedding_relation,
-    'gradient': gradient_relation,
-    'transfer': transfer_relation,
-    'uniform': uniform_relation,
-}
-
-# Those that ask the restoration network, which has to have learned something before.
-NEED_TRAINED_NETWORK = ('gradient', 'transfer')
