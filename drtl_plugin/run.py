@@ -23,8 +23,8 @@ from torch import distributed
 from torch.utils.data import Sampler
 
 from drtl_plugin.checkpoints import random_state, set_random_state
-from drtl_plugin.distributed import any_process
 from drtl_plugin.compat import restore_wandb_generate_id
+from drtl_plugin.distributed import any_process
 from drtl_plugin.errors import DataError
 
 try:

@@ -86,7 +86,11 @@ def test_a_training_run_has_it_in_its_table(stand_in, workdir, quick_opt, write_
         ({'metric': 'wieghts'}, OptionError, r"x.metric: unknown metric of pyiqa 'wieghts'; did you mean 'weights'"),
         ({'metric': 'l1'}, OptionError, 'val.metrics.x.better: of l1, lower is better; say so'),
         ({'metric': 'red', 'better': 'lower'}, OptionError, 'of red, higher is better'),
-        ({'metric': 'red', 'colour': 1}, OptionError, "x: pyiqa cannot build red: unexpected keyword argument 'colour'"),
+        (
+            {'metric': 'red', 'colour': 1},
+            OptionError,
+            "x: pyiqa cannot build red: unexpected keyword argument 'colour'",
+        ),
         ({'metric': 'weights'}, DataError, r'the weights of weights are not on this machine.*no network'),
     ],
 )
