@@ -1,9 +1,11 @@
-"""The examples of docs/extending.md, run as a user would."""
+"""What the words promise: examples of docs/extending.md are run as a user would, all commands are taken."""
 
 import csv
 import re
+import shlex
 import sys
 
+import pytest
 import yaml
 from basicsr.utils.registry import METRIC_REGISTRY
 
@@ -13,7 +15,8 @@ from drtl_plugin.meta import META_HOOK_REGISTRY
 from drtl_plugin.relation import estimators
 from tests.conftest import OPTIONS
 
-TEXT = (OPTIONS.parent / 'docs/extending.md').read_text(encoding='utf-8')
+ROOT = OPTIONS.parent
+TEXT = (ROOT / 'docs/extending.md').read_text(encoding='utf-8')
 
 
 def merge(into: dict, other: dict) -> None:
@@ -57,3 +60,18 @@ def test_the_examples_run(workdir, quick_opt, write_opt, monkeypatch):
     assert any(row['task'].startswith('vignette') for row in rows)
     relations = {row['relation'] for row in rows}
     assert len(relations) > 1  # spectra were compared
+
+
+@pytest.mark.parametrize(
+    'path', [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))], ids=lambda path: path.name
+)
+def test_commands_are_taken(path):
+    """Each ``basicsr …`` in a block of its own, and each option file that is named."""
+    blocks = re.findall(r'^```\n(.*?)^```', path.read_text(encoding='utf-8'), re.DOTALL | re.MULTILINE)
+    for line in '\n'.join(blocks).splitlines():
+        if line.startswith('basicsr ') and 'error:' not in line:
+            arguments = shlex.split(line, comments=True)[1:]
+            cli._parser().parse_args(arguments)
+            for argument in arguments:
+                if argument.startswith('options/'):
+                    assert (ROOT / argument).is_file(), line
