@@ -21,7 +21,7 @@ from drtl_plugin.data.distortions import DistortionLibrary
 from drtl_plugin.meta.hooks import RelationHook
 from drtl_plugin.relation.drn_training import train_drn
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
 # Side of a low-quality patch, in all benchmarks.
 LQ_SIZE = 24
 

@@ -36,7 +36,8 @@ from basicsr.models import build_model
 from basicsr.models.realesrgan_model import RealESRGANModel
 from basicsr.utils import DiffJPEG, USMSharp
 from basicsr.utils.matlab_functions import imresize
-from common import markdown_table
+from common import HERE, markdown_table
+from matplotlib.figure import Figure
 from peers import PEERS
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, default_collate
@@ -54,6 +55,7 @@ from drtl_plugin.options import parse_options
 OPTIONS = Path(__file__).parent.parent / 'options' / 'drtl_x4.yml'
 TASKS, PATCHES, LQ_SIZE, SCALE = 4, 4, 48, 4
 INNER_LR = 1e-2
+RESULTS = HERE / 'results'
 
 
 @dataclass(frozen=True)
@@ -114,25 +116,27 @@ def parsed(opt: dict, is_train: bool = True) -> dict:
     return parse_options(args, os.getcwd(), is_train)
 
 
-def fed_model(opt: dict) -> DRTLModel:
+def fed_model(opt: dict, tasks: int = TASKS) -> DRTLModel:
     """A model with a batch of episodes."""
     torch.manual_seed(0)
     model = build_model(parsed(opt))
     # Not its measuring of relations, which is a row of its own.
     model.hooks = []
-    model.feed_data(default_collate([model.task_data[i] for i in range(TASKS)]))
+    model.feed_data(default_collate([model.task_data[i] for i in range(tasks)]))
     return model
 
 
-def meta_opt(algorithm: str, amp: str | None) -> dict:
-    inner = {'algorithm': algorithm, 'lr': INNER_LR, 'steps': 1}
+def meta_opt(algorithm: str, amp: str | None, steps: int = 1, checkpoint: bool = False) -> dict:
+    inner = {'algorithm': algorithm, 'lr': INNER_LR, 'steps': steps, 'checkpoint': checkpoint}
     opt = options(pipeline='meta', inner=inner, weighting={'relation': 'uniform'})
     opt['train'].update(amp=amp, ema_decay=0)
     return opt
 
 
-def our_step(algorithm: str, amp: str | None) -> Callable[[], None]:
-    model = fed_model(meta_opt(algorithm, amp))
+def our_step(
+    algorithm: str, amp: str | None, steps: int = 1, checkpoint: bool = False, tasks: int = TASKS
+) -> Callable[[], None]:
+    model = fed_model(meta_opt(algorithm, amp, steps, checkpoint), tasks)
     return lambda: model.optimize_parameters(1)
 
 
@@ -196,6 +200,36 @@ def meta_rows(algorithm: str, bars: tuple[float, float], repeats: int) -> Iterat
     for amp in (None, 'bf16'):
         ours = peak(our_step, algorithm, amp)
         yield Row(f'{algorithm} step, {amp or "fp32"}, peak memory', leanest, ours, memory[leanest], 0.8, 'MiB')
+
+
+def checkpoint_rows(repeats: int) -> Iterator[Row]:
+    """`maml` of three inner steps, each of which is taken again on the way back, against keeping their graphs."""
+    steps = {side: our_step('maml', None, 3, side == 'ours') for side in ('ours', 'theirs')}
+    yield Row('maml, 3 inner steps, checkpointed', 'not checkpointed', **medians(steps, repeats), bar=1.5)
+    ours, theirs = (peak(our_step, 'maml', None, 3, checkpoint) for checkpoint in (True, False))
+    yield Row('the same, peak memory', 'not checkpointed', ours, theirs, 0.8, 'MiB')
+
+
+def task_rows(repeats: int) -> Iterator[Row]:
+    """Peak memory of steps on 1 to 16 tasks; draws it into results/memory.png."""
+    counts = (1, 2, 4, 8, 16)
+    lines = {
+        'fomaml': ('fomaml', None, 1, False),
+        'fomaml, bf16': ('fomaml', 'bf16', 1, False),
+        'maml': ('maml', None, 1, False),
+        'maml, 3 inner steps': ('maml', None, 3, False),
+        'maml, 3 inner steps, checkpointed': ('maml', None, 3, True),
+    }
+    figure = Figure(figsize=(7, 4.5), layout='constrained')
+    axes = figure.add_subplot()
+    for name, arguments in lines.items():
+        needed = [peak(our_step, *arguments, tasks) for tasks in counts]
+        axes.plot(counts, needed, marker='.', label=name)
+        yield Row(f'{name}: 16 tasks, peak memory', '1 task', needed[-1], needed[0], 1.05, 'MiB')
+    axes.set(xlabel='tasks a step', ylabel='peak memory, MiB', xscale='log', xticks=counts, xticklabels=counts, ylim=0)
+    axes.legend()
+    RESULTS.mkdir(exist_ok=True)
+    figure.savefig(RESULTS / 'memory.png', dpi=110)
 
 
 def pretrain_rows(repeats: int) -> Iterator[Row]:
@@ -397,6 +431,8 @@ def quietly(argv: list[str]) -> None:
 ROWS: dict[str, Callable[[int], Iterator[Row]]] = {
     'fomaml': lambda repeats: meta_rows('fomaml', (0.75, 0.42), repeats),
     'maml': lambda repeats: meta_rows('maml', (0.8, 0.42), repeats),
+    'checkpoint': checkpoint_rows,
+    'tasks': task_rows,
     'pretrain': pretrain_rows,
     'relation': relation_rows,
     'synthesis': synthesis_rows,

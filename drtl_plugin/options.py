@@ -64,6 +64,9 @@ class InnerOptions:
     )
     lr: float = option(1e-2, 'Step size of the inner loop.', low=1e-12)
     steps: int = option(1, 'Gradient steps of the inner loop.', low=1)
+    checkpoint: bool = option(
+        False, 'maml: take each inner step again on the way back, instead of keeping its graph: less memory, more time.'
+    )
     parameters: List[str] = option(
         ['*'], 'Patterns of the names of the parameters that the inner loop adapts (ANIL), e.g. conv_last.*.'
     )
@@ -125,6 +128,8 @@ class DRTLOptions:
         inner, adapt = options.inner, options.adapt
         if inner.rate_lr > 0 and (inner.algorithm == 'reptile' or options.pipeline == 'pretrain'):
             raise OptionError('drtl.inner.rate_lr: step sizes are learned by pipeline: meta with maml or fomaml only.')
+        if inner.checkpoint and (inner.algorithm != 'maml' or options.pipeline == 'pretrain'):
+            raise OptionError('drtl.inner.checkpoint: only maml in pipeline: meta keeps graphs that could be left out.')
         if options.pipeline == 'meta' and inner.algorithm == 'reptile' and inner.steps < 2:
             raise OptionError('drtl.inner.steps: reptile takes at least 2, support and query in turn.')
         if options.pipeline == 'meta' and inner.algorithm == 'reptile' and inner.parameters != ['*']:

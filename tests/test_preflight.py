@@ -71,6 +71,7 @@ class TestWrongInput:
         (['drtl', 'inner'], {'algorithm': 'reptile'}, 'drtl.inner.steps: reptile takes at least 2'),
         (['drtl', 'inner'], {'algorithm': 'reptile', 'steps': 2, 'parameters': ['conv_last.*']}, 'reptile trains what'),
         (['drtl', 'inner'], {'algorithm': 'reptile', 'steps': 2, 'rate_lr': 0.1}, 'rate_lr: step sizes are learned by'),
+        (['drtl', 'inner'], {'checkpoint': True}, 'drtl.inner.checkpoint: only maml in pipeline: meta keeps'),
         (['drtl', 'adapt'], {'replay': 0.5, 'batch_size': 1}, 'replay needs at least 2 patches'),
         (['drtl', 'adapt'], {'optimizer': 'inner', 'rank': 2}, 'low-rank adapters have no inner step sizes'),
         (['model_type'], 'DRTModel', "model_type: unknown model 'DRTModel'; did you mean 'DRTLModel'?"),

@@ -24,6 +24,7 @@ from itertools import cycle, islice
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils.checkpoint import get_device_states, set_device_states
 
 from drtl_plugin.errors import OptionError
 
@@ -145,7 +146,14 @@ class OuterGradient:
 
 
 def outer_gradient(
-    loss: Loss, parameters: Parameters, support: Batch, query: Batch, rates: Rates, steps: int, algorithm: str
+    loss: Loss,
+    parameters: Parameters,
+    support: Batch,
+    query: Batch,
+    rates: Rates,
+    steps: int,
+    algorithm: str,
+    checkpoint: bool = False,
 ) -> OuterGradient:
     """How an episode wants θ (and learned α) to change, for an optimiser that descends.
 
@@ -162,6 +170,7 @@ def outer_gradient(
         rates (Rates): α, step sizes of the inner loop, for the parameters that are adapted.
         steps (int): n, steps of the inner loop.
         algorithm (str): One of ``ALGORITHMS``.
+        checkpoint (bool): Of ``maml``: see :func:`_checkpointed`. The others keep no graph of an inner step anyway.
 
     Raises:
         ValueError: For another algorithm.
@@ -185,13 +194,61 @@ def outer_gradient(
             total = {name: total[name] + gradients[name] for name in rates}
         with torch.no_grad():
             return OuterGradient(total, {}, loss(adapted, query))
+    learned = {name: rate for name, rate in rates.items() if isinstance(rate, Tensor) and rate.requires_grad}
+    if algorithm == 'maml' and checkpoint:
+        return _checkpointed(loss, parameters, [support] * steps, query, rates, learned)
     adapted = inner_loop(loss, parameters, [support] * steps, rates, first_order=algorithm == 'fomaml')
     query_loss = loss(adapted, query)
-    learned = {name: rate for name, rate in rates.items() if isinstance(rate, Tensor) and rate.requires_grad}
     outer = gradients_of(query_loss, [*parameters.values(), *learned.values()])
     return OuterGradient(
         dict(zip(parameters, outer)), dict(zip(learned, outer[len(parameters) :])), query_loss.detach()
     )
+
+
+def _checkpointed(
+    loss: Loss,
+    parameters: Parameters,
+    batches: Sequence[Batch],
+    query: Batch,
+    rates: Rates,
+    learned: Mapping[str, Tensor],
+) -> OuterGradient:
+    """The exact outer gradient in the memory of one inner step, whatever their number; each is computed twice.
+
+    The inner loop is gone through once without a graph, which leaves its way ``θ_0, …, θ_n``, and then backwards: the
+    gradient at ``θ_{k+1}`` becomes that at ``θ_k`` by the vector-Jacobian product of the step between them, which is
+    taken again, now with its graph, and with the random numbers that the network (dropout) had drawn before. Running
+    statistics are updated twice.
+    """
+    way = [{name: p.detach().requires_grad_() for name, p in parameters.items()}]
+    with torch.no_grad():
+        fixed = {name: rate.detach() if isinstance(rate, Tensor) else rate for name, rate in rates.items()}
+    states = []
+    for batch in batches:
+        states.append((torch.get_rng_state(), *get_device_states(*batch)))
+        after, _ = inner_step(loss, way[-1], batch, fixed, first_order=True)
+        way.append({name: p.detach().requires_grad_() for name, p in after.items()})
+    query_loss = loss(way[-1], query)
+    gradient = gradients_of(query_loss, list(way.pop().values()))
+    query_loss = query_loss.detach()
+    rate_gradients = {name: torch.zeros_like(rate) for name, rate in learned.items()}
+    while way:
+        theta = way.pop()
+        cpu_state, devices, device_states = states.pop()
+        with torch.random.fork_rng(devices):
+            torch.set_rng_state(cpu_state)
+            set_device_states(devices, device_states)
+            after, _ = inner_step(loss, theta, batches[len(way)], rates, first_order=False)
+        found = torch.autograd.grad(
+            list(after.values()),
+            [*theta.values(), *learned.values()],
+            gradient,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        gradient = found[: len(theta)]
+        rate_gradients = {name: rate_gradients[name] + found[len(theta) + i] for i, name in enumerate(learned)}
+    return OuterGradient(dict(zip(parameters, gradient)), rate_gradients, query_loss)
 
 
 def accumulate(parameters: Parameters, gradients: Parameters, weight: float) -> None:

@@ -432,10 +432,20 @@ class DRTLModel(SRModel):
         mean_query_loss = 0
         for weight, lq, gt in zip(weights, self.episode_lq, self.episode_gt):
             support, query = ((lq[part], gt[part]) for part in (slice(self.num_support), slice(self.num_support, None)))
-            outer = outer_gradient(loss, parameters, support, query, self.inner_rates, inner.steps, inner.algorithm)
+            outer = outer_gradient(
+                loss,
+                parameters,
+                support,
+                query,
+                self.inner_rates,
+                inner.steps,
+                inner.algorithm,
+                inner.checkpoint,
+            )
             accumulate(parameters, outer.parameters, weight / len(weights))
             accumulate(self.inner_rates, outer.rates, weight / len(weights))
             mean_query_loss = mean_query_loss + outer.query_loss / len(weights)
+            del outer  # gradients as large as the network, while the next task's are computed
         return OrderedDict(l_query=mean_query_loss)
 
     # ---- adaptation, validation ------------------------------------------------------------------------------- #

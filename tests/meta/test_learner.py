@@ -160,6 +160,68 @@ def test_exact_outer_gradient_agrees_with_finite_differences():
     assert sum((gradient[name] * direction[name]).sum() for name in gradient).item() == pytest.approx(slope, rel=1e-5)
 
 
+@pytest.mark.parametrize('steps', [1, 3])
+@pytest.mark.parametrize('adapted', ['*', '3.*'])
+def test_checkpointed_steps_give_the_same_gradient(steps, adapted):
+    """Of parameters, adapted in the inner loop or not, and of learned rates, which differ from weight to weight."""
+    net = small_net().eval()
+    loss = functional_loss(net, nn.MSELoss())
+    theta = trainable_parameters(net)
+    rates = {
+        name: torch.rand_like(theta[name]).mul_(0.3).requires_grad_()
+        for name in matching_names(theta, [adapted], 'inner.parameters')
+    }
+    plain, checkpointed = (
+        outer_gradient(loss, theta, *batches(2), rates, steps, 'maml', checkpoint) for checkpoint in (False, True)
+    )
+    assert checkpointed.query_loss == plain.query_loss
+    for expected, found in ((plain.parameters, checkpointed.parameters), (plain.rates, checkpointed.rates)):
+        assert list(found) == list(expected)
+        for name, value in expected.items():
+            assert torch.allclose(found[name], value, rtol=1e-10, atol=1e-14), name
+            assert not found[name].requires_grad
+
+
+def test_checkpointed_steps_draw_the_same_random_numbers():
+    net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Dropout(0.5), nn.Tanh(), nn.Conv2d(3, 1, 3)).double().train()
+    loss, theta = functional_loss(net, nn.MSELoss()), trainable_parameters(net)
+    found = []
+    for checkpoint in (False, True):
+        torch.manual_seed(5)
+        outer = outer_gradient(loss, theta, *batches(2), dict.fromkeys(theta, 0.3), 2, 'maml', checkpoint)
+        found.append((outer.parameters, torch.rand(1)))
+    for name, value in found[0][0].items():
+        assert torch.allclose(found[1][0][name], value, rtol=1e-10, atol=1e-14), name
+    assert found[0][1] == found[1][1]
+
+
+def test_checkpointed_steps_keep_one_graph_at_a_time():
+    """What is saved for backward at once, in bytes, does not grow with the number of steps."""
+    net = small_net().eval()
+    loss, theta = functional_loss(net, nn.MSELoss()), trainable_parameters(net)
+    most = {}
+    for checkpoint in (False, True):
+        for steps in (1, 4):
+            alive, peak = 0, 0
+
+            class Saved:
+                def __init__(self, tensor):
+                    nonlocal alive, peak
+                    self.tensor, self.size = tensor, tensor.numel()
+                    alive += self.size
+                    peak = max(peak, alive)
+
+                def __del__(self):
+                    nonlocal alive
+                    alive -= self.size
+
+            with torch.autograd.graph.saved_tensors_hooks(Saved, lambda saved: saved.tensor):
+                outer_gradient(loss, theta, *batches(2), dict.fromkeys(theta, 0.1), steps, 'maml', checkpoint)
+            most[checkpoint, steps] = peak
+    assert most[True, 4] == most[True, 1]
+    assert most[False, 4] > 2 * most[True, 4]
+
+
 def test_first_order_gradient_is_that_of_a_network_that_was_moved():
     net = small_net()
     net.eval()

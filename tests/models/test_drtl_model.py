@@ -360,6 +360,19 @@ def test_interrupted_training_goes_on_as_if_it_had_not_been(build, quick_opt, wo
     assert torch.equal(resumed.graph.edges, whole.graph.edges)
 
 
+def test_checkpointing_takes_the_same_step(build, quick_opt):
+    quick_opt['drtl'].update(pipeline='meta', hooks=[])
+    quick_opt['drtl']['weighting'].update(relation='uniform')
+    steps = []
+    for checkpoint in (False, True):
+        quick_opt['drtl']['inner'] = {'algorithm': 'maml', 'steps': 2, 'checkpoint': checkpoint}
+        model = build(quick_opt)
+        model.feed_data(episodes(model, [0, 1]))
+        model.optimize_parameters(1)
+        steps.append(torch.cat([p.grad.flatten() for p in model.net_g.parameters()]))
+    assert torch.allclose(*steps, rtol=1e-4, atol=1e-7)
+
+
 class TestInnerRates:
     def test_meta_sgd_learns_a_rate_for_each_weight_and_resumes(self, build, quick_opt, workdir):
         quick_opt['drtl']['inner'].update(rate_lr=1e-3)
