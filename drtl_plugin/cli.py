@@ -275,6 +275,9 @@ def _test(args: argparse.Namespace) -> None:
     parsed = mock.patch.object(basicsr.test, 'parse_options', lambda *_, **__: (opt, args))
     with _alone(opt, 'results'), parsed, without_gpu(), processes_without_gpu():
         basicsr.test.test_pipeline(os.getcwd())
+    if opt['rank'] == 0:
+        what = 'Images and log are' if opt['val']['save_img'] else 'The log is'
+        print(f'{what} in {opt["path"]["results_root"]}.')
 
 
 def _adapt(args: argparse.Namespace) -> None:

@@ -254,7 +254,7 @@ class ValOptions:
     save_img: bool = option(dataclasses.MISSING, 'Whether to write the restored images.')
     suffix: Optional[str] = option(None, 'Test: ending of their names; by default the name of the run.')
     metrics: Optional[dict] = option(None, 'By name: type and arguments.')
-    pbar: bool = option(False, 'Show a progress bar.')
+    pbar: Optional[bool] = option(None, 'Show a progress bar; by default, on a terminal.')
     tile: int = option(0, 'Restore tile by tile, of this many low-quality pixels a side (0: as a whole).', low=0)
     overlap: int = option(16, 'Low-quality pixels that tiles are enlarged by on each side.', low=0)
 
@@ -543,6 +543,8 @@ def parse_options(args: argparse.Namespace, root_path: str, is_train: bool) -> d
     parsed['manual_seed'] = of_first_process(lambda: parsed['manual_seed'])
     set_random_seed(parsed['manual_seed'] + parsed['rank'])
     check_sections(parsed)
+    if parsed.get('val') and parsed['val'].get('pbar') is None:
+        parsed['val']['pbar'] = sys.stderr.isatty()
     train = parsed['datasets'].get('train', {})
     if train.get('type') == 'DistortionTaskDataset':
         _complete_task_dataset(train, parsed)

@@ -173,6 +173,7 @@ class TestTrain:
             opt = as_test({**quick_opt, 'model_type': 'SRModel'}, models / weights)
             opt['path']['param_key_g'] = key
             assert cli.main(['test', '-opt', write_opt(opt)]) == 0
+            assert capsys.readouterr().out.endswith(f'in {workdir / "results/test_drtl_x4"}.\n')
             metrics = logged_metrics(workdir / 'results/test_drtl_x4')
             assert line.split()[-2:] == [metrics['psnr_y'], metrics['ssim_y']]
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import tempfile
 from collections import Counter
 from pathlib import Path
+from unittest import mock
 
-from basicsr.utils.lmdb_util import make_lmdb_from_imgs
+from basicsr.utils import lmdb_util
+from tqdm import tqdm
 
 from drtl_plugin.data.image_files import image_names, image_size, is_turned, require_decodable
 from drtl_plugin.errors import DataError
@@ -60,8 +63,13 @@ def write_lmdb(
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix='.lmdb_') as unfinished_root:
         unfinished = os.path.join(unfinished_root, 'unfinished.lmdb')
+        # BasicSR's bar would fill logs, too.
+        bar = mock.patch.object(lmdb_util, 'tqdm', functools.partial(tqdm, disable=None))
         try:
-            make_lmdb_from_imgs(str(folder), unfinished, names, keys, compress_level=compress_level, map_size=map_size)
+            with bar:
+                lmdb_util.make_lmdb_from_imgs(
+                    str(folder), unfinished, names, keys, compress_level=compress_level, map_size=map_size
+                )
         except AttributeError:  # of an image that is None
             for name in names:
                 require_decodable(os.path.join(folder, name))
