@@ -253,6 +253,8 @@ def _prepare_run(args: argparse.Namespace, is_train: bool) -> dict:
     if f"'{SAMPLE_ROOT}/" in str(opt['datasets']):
         of_first_process(prepare_sample_data)
     preflight.check(opt)
+    if opt.get('val') and opt['val'].get('pbar') is None:
+        opt['val']['pbar'] = sys.stderr.isatty()
     return opt
 
 

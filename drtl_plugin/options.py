@@ -543,8 +543,6 @@ def parse_options(args: argparse.Namespace, root_path: str, is_train: bool) -> d
     parsed['manual_seed'] = of_first_process(lambda: parsed['manual_seed'])
     set_random_seed(parsed['manual_seed'] + parsed['rank'])
     check_sections(parsed)
-    if parsed.get('val') and parsed['val'].get('pbar') is None:
-        parsed['val']['pbar'] = sys.stderr.isatty()
     train = parsed['datasets'].get('train', {})
     if train.get('type') == 'DistortionTaskDataset':
         _complete_task_dataset(train, parsed)

@@ -322,7 +322,7 @@ class TestLmdb:
             Path(path).mkdir()
             raise OSError(errno.ENOSPC, 'No space left on device', path)
 
-        monkeypatch.setattr(lmdb_files, 'make_lmdb_from_imgs', fail)
+        monkeypatch.setattr(lmdb_files.lmdb_util, 'make_lmdb_from_imgs', fail)
         before = sorted(workdir.iterdir())
         assert cli.main(['lmdb', 'bench/gt', 'x.lmdb']) == 2
         assert 'basicsr: error: [Errno 28] No space left on device' in capsys.readouterr().err
