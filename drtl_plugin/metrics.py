@@ -10,6 +10,7 @@ pyiqa is an optional extra: ``pip install 'drtl_plugin[pyiqa]'``. Many of its me
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import random
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from basicsr.metrics.metric_util import reorder_image
 from basicsr.utils import img2tensor
 from basicsr.utils.registry import METRIC_REGISTRY
 
@@ -33,7 +35,7 @@ def calculate_pyiqa(
     """A metric of pyiqa.
 
     Args:
-        img (ndarray): Restored image, ``(H, W, 3)``, uint8, BGR.
+        img (ndarray): Restored image, ``(H, W, 3)``, BGR, or ``(H, W)``, uint8.
         metric (str): Its name in pyiqa (``pyiqa.list_models()``).
         img2 (ndarray): Ground truth, the same; metrics without reference don't look at it.
         crop_border (int): Pixels that are left out on each side.
@@ -41,28 +43,42 @@ def calculate_pyiqa(
 
     Returns:
         float: The metric.
+
+    Raises:
+        OptionError: If there is no ground truth, and the metric wants one.
     """
-    compute = pyiqa_metric(metric, tuple(sorted((key, value) for key, value in kwargs.items() if key not in _OURS)))
+    compute = pyiqa_metric(metric, **kwargs)
+    images = [img, img2] if compute.metric_mode == 'FR' else [img]
+    if images[-1] is None:
+        raise OptionError(f'val.metrics: {metric} compares with a ground truth, and this dataset has none.')
     inner = slice(crop_border, -crop_border or None)
-    images = [image[inner, inner].astype(np.float32) / 255 for image in (img, img2) if image is not None]
-    tensors = [tensor[None] for tensor in img2tensor(images)]
+    images = [reorder_image(image)[inner, inner].astype(np.float32) / 255 for image in images]
     with torch.no_grad():
-        return float(compute(*tensors[: 2 if compute.metric_mode == 'FR' else 1]))
+        return float(compute(*(tensor[None] for tensor in img2tensor(images))))
 
 
-@functools.cache
-def pyiqa_metric(metric: str, arguments: tuple[tuple[str, Any], ...] = ()) -> Callable:
-    """A metric as pyiqa builds it, on the GPU where there is one; no generator is drawn from.
+def pyiqa_metric(metric: str, **arguments: Any) -> Callable:
+    """A metric as pyiqa builds it, on the GPU where there is one; once for the same arguments.
+
+    Args:
+        metric (str): Its name in pyiqa.
+        arguments: Its further arguments; those that are not pyiqa's are left out.
 
     Raises:
         ImportError: If pyiqa is missing.
     """
+    return _build(metric, json.dumps({key: arguments[key] for key in arguments if key not in _OURS}, sort_keys=True))
+
+
+@functools.cache
+def _build(metric: str, arguments: str) -> Callable:
     import pyiqa
 
+    # The course of training is the same with and without.
     random_state, numpy_state = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng():
-            return pyiqa.create_metric(metric, **dict(arguments))
+            return pyiqa.create_metric(metric, **json.loads(arguments))
     finally:
         random.setstate(random_state)
         np.random.set_state(numpy_state)
@@ -88,7 +104,7 @@ def check_pyiqa(section: dict, where: str) -> None:
     if name not in pyiqa.list_models():
         raise unknown('metric of pyiqa', name, pyiqa.list_models(), f'{where}.metric')
     try:
-        compute = pyiqa_metric(name, tuple(sorted((k, v) for k, v in section.items() if k not in _OURS)))
+        compute = pyiqa_metric(**section)
     except (TypeError, ValueError, KeyError, AssertionError) as error:
         raise OptionError(f'{where}: pyiqa cannot build {name}: {" ".join(str(error).split())}') from None
     except (OSError, RuntimeError) as error:

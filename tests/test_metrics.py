@@ -15,9 +15,9 @@ from drtl_plugin.errors import DataError, OptionError
 
 @pytest.fixture(autouse=True)
 def forget():
-    metrics.pyiqa_metric.cache_clear()
+    metrics._build.cache_clear()
     yield
-    metrics.pyiqa_metric.cache_clear()
+    metrics._build.cache_clear()
 
 
 @pytest.fixture
@@ -47,8 +47,8 @@ def stand_in(monkeypatch):
         if name == 'weights':
             raise URLError('no network')
         if name == 'red':
-            return Metric('NR', False, lambda image: image[:, 0].mean(**arguments))
-        return Metric('FR', True, lambda image, gt: (image - gt).abs().mean(**arguments))
+            return Metric('NR', False, lambda image: image[:, 0].mean())
+        return Metric('FR', True, lambda image, gt: (image - gt).abs().mean())
 
     module = types.ModuleType('pyiqa')
     module.create_metric, module.list_models = create_metric, lambda: ['l1', 'red', 'weights']
@@ -64,6 +64,20 @@ def test_images_are_rgb_between_0_and_1_without_border(stand_in, images):
     assert value == pytest.approx(np.abs(img[inner].astype(float) - gt[inner]).mean() / 255, rel=1e-5)
     value = calculate_metric({'img': img}, {'type': 'calculate_pyiqa', 'metric': 'red'})
     assert value == pytest.approx(img[..., 2].mean() / 255, rel=1e-5)
+
+
+def test_grey_images_and_arguments_that_are_lists(stand_in, images):
+    img, gt = (image[..., 0] for image in images)
+    value = calculate_metric(
+        {'img': img, 'img2': gt}, {'type': 'calculate_pyiqa', 'metric': 'l1', 'crop_border': 2, 'window': [3, 3]}
+    )
+    inner = (slice(2, -2), slice(2, -2))
+    assert value == pytest.approx(np.abs(img[inner].astype(float) - gt[inner]).mean() / 255, rel=1e-5)
+
+
+def test_without_ground_truth_a_line_says_so(stand_in, images):
+    with pytest.raises(OptionError, match='l1 compares with a ground truth'):
+        calculate_metric({'img': images[0]}, {'type': 'calculate_pyiqa', 'metric': 'l1'})
 
 
 def test_building_one_draws_no_random_numbers(stand_in):
