@@ -220,14 +220,14 @@ def task_rows(repeats: int) -> Iterator[Row]:
         'maml, 3 inner steps': ('maml', None, 3, False),
         'maml, 3 inner steps, checkpointed': ('maml', None, 3, True),
     }
-    figure = Figure(figsize=(7, 4.5), layout='constrained')
+    figure = Figure(figsize=(9, 4), layout='constrained')
     axes = figure.add_subplot()
     for name, arguments in lines.items():
         needed = [peak(our_step, *arguments, tasks) for tasks in counts]
         axes.plot(counts, needed, marker='.', label=name)
         yield Row(f'{name}: 16 tasks, peak memory', '1 task', needed[-1], needed[0], 1.05, 'MiB')
     axes.set(xlabel='tasks a step', ylabel='peak memory, MiB', xscale='log', xticks=counts, xticklabels=counts, ylim=0)
-    axes.legend()
+    figure.legend(loc='outside right upper', fontsize=8)
     RESULTS.mkdir(exist_ok=True)
     figure.savefig(RESULTS / 'memory.png', dpi=110)
 
