@@ -84,13 +84,14 @@ def synchronize() -> None:
 
 
 def medians(functions: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median seconds of functions that take turns; each has run once before."""
+    """Median seconds of functions that take turns, another one first each time; each has run once before."""
     seconds: dict[str, list[float]] = {name: [] for name in functions}
+    names = list(functions)
     for repeat in range(repeats + 1):
-        for name, function in functions.items():
+        for name in names[repeat % len(names) :] + names[: repeat % len(names)]:
             synchronize()
             start = time.perf_counter()
-            function()
+            functions[name]()
             synchronize()
             if repeat:
                 seconds[name].append(time.perf_counter() - start)
@@ -233,12 +234,20 @@ def task_rows(repeats: int) -> Iterator[Row]:
 
 
 def pretrain_rows(repeats: int) -> Iterator[Row]:
-    opt = options(pipeline='pretrain', weighting={'relation': 'uniform'})
-    model = fed_model(opt)
+    models = {}
+    for relation, mode in (('uniform', 'sampling'), ('transfer', 'sampling'), ('transfer', 'gradient')):
+        opt = options(pipeline='pretrain', weighting={'relation': relation, 'mode': mode})
+        models[f'{relation}, {mode}'] = model = fed_model(opt)
+        if relation != 'uniform':  # as if it were measured
+            model.weights = torch.linspace(0.5, 1.5, len(model.library))
     plain = build_model({**parsed(opt), 'model_type': 'SRModel'})
     plain.feed_data({'lq': model.episode_lq.flatten(0, 1), 'gt': model.episode_gt.flatten(0, 1)})
-    steps = {'ours': lambda: model.optimize_parameters(1), 'theirs': lambda: plain.optimize_parameters(1)}
-    yield Row('pretrain step', 'SRModel', **medians(steps, repeats), bar=1.03)
+    steps = {
+        name: lambda model=model: model.optimize_parameters(1) for name, model in {**models, 'SRModel': plain}.items()
+    }
+    seconds = medians(steps, repeats)
+    for name in models:
+        yield Row(f'pretrain step, {name}', 'SRModel', seconds[name], seconds['SRModel'], 1.03)
 
 
 def relation_rows(repeats: int) -> Iterator[Row]:
@@ -386,7 +395,8 @@ def adaptation_rows(repeats: int) -> Iterator[Row]:
     model = build_model(parsed(opt))
 
     def plain() -> None:
-        net = copy.deepcopy(model.trained_network()).train()
+        # As BasicSR would load it; ours chooses its own layout.
+        net = copy.deepcopy(model.trained_network()).to(memory_format=torch.contiguous_format).train()
         average = torch.optim.swa_utils.AveragedModel(
             net, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.99)
         )

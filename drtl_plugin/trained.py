@@ -76,7 +76,7 @@ def load_trained(path: str, option_file: str | None = None) -> TrainedNetwork:
         raise DataError(
             f'--weights: {path} does not fit the network_g of {where} ({" ".join(str(error).split())[:300]}).'
         ) from None
-    trained = TrainedNetwork(net.eval(), network, scale)
+    trained = TrainedNetwork(net.eval().to(memory_format=torch.channels_last), network, scale)
     _rehearse(trained, where)
     return trained
 

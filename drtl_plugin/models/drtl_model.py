@@ -135,16 +135,21 @@ class DRTLModel(SRModel):
         self.compared: dict[str, list] = {}
         self.tb_logger: SummaryWriter | None = None
         super().__init__(opt)
+        if not self.is_train:
+            self.net_g.to(memory_format=torch.channels_last)
 
     # ---- setting up ------------------------------------------------------------------------------------------- #
 
     def init_training_settings(self) -> None:
         """``SRModel``'s training settings, the auxiliary tasks, the DRN and the hooks."""
         super().init_training_settings()
-        # Faster wherever convolutions are; but pre-training in full precision stays, bit for bit, what SRModel does.
-        if self.drtl.pipeline == 'meta' or self.opt['train'].get('amp') == 'bf16':
-            for net in (self.net_g, *([self.net_g_ema] if hasattr(self, 'net_g_ema') else [])):
-                net.to(memory_format=torch.channels_last)
+        # Convolutions are faster so; but with uniform weights, pre-training in full precision stays, bit for bit, what
+        # SRModel does.
+        is_srmodel = self.drtl.pipeline == 'pretrain' and self.drtl.weighting.relation == 'uniform'
+        if not is_srmodel or self.opt['train'].get('amp') == 'bf16':
+            self.net_g.to(memory_format=torch.channels_last)
+        if hasattr(self, 'net_g_ema'):  # is only averaged and tested
+            self.net_g_ema.to(memory_format=torch.channels_last)
         # BasicSR builds the loader's dataset elsewhere; this one, with the same options, feeds the hooks.
         self.task_data = DistortionTaskDataset(self.opt['datasets']['train'])
         self.library = self.task_data.library
