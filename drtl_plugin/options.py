@@ -241,7 +241,8 @@ class TrainOptions:
     scheduler: dict = option(dataclasses.MISSING, 'type: MultiStepLR or CosineAnnealingRestartLR, and arguments.')
     warmup_iter: int = option(-1, 'Steps over which the learning rate rises; -1: none.', low=-1)
     ema_decay: float = option(0, 'Decay of the moving average of the weights (0: none).', 0, 1)
-    amp: Optional[Literal['bf16']] = option(None, 'bf16: networks compute in bfloat16.')
+    amp: Optional[Literal['bf16']] = option(None, 'bf16: networks compute in bfloat16, on devices that can.')
+    compile: bool = option(False, 'Compile net_g by torch.compile, for training; not with maml.')
     pixel_opt: Optional[dict] = option(None, 'type of the pixel loss, and arguments.')
     perceptual_opt: Optional[dict] = option(None, 'type: PerceptualLoss, and arguments.')
 

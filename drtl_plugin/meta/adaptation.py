@@ -51,7 +51,7 @@ def adaptation(
         nn.Module: The adapted copy in evaluation mode, before the first and after each step: always the same object,
         whose weights go on changing.
     """
-    student = copy.deepcopy(net).to(memory_format=torch.channels_last).train()
+    student = copy.deepcopy(net).train()
     if rank:
         add_low_rank(student, rank)
     averaged = copy.deepcopy(student).eval()

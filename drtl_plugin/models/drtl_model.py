@@ -6,6 +6,7 @@ import hashlib
 import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -36,6 +37,7 @@ from drtl_plugin.meta.learner import (
     outer_gradient,
     trainable_parameters,
 )
+from drtl_plugin.models.acceleration import compile_network, computes_bfloat16
 from drtl_plugin.models.html_report import Comparison, curves_of_folder, write_html
 from drtl_plugin.models.report import AFTER, BEFORE, BICUBIC, comparison_picture, results_table
 from drtl_plugin.models.tiles import restore
@@ -106,7 +108,8 @@ class DRTLModel(SRModel):
     Args:
         opt (dict): BasicSR's options for ``SRModel``, with ``datasets.train`` of type ``DistortionTaskDataset`` and
             a ``drtl`` section (:class:`drtl_plugin.options.DRTLOptions`). ``train.amp: bf16`` computes networks in
-            bfloat16 (autocast) while training and adapting; weights stay in single precision.
+            bfloat16 (autocast) while training and adapting, where the device can; weights stay in single precision.
+            ``train.compile`` has ``net_g`` compiled for training.
 
     Attributes:
         camera_fit (CameraFit | None): Where ``drtl.camera_fit`` is on and there is a target; also
@@ -119,6 +122,7 @@ class DRTLModel(SRModel):
         tb_logger (SummaryWriter | None): For hooks to write to; set by a training run, in its first process.
         iter, max_iters (int): As in mmengine: the number of the current iteration, from 0, and of all.
         losses_of_step (dict): Of the last step, by name, as tensors on the device.
+        amp, compiled (bool): Whether networks compute in bfloat16, and ``net_g`` is compiled, while training.
         skip_step (bool): For hooks to set before an optimiser's step that is better not taken.
         stopping (bool): Whether the run was told to end, in a hurry; then nothing is adapted before it is saved.
 
@@ -143,13 +147,7 @@ class DRTLModel(SRModel):
     def init_training_settings(self) -> None:
         """``SRModel``'s training settings, the auxiliary tasks, the DRN and the hooks."""
         super().init_training_settings()
-        # Convolutions are faster so; but with uniform weights, pre-training in full precision stays, bit for bit, what
-        # SRModel does.
-        is_srmodel = self.drtl.pipeline == 'pretrain' and self.drtl.weighting.relation == 'uniform'
-        if not is_srmodel or self.opt['train'].get('amp') == 'bf16':
-            self.net_g.to(memory_format=torch.channels_last)
-        if hasattr(self, 'net_g_ema'):  # is only averaged and tested
-            self.net_g_ema.to(memory_format=torch.channels_last)
+        self._accelerate()
         # BasicSR builds the loader's dataset elsewhere; this one, with the same options, feeds the hooks.
         self.task_data = DistortionTaskDataset(self.opt['datasets']['train'])
         self.library = self.task_data.library
@@ -169,6 +167,31 @@ class DRTLModel(SRModel):
         self._started = False
         self._build_relation_net()
         self.hooks = build_hooks(self.drtl.hooks)
+
+    def _accelerate(self) -> None:
+        """Lay out networks as convolutions are faster; bfloat16 and compiling where they are asked for."""
+        train = self.opt['train']
+        self.amp = train.get('amp') == 'bf16'
+        if self.amp and not computes_bfloat16(self.device):
+            get_root_logger().warning(
+                'train.amp: this device cannot compute in bfloat16, only imitate it, much slower; it computes in '
+                'single precision instead.'
+            )
+            self.amp = False
+        # With uniform weights, pre-training in full precision stays, bit for bit, what SRModel does.
+        is_srmodel = self.drtl.pipeline == 'pretrain' and self.drtl.weighting.relation == 'uniform'
+        if not is_srmodel or self.amp:
+            self.net_g.to(memory_format=torch.channels_last)
+        if hasattr(self, 'net_g_ema'):  # is only averaged and tested
+            self.net_g_ema.to(memory_format=torch.channels_last)
+        self.compiled = train.get('compile', False)
+        if self.compiled:
+            if self.drtl.pipeline == 'meta' and self.drtl.inner.algorithm == 'maml':
+                raise OptionError(
+                    'train.compile: what torch.compile makes cannot be differentiated twice, as maml does; leave it '
+                    'out, or take another drtl.inner.algorithm.'
+                )
+            compile_network(self.net_g, self.device)
 
     def _fit_camera(self) -> None:
         """Fit the camera, or read a fit; it becomes the last of the auxiliary tasks."""
@@ -349,8 +372,7 @@ class DRTLModel(SRModel):
     def precision(self) -> torch.autocast:
         """The context that networks are trained in, by ``train.amp``: autocast to bfloat16, or plain."""
         # Weights change between the inner loop's forward passes: no copies of them may be kept.
-        enabled = self.opt['train'].get('amp') == 'bf16'
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled, cache_enabled=False)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp, cache_enabled=False)
 
     def _losses(self, output: Tensor, gt: Tensor) -> tuple[Tensor, OrderedDict]:
         """``SRModel``'s losses: their sum, and each by name."""
@@ -553,7 +575,9 @@ class DRTLModel(SRModel):
         tiles = {key: value for key, value in (self.opt.get('val') or {}).items() if key in ('tile', 'overlap')}
         training = net.training
         net.eval()
-        self.output = restore(net, self.lq, scale, window, **tiles)
+        # Images come in many sizes, and each would be compiled for.
+        with torch.compiler.set_stance('force_eager') if self.is_train and self.compiled else nullcontext():
+            self.output = restore(net, self.lq, scale, window, **tiles)
         net.train(training)
 
     def nondist_validation(self, dataloader, current_iter, tb_logger, save_img) -> None:

@@ -145,7 +145,7 @@ def gradient_relation(question: RelationQuestion) -> KnowledgeGraph:
     Where two tasks want θ to move the same way, a step on one helps the other.
     """
     evidence = question.draw_evidence()
-    net = copy.deepcopy(question.net_g).to(memory_format=torch.channels_last).eval()
+    net = copy.deepcopy(question.net_g).eval()
     pairs = [(lq, evidence.auxiliary_gt) for lq in evidence.auxiliary_lq]
     auxiliary = torch.stack([mean_gradient(net, question.criterion, *pair, question.precision) for pair in pairs])
     target = mean_gradient(net, question.criterion, evidence.target_lq, evidence.target_gt, question.precision)
@@ -163,7 +163,7 @@ def learn_task(
     precision: Precision = nullcontext,
 ) -> nn.Module:
     """``θ_i``: a copy of the network that has taken Adam steps on pairs ``(B, …)`` of a task, in their order."""
-    net = copy.deepcopy(net_g).to(memory_format=torch.channels_last).train()
+    net = copy.deepcopy(net_g).train()
     optimizer = torch.optim.Adam(net.parameters(), lr=lr)
     for step in range(steps):
         batch = [(step * batch_size + i) % len(lq) for i in range(batch_size)]

@@ -1,14 +1,17 @@
 import copy
 import dataclasses
 from collections import OrderedDict
+from unittest import mock
 
 import cv2
 import numpy as np
 import pytest
 import torch
 from basicsr.models import build_model
+from basicsr.utils import get_root_logger
 from basicsr.utils.misc import check_resume
 from torch import nn
+from torch._dynamo import lookup_backend
 from torch.utils.data import default_collate
 
 from drtl_plugin.errors import DataError, OptionError
@@ -428,6 +431,29 @@ class TestInnerRates:
 
 
 class TestBfloat16:
+    @pytest.fixture(autouse=True)
+    def imitated(self, monkeypatch):
+        """Processors that cannot compute in bfloat16 give the same numbers slowly."""
+        monkeypatch.setattr(drtl_model, 'computes_bfloat16', lambda device: True)
+
+    def test_devices_that_cannot_compute_in_single_precision_and_say_so(self, build, quick_opt, monkeypatch):
+        monkeypatch.setattr(drtl_model, 'computes_bfloat16', lambda device: False)
+        warning = mock.Mock()
+        monkeypatch.setattr(get_root_logger(), 'warning', warning)
+        quick_opt['drtl'].update(hooks=[])
+        gradients = []
+        for amp in (None, 'bf16'):
+            quick_opt['train']['amp'] = amp
+            torch.manual_seed(0)
+            model = build(quick_opt)
+            model._started = True
+            model.feed_data(episodes(model, [0, 1]))
+            model.optimize_parameters(1)
+            gradients.append(torch.cat([p.grad.flatten() for p in model.net_g.parameters()]))
+        assert torch.equal(*gradients)
+        warning.assert_called_once()
+        assert warning.call_args.args[0].startswith('train.amp: this device cannot compute in bfloat16')
+
     @pytest.mark.parametrize('pipeline', ['pretrain', 'meta'])
     def test_gradients_are_those_of_single_precision_but_for_rounding(self, build, quick_opt, pipeline):
         gradients = []
@@ -460,6 +486,80 @@ class TestBfloat16:
         assert not torch.equal(single, half)
         assert torch.allclose(single, half, atol=1e-3)
         assert not torch.equal(relation, half_relation)
+
+
+class TestCompiled:
+    @pytest.fixture
+    def traced(self, monkeypatch):
+        """Networks as torch.compile traces and differentiates them, without the minute of making machine code."""
+        torch.compiler.reset()
+        compile_function, graphs = torch.compile, []
+
+        def backend(graph, inputs):
+            graphs.append(graph)
+            return lookup_backend('aot_eager')(graph, inputs)
+
+        monkeypatch.setattr(torch, 'compile', lambda function: compile_function(function, backend=backend))
+        return graphs
+
+    @pytest.mark.parametrize(
+        ('pipeline', 'algorithm'), [('pretrain', 'fomaml'), ('meta', 'fomaml'), ('meta', 'reptile')]
+    )
+    def test_steps_are_those_of_the_plain_network(self, build, quick_opt, traced, pipeline, algorithm):
+        quick_opt['drtl'].update(pipeline=pipeline, hooks=[])
+        quick_opt['drtl']['inner'].update(algorithm=algorithm, steps=2)
+        quick_opt['drtl']['weighting']['relation'] = 'uniform'
+        gradients = []
+        for compiled in (False, True):
+            quick_opt['train']['compile'] = compiled
+            torch.manual_seed(0)
+            model = build(quick_opt)
+            names = list(model.net_g.state_dict())
+            traced.clear()  # of the trial
+            for step in range(1, 3):
+                model.feed_data(episodes(model, [0, 1]))
+                model.optimize_parameters(step)
+            gradients.append(torch.cat([p.grad.flatten() for p in model.net_g.parameters()]))
+            assert bool(traced) == compiled
+        assert list(model.net_g.state_dict()) == names
+        plain, fast = gradients
+        assert (plain - fast).norm() <= 1e-5 * plain.norm()
+        # Neither validation, in any size, nor adaptation is waited for.
+        made = len(traced)
+        model.lq = torch.rand(1, 3, 17, 23)
+        model.test()
+        model.adapt_to_target()
+        assert len(traced) == made
+
+    def test_what_is_differentiated_twice_is_refused(self, build, quick_opt):
+        quick_opt['drtl'].update(pipeline='meta')
+        quick_opt['drtl']['inner']['algorithm'] = 'maml'
+        quick_opt['train']['compile'] = True
+        with pytest.raises(OptionError, match=r'train.compile: .* differentiated twice'):
+            build(quick_opt)
+
+    def test_a_machine_without_a_compiler_is_told(self, build, quick_opt, monkeypatch):
+        def no_compiler(function):
+            raise RuntimeError('No working C++ compiler found\nmore')
+
+        monkeypatch.setattr(torch, 'compile', no_compiler)
+        quick_opt['train']['compile'] = True
+        with pytest.raises(OptionError, match=r'train.compile: .*\(No working C\+\+ compiler found\)'):
+            build(quick_opt)
+
+    @pytest.mark.slow
+    def test_machine_code_gives_the_same_steps(self, build, quick_opt):
+        quick_opt['drtl'].update(pipeline='meta', hooks=[])
+        quick_opt['drtl']['weighting']['relation'] = 'uniform'
+        gradients = []
+        for compiled in (False, True):
+            quick_opt['train']['compile'] = compiled
+            torch.manual_seed(0)
+            model = build(quick_opt)
+            model.feed_data(episodes(model, [0, 1]))
+            model.optimize_parameters(1)
+            gradients.append(torch.cat([p.grad.flatten() for p in model.net_g.parameters()]))
+        assert (gradients[1] - gradients[0]).norm() <= 1e-4 * gradients[0].norm()
 
 
 class TestAdaptation:
