@@ -12,13 +12,11 @@ import copy
 import functools
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
-from basicsr.data import degradations
 from basicsr.utils import DiffJPEG, USMSharp
 from basicsr.utils.img_process_util import filter2D
 from torch import Tensor
@@ -106,14 +104,34 @@ def bicubic(img: Tensor, scale: int) -> Tensor:
     return F.interpolate(img, size=(height // scale, width // scale), mode='bicubic', antialias=True)
 
 
-def _blur(img: Tensor, kernels: Sequence[np.ndarray]) -> Tensor:
-    kernel = torch.from_numpy(np.stack(kernels)).to(img)
+def _blur(img: Tensor, kernel: Tensor) -> Tensor:
+    """Filter each image by its kernel, ``(B, k, k)`` in double precision, scaled to sum 1."""
+    kernel = (kernel / kernel.sum((-2, -1), keepdim=True)).to(img.dtype)
     # Far tails of narrow kernels are subnormal numbers, which add nothing and slow a convolution down tenfold.
-    kernel[kernel.abs() < 1e-30] = 0
+    kernel = torch.where(kernel.abs() < 1e-30, 0, kernel)
     radius = kernel.shape[-1] // 2
     if min(img.shape[-2:]) <= radius:
         raise ValueError(f'an image of {tuple(img.shape[-2:])} is too small for a kernel of {2 * radius + 1} pixels.')
     return filter2D(img, kernel)
+
+
+def _offsets(kernel_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """x and y of a kernel's pixels from its centre, ``(k, k)``, in double precision as BasicSR computes kernels.
+
+    Kernels are made on the images' device: a GPU is not waited for to tell their parameters.
+    """
+    axis = torch.arange(kernel_size, device=device, dtype=torch.float64) - kernel_size // 2
+    y, x = torch.meshgrid(axis, axis, indexing='ij')
+    return x, y
+
+
+def _squared_distance(kernel_size: int, sigma_x: Tensor, sigma_y: Tensor, rotation: Tensor) -> Tensor:
+    """``r²/σ²`` of a kernel's pixels, ``(B, k, k)``: along axes that are turned by ``rotation``, each by its sigma."""
+    x, y = _offsets(kernel_size, sigma_x.device)
+    sigma_x, sigma_y, rotation = (values.double().view(-1, 1, 1) for values in (sigma_x, sigma_y, rotation))
+    along = x * rotation.cos() + y * rotation.sin()
+    across = y * rotation.cos() - x * rotation.sin()
+    return (along / sigma_x).square() + (across / sigma_y).square()
 
 
 _SIGMA = Drawn((0.6, 2.0), 0.05, 20)
@@ -123,7 +141,7 @@ _ROTATION = Drawn((-math.pi, math.pi), -math.pi, math.pi)
 @distortion(on_gt_grid=True, sigma=_SIGMA)
 def gaussian_blur(img: Tensor, generator: torch.Generator, sigma: Tensor, kernel_size: int = 21) -> Tensor:
     """Isotropic Gaussian blur; ``sigma`` in pixels of ``img``."""
-    return _blur(img, [degradations.bivariate_Gaussian(kernel_size, s, s, 0) for s in sigma.tolist()])
+    return _blur(img, (-_squared_distance(kernel_size, sigma, sigma, torch.zeros_like(sigma)) / 2).exp())
 
 
 @distortion(on_gt_grid=True, sigma_x=_SIGMA, sigma_y=_SIGMA, rotation=_ROTATION)
@@ -131,8 +149,7 @@ def anisotropic_blur(
     img: Tensor, generator: torch.Generator, sigma_x: Tensor, sigma_y: Tensor, rotation: Tensor, kernel_size: int = 21
 ) -> Tensor:
     """Anisotropic Gaussian blur; sigmas in pixels along the axes, which are turned by ``rotation`` (radian)."""
-    parameters = zip(sigma_x.tolist(), sigma_y.tolist(), rotation.tolist())
-    return _blur(img, [degradations.bivariate_Gaussian(kernel_size, *p, isotropic=False) for p in parameters])
+    return _blur(img, (-_squared_distance(kernel_size, sigma_x, sigma_y, rotation) / 2).exp())
 
 
 @distortion(on_gt_grid=True, sigma=_SIGMA, beta=Drawn((0.5, 4.0), 0.1, 8))
@@ -140,23 +157,26 @@ def generalized_blur(
     img: Tensor, generator: torch.Generator, sigma: Tensor, beta: Tensor, kernel_size: int = 21
 ) -> Tensor:
     """Generalised Gaussian blur ``exp(-(r²/σ²)^β / 2)``; β = 1 is :func:`gaussian_blur`."""
-    parameters = zip(sigma.tolist(), beta.tolist())
-    return _blur(img, [degradations.bivariate_generalized_Gaussian(kernel_size, s, s, 0, b) for s, b in parameters])
+    distance = _squared_distance(kernel_size, sigma, sigma, torch.zeros_like(sigma))
+    return _blur(img, (-(distance ** beta.double().view(-1, 1, 1)) / 2).exp())
 
 
 @distortion(on_gt_grid=True, sigma=_SIGMA, beta=Drawn((1.0, 2.0), 0.1, 8))
 def plateau_blur(img: Tensor, generator: torch.Generator, sigma: Tensor, beta: Tensor, kernel_size: int = 21) -> Tensor:
     """Plateau-shaped blur ``1 / (1 + (r²/σ²)^β)``, near to a defocused lens."""
-    parameters = zip(sigma.tolist(), beta.tolist())
-    return _blur(img, [degradations.bivariate_plateau(kernel_size, s, s, 0, b) for s, b in parameters])
+    distance = _squared_distance(kernel_size, sigma, sigma, torch.zeros_like(sigma))
+    return _blur(img, 1 / (1 + distance ** beta.double().view(-1, 1, 1)))
 
 
 @distortion(on_gt_grid=True, cutoff=Drawn((math.pi / 4, math.pi / 2), 0.1, math.pi))
 def sinc(img: Tensor, generator: torch.Generator, cutoff: Tensor, kernel_size: int = 21) -> Tensor:
-    """Ringing of an ideal low-pass filter; ``cutoff`` in radian a pixel (π is the Nyquist frequency)."""
-    with np.errstate(invalid='ignore', divide='ignore'):  # basicsr mends the 0/0 of the centre afterwards
-        kernels = [degradations.circular_lowpass_kernel(c, kernel_size) for c in cutoff.tolist()]
-    return _blur(img, kernels)
+    """Ringing of an ideal low-pass filter ``c J1(c r) / r``; ``cutoff`` c in radian a pixel (π is Nyquist's)."""
+    x, y = _offsets(kernel_size, cutoff.device)
+    radius = (x.square() + y.square()).sqrt()
+    cutoff = cutoff.double().view(-1, 1, 1)
+    centre = radius == 0
+    ringing = torch.special.bessel_j1(cutoff * radius) / torch.where(centre, 1, radius)
+    return _blur(img, torch.where(centre, cutoff / 2, ringing))
 
 
 @distortion(on_gt_grid=False, sigma=Drawn((2.0, 15.0), 0, 255))
@@ -186,9 +206,13 @@ def jpeg(img: Tensor, generator: torch.Generator, quality: Tensor) -> Tensor:
     """
     height, width = img.shape[-2:]
     padded = F.pad(img.clamp(0, 1), (0, -width % 16, 0, -height % 16), mode='replicate')
-    # DiffJPEG overwrites the quality tensor that it is given, and divides 0 by 0 at 100.
+    # DiffJPEG's own way to this factor asks for each image's quality by itself, and divides 0 by 0 at 100.
+    quality = quality.clamp(max=99.5)
+    factor = torch.where(quality < 50, 5000 / quality, 200 - quality * 2) / 100
+    jpeger = _jpeger(img.device)
     with torch.no_grad():
-        return _jpeger(img.device)(padded, quality=quality.clamp(max=99.5))[..., :height, :width]
+        compressed = jpeger.compress(padded, factor=factor)
+        return jpeger.decompress(*compressed, *padded.shape[-2:], factor=factor)[..., :height, :width]
 
 
 @functools.cache
@@ -205,7 +229,12 @@ def sharpen(img: Tensor, generator: torch.Generator, weight: Tensor, radius: int
     """
     if min(img.shape[-2:]) <= radius // 2:
         raise ValueError(f'an image of {tuple(img.shape[-2:])} is too small for a radius of {radius} pixels.')
-    return USMSharp(radius=radius).to(img.device)(img, weight=weight.view(-1, 1, 1, 1), threshold=threshold)
+    return _sharpener(radius, img.device)(img, weight=weight.view(-1, 1, 1, 1), threshold=threshold)
+
+
+@functools.cache
+def _sharpener(radius: int, device: torch.device) -> USMSharp:
+    return USMSharp(radius=radius).to(device)
 
 
 @dataclass(frozen=True)

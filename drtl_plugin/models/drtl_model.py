@@ -214,7 +214,7 @@ class DRTLModel(SRModel):
 
     def _auxiliary_gt(self, gt: Tensor) -> Tensor:
         """Auxiliary photographs on the model's device, as soft as the camera's ground truth where that was fitted."""
-        gt = gt.to(self.device)
+        gt = gt.to(self.device, non_blocking=True)
         return gt if self.camera_fit is None else self.camera_fit.ground_truth(gt)
 
     def setup_optimizers(self) -> None:
@@ -316,7 +316,9 @@ class DRTLModel(SRModel):
             [self.library.tasks[task](*episode) for task, *episode in zip(self.episode_tasks, gt, generators)]
         )
         if self.drtl.target_weight > 0:
-            self.target_batch = tuple(data[key].flatten(0, 1).to(self.device) for key in ('target_lq', 'target_gt'))
+            self.target_batch = tuple(
+                data[key].flatten(0, 1).to(self.device, non_blocking=True) for key in ('target_lq', 'target_gt')
+            )
 
     def _episode_seeds(self, index: int) -> list[int]:
         """Of an episode's task and of its distortion, whichever process learns from it."""
@@ -349,7 +351,7 @@ class DRTLModel(SRModel):
         lq_size = options.gt_size // self.library.scale
         pairs = self.target_pairs if pairs is None else pairs
         lq, gt = paired_patches(pairs, num, lq_size, generator, options.use_hflip, options.use_rot)
-        return lq.to(self.device), gt.to(self.device)
+        return lq.to(self.device, non_blocking=True), gt.to(self.device, non_blocking=True)
 
     # ---- training --------------------------------------------------------------------------------------------- #
 

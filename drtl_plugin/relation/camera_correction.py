@@ -44,10 +44,11 @@ def correct(correction: Correction, gt: Tensor, model: Tensor) -> Tensor:
     # Detail is what matters: the s x s pixels around each pixel, against the model's.
     detail = F.pixel_unshuffle(gt, scale) - model.repeat_interleave(scale**2, dim=1)
     features = F.pad(torch.cat([detail, model], dim=1), (len(correction) // 2,) * 4, mode='replicate')
-    *hidden, (weight, bias) = zip(correction[::2], correction[1::2])
+    tensors = [tensor.to(gt, non_blocking=True) for tensor in correction]
+    *hidden, (weight, bias) = zip(tensors[::2], tensors[1::2])
     for hidden_weight, hidden_bias in hidden:
-        features = F.conv2d(features, hidden_weight.to(gt), hidden_bias.to(gt)).relu()
-    return model + F.conv2d(features, weight.to(gt), bias.to(gt))
+        features = F.conv2d(features, hidden_weight, hidden_bias).relu()
+    return model + F.conv2d(features, weight, bias)
 
 
 def train_correction(examples: Sequence[Example], generator: torch.Generator) -> Correction:

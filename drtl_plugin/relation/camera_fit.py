@@ -127,7 +127,8 @@ class CameraFit:
         Returns:
             Tensor: ``(B, 3, H / scale, W / scale)`` in [0, 1], rounded to 8 bits as a file would be.
         """
-        img = _toned(self.tone.to(gt), reduce_by(gt, self.kernel.to(gt), self.scale))
+        tone, kernel = (tensor.to(gt, non_blocking=True) for tensor in (self.tone, self.kernel))
+        img = _toned(tone, reduce_by(gt, kernel, self.scale))
         if self.correction:
             img = correct(self.correction, gt, img)
         img = img + self._noise_for(img, generator)
@@ -135,12 +136,13 @@ class CameraFit:
 
     def _noise_for(self, img: Tensor, generator: torch.Generator) -> Tensor:
         white = torch.randn(img.shape, generator=generator, device=generator.device).to(img)
-        mixed = torch.einsum('ij,bjhw->bihw', torch.linalg.cholesky(self.colour_correlation).to(img), white)
+        colours = torch.linalg.cholesky(self.colour_correlation).to(img, non_blocking=True)
+        mixed = torch.einsum('ij,bjhw->bihw', colours, white)
         neighbour = _neighbour_tap(self.neighbour_correlation)
-        tap = torch.tensor([neighbour, 1.0, neighbour]).to(img)
+        tap = torch.tensor([neighbour, 1.0, neighbour]).to(img, non_blocking=True)
         tap = tap / tap.norm()
         correlated = filter2D(mixed, torch.outer(tap, tap)[None])
-        constant, shot, edges = (column.to(img)[:, None, None] for column in self.noise.T)
+        constant, shot, edges = self.noise.T.to(img, non_blocking=True)[..., None, None]
         brightness, slope = _brightness_and_slope(img)
         return correlated * (constant + shot * brightness + edges * slope).sqrt()
 
@@ -489,7 +491,7 @@ def _soften(img: Tensor, sigma: float) -> Tensor:
     if sigma < 0.25:
         return img
     # A Gaussian is separable, and for patches a product with a band matrix is several times as fast as a convolution.
-    rows, columns = (_blurring(extent, sigma).to(img) for extent in img.shape[-2:])
+    rows, columns = (_blurring(extent, sigma).to(img, non_blocking=True) for extent in img.shape[-2:])
     return rows.T @ img @ columns
 
 

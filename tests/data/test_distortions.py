@@ -4,9 +4,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from basicsr.utils import img2tensor
+from basicsr.data import degradations
+from basicsr.utils import DiffJPEG, img2tensor
 from basicsr.utils.matlab_functions import imresize
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from drtl_plugin.data import distortions
 from drtl_plugin.data.distortions import DISTORTIONS, DistortionLibrary, Drawn, bicubic, default_library, distortion
@@ -52,6 +54,65 @@ def test_gaussian_blur_is_opencvs(sigma, generator):
     result = distortions.gaussian_blur(image, generator, sigma=torch.tensor([sigma]))
     expected = cv2.GaussianBlur(to_cv2(image[0]), (21, 21), sigma, borderType=cv2.BORDER_REFLECT_101)
     assert np.allclose(to_cv2(result[0]), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ('name', 'parameters', 'theirs'),
+    [
+        ('gaussian_blur', {'sigma': [0.3, 1.3]}, lambda s: degradations.bivariate_Gaussian(21, s, s, 0)),
+        (
+            'anisotropic_blur',
+            {'sigma_x': [0.7, 3.0], 'sigma_y': [2.0, 1.1], 'rotation': [0.4, -2.0]},
+            lambda *p: degradations.bivariate_Gaussian(21, *p, isotropic=False),
+        ),
+        (
+            'generalized_blur',
+            {'sigma': [0.8, 2.0], 'beta': [0.6, 3.0]},
+            lambda s, b: degradations.bivariate_generalized_Gaussian(21, s, s, 0, b),
+        ),
+        (
+            'plateau_blur',
+            {'sigma': [0.8, 2.0], 'beta': [1.2, 1.9]},
+            lambda s, b: degradations.bivariate_plateau(21, s, s, 0, b),
+        ),
+        ('sinc', {'cutoff': [0.8, 2.2]}, lambda c: degradations.circular_lowpass_kernel(c, 21)),
+    ],
+)
+@pytest.mark.filterwarnings('ignore:invalid value:RuntimeWarning')  # theirs divides 0 by 0 in the centre
+def test_blurs_are_by_basicsrs_kernels(name, parameters, theirs, point, generator):
+    drawn = {key: torch.tensor(values) for key, values in parameters.items()}
+    result = DISTORTIONS[name].function(point.repeat(2, 1, 1, 1), generator, **drawn)
+    for i, values in enumerate(zip(*parameters.values())):
+        # Correlation, not convolution: a point's image is the kernel turned by 180°.
+        expected = torch.from_numpy(theirs(*values)).float().flip(0, 1)
+        assert torch.allclose(result[i, 0, 21:42, 21:42], expected, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize('quality', [12.0, 50.0, 93.0])
+def test_jpeg_is_basicsrs(quality, generator):
+    img = torch.rand(2, 3, 32, 48, generator=generator)
+    expected = DiffJPEG(differentiable=False)(img, quality=torch.tensor([quality, 70.0]))
+    assert torch.equal(distortions.jpeg(img, generator, quality=torch.tensor([quality, 70.0])), expected)
+
+
+def test_nothing_waits_for_the_device(generator):
+    """Fetching a number from a GPU is waiting for all that it has to do."""
+    fetched = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default):
+                fetched.append(func)
+            return func(*args, **(kwargs or {}))
+
+    library = DistortionLibrary('default', 4)
+    img = torch.rand(2, 3, 96, 96, generator=generator)
+    with Watch():
+        for task in library.tasks:
+            task(img, generator)
+        assert not fetched
+        assert img.sum().item() > 0
+    assert fetched  # the watch would have seen it
 
 
 def test_each_image_gets_its_own_blur(point, generator):

@@ -12,6 +12,7 @@ from basicsr.utils import get_root_logger
 from basicsr.utils.misc import check_resume
 from torch import nn
 from torch._dynamo import lookup_backend
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import default_collate
 
 from drtl_plugin.errors import DataError, OptionError
@@ -486,6 +487,31 @@ class TestBfloat16:
         assert not torch.equal(single, half)
         assert torch.allclose(single, half, atol=1e-3)
         assert not torch.equal(relation, half_relation)
+
+
+@pytest.mark.parametrize('pipeline', ['pretrain', 'meta'])
+def test_a_step_fetches_one_number_from_the_device(build, quick_opt, monkeypatch, pipeline):
+    """Whether all of it is finite; losses stay on the device until they are printed."""
+    quick_opt['drtl'].update(pipeline=pipeline, hooks=[])
+    quick_opt['drtl']['weighting'].update(relation='uniform', mode='sampling')
+    model = build(quick_opt)
+    model.feed_data(episodes(model, [0, 1]))
+    # Gradient weights and Adam's count of its steps are on the host anyway.
+    monkeypatch.setattr(drtl_model, 'effective_number', lambda weights: 1.0)
+    monkeypatch.setattr(model.optimizer_g, 'step', lambda: None)
+    fetched = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten._local_scalar_dense.default:
+                fetched.append(func)
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
+        model.optimize_parameters(1)
+        assert len(fetched) == 1
+        model.get_current_log()
+        assert len(fetched) > 1
 
 
 class TestCompiled:
