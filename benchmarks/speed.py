@@ -5,7 +5,8 @@ Medians of repeats that take turns with the peer's; peak memory in processes of 
     python benchmarks/speed.py                       # everything, on a GPU where there is one
     python benchmarks/speed.py --rows fomaml maml    # these only
 
-Prints a Markdown table. Smaller is better; `bar` is what we hold ourselves to.
+Prints a Markdown table. Smaller is better, but for rates (FLOP/s), which are compared with what a product of matrices
+reaches; `bar` is what we hold ourselves to. What a device cannot do (bfloat16) is left out.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import drtl_plugin  # noqa: F401  isort: skip
 import argparse
 import contextlib
 import copy
+import logging
+import math
 import os
 import statistics
 import sys
@@ -41,6 +44,7 @@ from matplotlib.figure import Figure
 from peers import PEERS
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.flop_counter import FlopCounterMode
 
 from drtl_plugin import cli
 from drtl_plugin.compat import without_gpu
@@ -50,6 +54,8 @@ from drtl_plugin.data.patches import paired_patches
 from drtl_plugin.data.sample_data import prepare_sample_data
 from drtl_plugin.meta.hooks import RelationHook
 from drtl_plugin.models import DRTLModel
+from drtl_plugin.models.acceleration import computes_bfloat16
+from drtl_plugin.models.tiles import restore
 from drtl_plugin.options import parse_options
 
 OPTIONS = Path(__file__).parent.parent / 'options' / 'drtl_x4.yml'
@@ -127,17 +133,26 @@ def fed_model(opt: dict, tasks: int = TASKS) -> DRTLModel:
     return model
 
 
-def meta_opt(algorithm: str, amp: str | None, steps: int = 1, checkpoint: bool = False) -> dict:
+def precisions() -> tuple[str | None, ...]:
+    return (None, 'bf16') if computes_bfloat16(torch.device(device())) else (None,)
+
+
+def meta_opt(algorithm: str, amp: str | None, steps: int = 1, checkpoint: bool = False, compiled: bool = False) -> dict:
     inner = {'algorithm': algorithm, 'lr': INNER_LR, 'steps': steps, 'checkpoint': checkpoint}
     opt = options(pipeline='meta', inner=inner, weighting={'relation': 'uniform'})
-    opt['train'].update(amp=amp, ema_decay=0)
+    opt['train'].update(amp=amp, ema_decay=0, compile=compiled)
     return opt
 
 
 def our_step(
-    algorithm: str, amp: str | None, steps: int = 1, checkpoint: bool = False, tasks: int = TASKS
+    algorithm: str,
+    amp: str | None,
+    steps: int = 1,
+    checkpoint: bool = False,
+    tasks: int = TASKS,
+    compiled: bool = False,
 ) -> Callable[[], None]:
-    model = fed_model(meta_opt(algorithm, amp, steps, checkpoint), tasks)
+    model = fed_model(meta_opt(algorithm, amp, steps, checkpoint, compiled), tasks)
     return lambda: model.optimize_parameters(1)
 
 
@@ -190,17 +205,40 @@ def peak(make: Callable[..., Callable[[], None]], *arguments: object) -> float:
 
 
 def meta_rows(algorithm: str, bars: tuple[float, float], repeats: int) -> Iterator[Row]:
-    steps = {amp or 'fp32': our_step(algorithm, amp) for amp in (None, 'bf16')}
+    steps = {amp or 'fp32': our_step(algorithm, amp) for amp in precisions()}
+    compiled = f'{list(steps)[-1]}, compiled'
+    if algorithm != 'maml':
+        steps[compiled] = our_step(algorithm, precisions()[-1], compiled=True)
     steps |= {peer: peer_step(peer, algorithm) for peer in PEERS}
     seconds = medians(steps, repeats)
     fastest = min(PEERS, key=seconds.get)
-    for precision, bar in zip(('fp32', 'bf16'), bars):
+    for amp, bar in zip(precisions(), bars):
+        precision = amp or 'fp32'
         yield Row(f'{algorithm} step, {precision}', fastest, seconds[precision], seconds[fastest], bar)
+        reached = flops(steps[precision]) / seconds[precision]
+        yield Row('the same, rate', 'product of matrices', reached, matrix_peak(amp), math.nan, 'GFLOP/s')
+    if compiled in steps:
+        bar = 1 / 3 if torch.cuda.is_available() else math.nan
+        yield Row(f'{algorithm} step, {compiled}', 'higher', seconds[compiled], seconds['higher'], bar)
     memory = {peer: peak(peer_step, peer, algorithm) for peer in PEERS}
     leanest = min(memory, key=memory.get)
-    for amp in (None, 'bf16'):
+    for amp in precisions():
         ours = peak(our_step, algorithm, amp)
         yield Row(f'{algorithm} step, {amp or "fp32"}, peak memory', leanest, ours, memory[leanest], 0.8, 'MiB')
+
+
+def flops(step: Callable[[], None]) -> float:
+    """Floating-point operations of a step, in billions: those of its convolutions and products."""
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return counter.get_total_flops() / 1e9
+
+
+def matrix_peak(amp: str | None) -> float:
+    """What a product of two large matrices reaches here, in GFLOP/s."""
+    n = 8192 if torch.cuda.is_available() else 2048
+    matrix = torch.rand(n, n, device=device(), dtype=torch.bfloat16 if amp else torch.float32)
+    return 2 * n**3 / 1e9 / medians({'product': lambda: matrix @ matrix}, 7)['product']
 
 
 def checkpoint_rows(repeats: int) -> Iterator[Row]:
@@ -216,7 +254,7 @@ def task_rows(repeats: int) -> Iterator[Row]:
     counts = (1, 2, 4, 8, 16)
     lines = {
         'fomaml': ('fomaml', None, 1, False),
-        'fomaml, bf16': ('fomaml', 'bf16', 1, False),
+        **{f'fomaml, {amp}': ('fomaml', amp, 1, False) for amp in precisions()[1:]},
         'maml': ('maml', None, 1, False),
         'maml, 3 inner steps': ('maml', None, 3, False),
         'maml, 3 inner steps, checkpointed': ('maml', None, 3, True),
@@ -432,6 +470,18 @@ def testing_rows(repeats: int) -> Iterator[Row]:
     yield Row('basicsr test', 'SRModel', **medians(runs, repeats), bar=1.02)
 
 
+def tile_step(size: int) -> Callable[[], None]:
+    net = build_model(parsed(options(pipeline='pretrain', weighting={'relation': 'uniform'}))).net_g.eval()
+    lq = torch.rand(1, 3, size, size, device=device())
+    return lambda: restore(net, lq, SCALE, 1, tile=64)
+
+
+def tile_rows(repeats: int) -> Iterator[Row]:
+    """Peak memory of restoring an image by tiles, less the result, against one of a quarter of its pixels."""
+    small, large = (peak(tile_step, size) - 3 * (SCALE * size) ** 2 * 4 / 2**20 for size in (256, 512))
+    yield Row('restoring by tiles, peak memory', 'a quarter of the image', large, small, 1.05, 'MiB')
+
+
 def quietly(argv: list[str]) -> None:
     with open(os.devnull, 'w') as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         if cli.main(argv):
@@ -448,6 +498,7 @@ ROWS: dict[str, Callable[[int], Iterator[Row]]] = {
     'synthesis': synthesis_rows,
     'waiting': waiting_rows,
     'adaptation': adaptation_rows,
+    'tiles': tile_rows,
     'test': testing_rows,
 }
 
@@ -457,6 +508,7 @@ def main() -> None:
     arguments.add_argument('--rows', nargs='+', choices=ROWS, default=list(ROWS))
     arguments.add_argument('--repeats', type=int, default=7, help='default: %(default)s')
     args = arguments.parse_args()
+    logging.raiseExceptions = False  # what basicsr test has closed, BasicSR's logger still writes to
     body = []
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
@@ -466,7 +518,7 @@ def main() -> None:
         for name in args.rows:
             for row in ROWS[name](args.repeats):
                 figures = (f'{value:.3g} {row.unit}' for value in (row.ours, row.theirs))
-                body.append([row.what, row.peer, *figures, f'{row.ratio:.3f}', f'{row.bar:g}'])
+                body.append([row.what, row.peer, *figures, f'{row.ratio:.3f}', f'{row.bar:.3g}'])
                 print('  '.join(body[-1]), file=sys.stderr)
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else f'{os.cpu_count()} CPU cores'
     print(f'torch {torch.__version__}, {name}\n')

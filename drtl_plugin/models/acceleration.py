@@ -1,4 +1,4 @@
-"""What a device can do to make training faster: bfloat16, compiled networks."""
+"""What a device can do to make training faster: bfloat16, memory layouts, compiled networks."""
 
 from __future__ import annotations
 
@@ -18,6 +18,18 @@ def computes_bfloat16(device: torch.device) -> bool:
     if not hasattr(torch.cpu, 'get_capabilities'):  # before torch 2.12 or so
         return torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return any(torch.cpu.get_capabilities().get(name, False) for name in _BFLOAT16)
+
+
+def training_format(device: torch.device) -> torch.memory_format:
+    """The memory layout that networks are trained in.
+
+    Channels-last is faster wherever oneDNN and cuDNN have kernels for it. oneDNN has none with AVX2 for the gradients of
+    weights: training then takes from 0.8 to 1.15 of the time, depending on network and patches. (Restoring images takes
+    less on every processor.)
+    """
+    if device.type == 'cuda' or torch.backends.cpu.get_cpu_capability() == 'AVX512':
+        return torch.channels_last
+    return torch.contiguous_format
 
 
 def compile_network(net: nn.Module, device: torch.device) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import itertools
 from collections import OrderedDict
@@ -37,7 +38,7 @@ from drtl_plugin.meta.learner import (
     outer_gradient,
     trainable_parameters,
 )
-from drtl_plugin.models.acceleration import compile_network, computes_bfloat16
+from drtl_plugin.models.acceleration import compile_network, computes_bfloat16, training_format
 from drtl_plugin.models.html_report import Comparison, curves_of_folder, write_html
 from drtl_plugin.models.report import AFTER, BEFORE, BICUBIC, comparison_picture, results_table
 from drtl_plugin.models.tiles import restore
@@ -181,7 +182,7 @@ class DRTLModel(SRModel):
         # With uniform weights, pre-training in full precision stays, bit for bit, what SRModel does.
         is_srmodel = self.drtl.pipeline == 'pretrain' and self.drtl.weighting.relation == 'uniform'
         if not is_srmodel or self.amp:
-            self.net_g.to(memory_format=torch.channels_last)
+            self.net_g.to(memory_format=training_format(self.device))
         if hasattr(self, 'net_g_ema'):  # is only averaged and tested
             self.net_g_ema.to(memory_format=torch.channels_last)
         self.compiled = train.get('compile', False)
@@ -506,7 +507,8 @@ class DRTLModel(SRModel):
         course = self.adaptation_course(pairs, steps)
         course = tqdm(course, total=steps + 1, desc='adaptation', disable=None, leave=False)
         course = self._until_stopping(course)
-        self.net_g_adapted = last(course if watch is None else _watched(course, watch))
+        adapted = last(course if watch is None else _watched(course, watch))
+        self.net_g_adapted = adapted.to(memory_format=torch.channels_last)
 
     def _until_stopping(self, course: Iterator[nn.Module]) -> Iterator[nn.Module]:
         """A course that ends early where the run is to end: its rest is not worth waiting for, and not saved."""
@@ -537,7 +539,7 @@ class DRTLModel(SRModel):
 
         rates = self.inner_rates if options.optimizer == 'inner' else None
         return adaptation(
-            self.trained_network(),
+            copy.deepcopy(self.trained_network()).to(memory_format=training_format(self.device)),
             self.criterion,
             batches(),
             options.lr,
