@@ -23,7 +23,7 @@ def computes_bfloat16(device: torch.device) -> bool:
 def training_format(device: torch.device) -> torch.memory_format:
     """The memory layout that networks are trained in.
 
-    Channels-last is faster wherever oneDNN and cuDNN have kernels for it. oneDNN has none with AVX2 for the gradients of
+    Channels-last is faster wherever oneDNN and cuDNN have kernels for it. With AVX2, oneDNN has none for gradients of
     weights: training then takes from 0.8 to 1.15 of the time, depending on network and patches. (Restoring images takes
     less on every processor.)
     """
