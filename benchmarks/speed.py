@@ -47,14 +47,15 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from torch.utils.flop_counter import FlopCounterMode
 
 from drtl_plugin import cli
+from drtl_plugin.acceleration import computes_bfloat16, lay_out
 from drtl_plugin.compat import without_gpu
 from drtl_plugin.data.distortions import DistortionTask
 from drtl_plugin.data.image_files import image_size
 from drtl_plugin.data.patches import paired_patches
 from drtl_plugin.data.sample_data import prepare_sample_data
+from drtl_plugin.errors import OptionError
 from drtl_plugin.meta.hooks import RelationHook
 from drtl_plugin.models import DRTLModel
-from drtl_plugin.models.acceleration import computes_bfloat16
 from drtl_plugin.models.tiles import restore
 from drtl_plugin.options import parse_options
 
@@ -208,7 +209,10 @@ def meta_rows(algorithm: str, bars: tuple[float, float], repeats: int) -> Iterat
     steps = {amp or 'fp32': our_step(algorithm, amp) for amp in precisions()}
     compiled = f'{list(steps)[-1]}, compiled'
     if algorithm != 'maml':
-        steps[compiled] = our_step(algorithm, precisions()[-1], compiled=True)
+        try:
+            steps[compiled] = our_step(algorithm, precisions()[-1], compiled=True)
+        except OptionError as error:
+            print(error, file=sys.stderr)
     steps |= {peer: peer_step(peer, algorithm) for peer in PEERS}
     seconds = medians(steps, repeats)
     fastest = min(PEERS, key=seconds.get)
@@ -235,7 +239,8 @@ def flops(step: Callable[[], None]) -> float:
 
 
 def matrix_peak(amp: str | None) -> float:
-    """What a product of two large matrices reaches here, in GFLOP/s."""
+    """What a product of two large matrices reaches here, in GFLOP/s, with TF32 where convolutions may take it."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
     n = 8192 if torch.cuda.is_available() else 2048
     matrix = torch.rand(n, n, device=device(), dtype=torch.bfloat16 if amp else torch.float32)
     return 2 * n**3 / 1e9 / medians({'product': lambda: matrix @ matrix}, 7)['product']
@@ -472,6 +477,7 @@ def testing_rows(repeats: int) -> Iterator[Row]:
 
 def tile_step(size: int) -> Callable[[], None]:
     net = build_model(parsed(options(pipeline='pretrain', weighting={'relation': 'uniform'}))).net_g.eval()
+    lay_out(net, torch.channels_last)
     lq = torch.rand(1, 3, size, size, device=device())
     return lambda: restore(net, lq, SCALE, 1, tile=64)
 

@@ -13,6 +13,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import nn
 
 from drtl_plugin import checkpoints
+from drtl_plugin.acceleration import lay_out
 from drtl_plugin.errors import DataError, OptionError, registered
 from drtl_plugin.options import load_option_file, number
 
@@ -76,7 +77,8 @@ def load_trained(path: str, option_file: str | None = None) -> TrainedNetwork:
         raise DataError(
             f'--weights: {path} does not fit the network_g of {where} ({" ".join(str(error).split())[:300]}).'
         ) from None
-    trained = TrainedNetwork(net.eval().to(memory_format=torch.channels_last), network, scale)
+    lay_out(net.eval(), torch.channels_last)
+    trained = TrainedNetwork(net, network, scale)
     _rehearse(trained, where)
     return trained
 

@@ -106,9 +106,9 @@ def bicubic(img: Tensor, scale: int) -> Tensor:
 
 def _blur(img: Tensor, kernel: Tensor) -> Tensor:
     """Filter each image by its kernel, ``(B, k, k)`` in double precision, scaled to sum 1."""
-    kernel = (kernel / kernel.sum((-2, -1), keepdim=True)).to(img.dtype)
+    kernel = (kernel / kernel.sum((-2, -1), keepdim=True)).to(img)
     # Far tails of narrow kernels are subnormal numbers, which add nothing and slow a convolution down tenfold.
-    kernel = torch.where(kernel.abs() < 1e-30, 0, kernel)
+    kernel = kernel.masked_fill(kernel.abs() < 1e-30, 0)
     radius = kernel.shape[-1] // 2
     if min(img.shape[-2:]) <= radius:
         raise ValueError(f'an image of {tuple(img.shape[-2:])} is too small for a kernel of {2 * radius + 1} pixels.')
@@ -118,7 +118,7 @@ def _blur(img: Tensor, kernel: Tensor) -> Tensor:
 def _offsets(kernel_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """x and y of a kernel's pixels from its centre, ``(k, k)``, in double precision as BasicSR computes kernels.
 
-    Kernels are made on the images' device: a GPU is not waited for to tell their parameters.
+    Kernels are made on the device that their parameters are on: a GPU is not waited for to tell them.
     """
     axis = torch.arange(kernel_size, device=device, dtype=torch.float64) - kernel_size // 2
     y, x = torch.meshgrid(axis, axis, indexing='ij')
@@ -218,7 +218,8 @@ def jpeg(img: Tensor, generator: torch.Generator, quality: Tensor) -> Tensor:
 @functools.cache
 def _jpeger(device: torch.device) -> DiffJPEG:
     """Building its tables takes longer than compressing a batch of patches."""
-    return DiffJPEG(differentiable=False).to(device)
+    # A copy: the tables of all DiffJPEGs are the same objects, and would all be moved.
+    return copy.deepcopy(DiffJPEG(differentiable=False)).to(device)
 
 
 @distortion(on_gt_grid=False, weight=Drawn((0.3, 1.0), 0, 10))

@@ -370,7 +370,7 @@ class NanGuardHook(MetaTrainerHook):
 @torch.no_grad()
 def _not_finite(runner) -> str:
     """Which tasks of the step have a loss that is not finite, for a message."""
-    with runner.precision():
+    with runner.precision(), runner.uncompiled():
         losses = [runner.criterion(runner.net_g(lq), gt) for lq, gt in zip(runner.episode_lq, runner.episode_gt)]
     labels = runner.library.labels
     step = dict.fromkeys(labels[task] for task in runner.episode_tasks)

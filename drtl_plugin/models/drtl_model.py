@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,6 +24,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from drtl_plugin import checkpoints
+from drtl_plugin.acceleration import compile_network, computes_bfloat16, lay_out, training_format
 from drtl_plugin.data.distortion_task_dataset import DistortionTaskDataset
 from drtl_plugin.data.patches import paired_patches
 from drtl_plugin.distributed import average_gradients, broadcast, of_first_process
@@ -38,7 +38,6 @@ from drtl_plugin.meta.learner import (
     outer_gradient,
     trainable_parameters,
 )
-from drtl_plugin.models.acceleration import compile_network, computes_bfloat16, training_format
 from drtl_plugin.models.html_report import Comparison, curves_of_folder, write_html
 from drtl_plugin.models.report import AFTER, BEFORE, BICUBIC, comparison_picture, results_table
 from drtl_plugin.models.tiles import restore
@@ -124,6 +123,7 @@ class DRTLModel(SRModel):
         iter, max_iters (int): As in mmengine: the number of the current iteration, from 0, and of all.
         losses_of_step (dict): Of the last step, by name, as tensors on the device.
         amp, compiled (bool): Whether networks compute in bfloat16, and ``net_g`` is compiled, while training.
+        memory_format (torch.memory_format): The layout of networks while training.
         skip_step (bool): For hooks to set before an optimiser's step that is better not taken.
         stopping (bool): Whether the run was told to end, in a hurry; then nothing is adapted before it is saved.
 
@@ -141,14 +141,13 @@ class DRTLModel(SRModel):
         self.tb_logger: SummaryWriter | None = None
         super().__init__(opt)
         if not self.is_train:
-            self.net_g.to(memory_format=torch.channels_last)
+            lay_out(self.net_g, torch.channels_last)
 
     # ---- setting up ------------------------------------------------------------------------------------------- #
 
     def init_training_settings(self) -> None:
         """``SRModel``'s training settings, the auxiliary tasks, the DRN and the hooks."""
         super().init_training_settings()
-        self._accelerate()
         # BasicSR builds the loader's dataset elsewhere; this one, with the same options, feeds the hooks.
         self.task_data = DistortionTaskDataset(self.opt['datasets']['train'])
         self.library = self.task_data.library
@@ -170,7 +169,7 @@ class DRTLModel(SRModel):
         self.hooks = build_hooks(self.drtl.hooks)
 
     def _accelerate(self) -> None:
-        """Lay out networks as convolutions are faster; bfloat16 and compiling where they are asked for."""
+        """Bfloat16 where it is asked for, the layout in which convolutions are fastest, and compiling."""
         train = self.opt['train']
         self.amp = train.get('amp') == 'bf16'
         if self.amp and not computes_bfloat16(self.device):
@@ -179,13 +178,14 @@ class DRTLModel(SRModel):
                 'single precision instead.'
             )
             self.amp = False
-        # With uniform weights, pre-training in full precision stays, bit for bit, what SRModel does.
-        is_srmodel = self.drtl.pipeline == 'pretrain' and self.drtl.weighting.relation == 'uniform'
-        if not is_srmodel or self.amp:
-            self.net_g.to(memory_format=training_format(self.device))
-        if hasattr(self, 'net_g_ema'):  # is only averaged and tested
-            self.net_g_ema.to(memory_format=torch.channels_last)
-        self.compiled = train.get('compile', False)
+        # Pre-training in full precision with uniform weights is, bit for bit, what SRModel does.
+        is_srmodel = self.drtl.pipeline == 'pretrain' and self.drtl.weighting.relation == 'uniform' and not self.amp
+        wanted = torch.contiguous_format if is_srmodel else training_format(self.device)
+        self.memory_format = lay_out(self.net_g, wanted)
+        if hasattr(self, 'net_g_ema'):
+            self.net_g_ema.to(memory_format=self.memory_format)
+        # Without steps there is nothing to compile: copies of net_g, which adapt, are not.
+        self.compiled = train.get('compile', False) and int(train['total_iter']) > 0
         if self.compiled:
             if self.drtl.pipeline == 'meta' and self.drtl.inner.algorithm == 'maml':
                 raise OptionError(
@@ -193,6 +193,11 @@ class DRTLModel(SRModel):
                     'out, or take another drtl.inner.algorithm.'
                 )
             compile_network(self.net_g, self.device)
+
+    def uncompiled(self) -> AbstractContextManager:
+        """A context in which ``net_g`` is not compiled for what it is given: images of many sizes, say."""
+        compiled = self.is_train and self.compiled
+        return torch.compiler.set_stance('force_eager') if compiled else nullcontext()
 
     def _fit_camera(self) -> None:
         """Fit the camera, or read a fit; it becomes the last of the auxiliary tasks."""
@@ -220,6 +225,7 @@ class DRTLModel(SRModel):
 
     def setup_optimizers(self) -> None:
         """``SRModel``'s optimiser, the inner loop's step sizes, and an optimiser for these where they are learned."""
+        self._accelerate()  # before all that takes its layout from the weights
         super().setup_optimizers()
         inner = self.drtl.inner
         parameters = trainable_parameters(self.get_bare_model(self.net_g))
@@ -507,8 +513,7 @@ class DRTLModel(SRModel):
         course = self.adaptation_course(pairs, steps)
         course = tqdm(course, total=steps + 1, desc='adaptation', disable=None, leave=False)
         course = self._until_stopping(course)
-        adapted = last(course if watch is None else _watched(course, watch))
-        self.net_g_adapted = adapted.to(memory_format=torch.channels_last)
+        self.net_g_adapted = last(course if watch is None else _watched(course, watch))
 
     def _until_stopping(self, course: Iterator[nn.Module]) -> Iterator[nn.Module]:
         """A course that ends early where the run is to end: its rest is not worth waiting for, and not saved."""
@@ -539,7 +544,7 @@ class DRTLModel(SRModel):
 
         rates = self.inner_rates if options.optimizer == 'inner' else None
         return adaptation(
-            copy.deepcopy(self.trained_network()).to(memory_format=training_format(self.device)),
+            self.trained_network(),
             self.criterion,
             batches(),
             options.lr,
@@ -579,8 +584,7 @@ class DRTLModel(SRModel):
         tiles = {key: value for key, value in (self.opt.get('val') or {}).items() if key in ('tile', 'overlap')}
         training = net.training
         net.eval()
-        # Images come in many sizes, and each would be compiled for.
-        with torch.compiler.set_stance('force_eager') if self.is_train and self.compiled else nullcontext():
+        with self.uncompiled():
             self.output = restore(net, self.lq, scale, window, **tiles)
         net.train(training)
 

@@ -8,11 +8,11 @@ from basicsr.data import degradations
 from basicsr.utils import DiffJPEG, img2tensor
 from basicsr.utils.matlab_functions import imresize
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from drtl_plugin.data import distortions
 from drtl_plugin.data.distortions import DISTORTIONS, DistortionLibrary, Drawn, bicubic, default_library, distortion
 from drtl_plugin.errors import OptionError
+from tests.fetches import watch_fetches
 
 
 def smooth_images(num: int, size: int) -> torch.Tensor:
@@ -97,22 +97,29 @@ def test_jpeg_is_basicsrs(quality, generator):
 
 def test_nothing_waits_for_the_device(generator):
     """Fetching a number from a GPU is waiting for all that it has to do."""
-    fetched = []
-
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default):
-                fetched.append(func)
-            return func(*args, **(kwargs or {}))
-
     library = DistortionLibrary('default', 4)
     img = torch.rand(2, 3, 96, 96, generator=generator)
-    with Watch():
+    with watch_fetches() as fetched:
         for task in library.tasks:
             task(img, generator)
-        assert not fetched
-        assert img.sum().item() > 0
-    assert fetched  # the watch would have seen it
+    assert not fetched
+
+
+@pytest.mark.parametrize(
+    'fetch',
+    [
+        lambda x: x.tolist(),
+        lambda x: x.numpy(),
+        lambda x: x.sum().item(),
+        lambda x: bool(x.max() > 0),
+        lambda x: x.nonzero(),
+        lambda x: x[x > 0],
+    ],
+)
+def test_it_would_be_seen(fetch):
+    with watch_fetches() as fetched:
+        fetch(torch.rand(3))
+    assert fetched
 
 
 def test_each_image_gets_its_own_blur(point, generator):
