@@ -107,7 +107,7 @@ class TestTrain:
         opt['datasets']['train']['num_worker_per_gpu'] = 0
         opt['train'].update(total_iter=80, scheduler={'type': 'MultiStepLR', 'milestones': [65], 'gamma': 0.3})
         opt['drtl']['adapt']['steps'] = 100
-        opt['drtl']['hooks'][0]['interval'] = 50
+        opt['drtl']['hooks'][0].update(interval=50, transfer_steps=5)
         assert cli.main(['train', '-opt', write_opt(opt)]) == 0
         lines = capsys.readouterr().out.splitlines()[-3:]
         bicubic, before, after = (float(line.split()[-2]) for line in lines)
