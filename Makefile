@@ -1,18 +1,20 @@
-# make train   set everything up, then train, adapt and report on the sample data
-# make test    set everything up, then lint and test
-# make test-slow   what takes longer: ten kills, two thousand iterations, a thousand examples of each property
+# make train       set everything up, then train, adapt and report on the sample data
+# make test        set everything up, then lint and test
+# make test-slow   tests that take minutes each, and a thousand examples of each property
+# make test-wheel  build the wheel, install it into a clean environment, and train there
 #
-# Everything goes into .venv; PYTHON=python3.11 chooses the interpreter that it is made with.
+# Everything goes into .venv. PYTHON=python3.11 chooses the interpreter, which must be 3.10 or later.
 
-PYTHON ?= $(firstword $(foreach p,python3 python3.12 python3.11 python3.10 python3.9,$(shell $(p) -c \
-	'import sys; print("$(p)" if (3, 9) <= sys.version_info < (3, 13) else "")' 2>/dev/null)))
-BIN := .venv/bin
-# Newer versions of pip take the constraints of build environments from PIP_BUILD_CONSTRAINT: basicsr needs torch to
-# be built, and without a constraint that would be another release of it.
-PIP := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/pip
+PYTHON ?= $(firstword $(foreach p,python3 python3.14 python3.13 python3.12 python3.11 python3.10 python,$(shell $(p) -c \
+	'import sys; print("$(p)" if sys.version_info >= (3, 10) else "")' 2>/dev/null)))
+BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
+# The versions that were tested, also for the isolated environments in which pip builds packages.
+export PIP_CONSTRAINT := constraints.txt
+export PIP_BUILD_CONSTRAINT := constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
 OPT ?= options/drtl_x4.yml
 
-.PHONY: train test test-slow lint clean
+.PHONY: train test test-slow test-wheel lint clean
 
 train: .venv/installed
 	$(BIN)/basicsr train -opt $(OPT)
@@ -23,24 +25,29 @@ test: .venv/installed-dev lint
 test-slow: .venv/installed-dev
 	$(BIN)/python -m pytest -m "slow or fuzz" --hypothesis-profile=slow
 
+test-wheel: .venv/installed-dev
+	$(BIN)/python -m pytest -m wheel
+
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
-.venv/bin/pip:
-	@test -n "$(PYTHON)" || { echo 'drtl_plugin needs Python 3.9, 3.10, 3.11 or 3.12 (basicsr cannot be built on' \
-		'later ones); none was found. Install one, or name it: make PYTHON=/path/to/python3.11'; exit 2; }
+.venv/created:
+	@test -n "$(PYTHON)" || { echo 'drtl_plugin needs Python 3.10 or later, and none was found. Install one, or name' \
+		'it: make PYTHON=/path/to/python3.12'; exit 2; }
 	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	@touch $@
 
-# The pip that Python 3.9 and 3.10 bring builds basicsr in an old way that fails.
-.venv/installed: .venv/bin/pip setup.py constraints.txt
-	$(PIP) install --quiet --upgrade pip
-	$(PIP) install --quiet --editable .
+.venv/installed: .venv/created setup.py constraints.txt drtl_plugin/install.py
+	$(BIN)/python drtl_plugin/install.py
+	$(BIN)/python -m pip install --quiet --editable .
 	@touch $@
 
 .venv/installed-dev: .venv/installed
-	$(PIP) install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@
 
 clean:

@@ -19,35 +19,46 @@ setup(
     long_description=(HERE / 'README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
-    packages=find_packages(include=['drtl_plugin', 'drtl_plugin.*']),
-    package_data={'drtl_plugin': ['py.typed']},
-    # The build of basicsr 1.4.2 itself fails from Python 3.13 on; the marker keeps pip from trying before it looks at
-    # python_requires.
-    python_requires='>=3.9,<3.13',
+    # A wheel carries the shipped option files for `basicsr init`.
+    packages=[*find_packages(include=['drtl_plugin', 'drtl_plugin.*']), 'drtl_plugin.shipped_options'],
+    package_dir={'drtl_plugin.shipped_options': 'options'},
+    package_data={'drtl_plugin': ['py.typed', '*/*.html'], 'drtl_plugin.shipped_options': ['*.yml', '*.json']},
+    python_requires='>=3.10',
     install_requires=[
+        # pip cannot build it on Python 3.13 and later; `python -m drtl_plugin.install` can.
         "basicsr==1.4.2; python_version < '3.13'",
         'torch>=2.6',  # from which on torch.load, as BasicSR calls it, runs no code of a file
+        'torchvision',
         'mmengine>=0.10',
         'opencv-python',
         'lmdb',
         'pyyaml',
+        'filelock',
+        'jinja2',
+        'matplotlib',
+        'numpy',
+        'pillow',
+        'scikit-image',
+        'scipy',
+        'tqdm',
+        'setuptools<81',  # tensorboard imports pkg_resources, which later ones lack
     ],
     extras_require={
-        # higher and torchopt: what outer gradients are checked against.
-        # spandrel: what others read our weights with.
+        # higher and torchopt: peers that outer gradients are compared with. spandrel: reads the weights that we write.
         'dev': [
             *('pytest>=8', 'pytest-cov', 'pytest-xdist', 'hypothesis', 'ruff==0.17.6', 'mypy', 'higher'),
-            *('torchopt', 'spandrel', 'jsonschema', *EXPORT),
+            *('torchopt', 'spandrel', 'jsonschema', 'build', 'twine', 'check-jsonschema', *EXPORT),
         ],
         'export': EXPORT,
         'pyiqa': ['pyiqa'],
     },
-    entry_points={'console_scripts': ['basicsr = drtl_plugin.cli:main']},
+    entry_points={'console_scripts': ['basicsr = drtl_plugin.__main__:main']},
     classifiers=[
-        'Programming Language :: Python :: 3.9',
         'Programming Language :: Python :: 3.10',
         'Programming Language :: Python :: 3.11',
         'Programming Language :: Python :: 3.12',
+        'Programming Language :: Python :: 3.13',
+        'Programming Language :: Python :: 3.14',
         'Topic :: Scientific/Engineering :: Image Processing',
     ],
 )

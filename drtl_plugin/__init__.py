@@ -4,8 +4,9 @@ Importing the package repairs what basicsr 1.4.2 lacks on current torch (:mod:`d
 plug-in's architectures, datasets, metrics, models and meta-trainer hooks with BasicSR's registries.
 """
 
-__version__ = '0.1.0'
+__version__ = '0.2.0'
 
+import importlib.util
 import os
 
 # The threads of torch on the CPU wait for each other by spinning. Where anything else wants a core (loader processes, a
@@ -15,8 +16,10 @@ import os
 if 'OMP_WAIT_POLICY' not in os.environ:
     os.environ.setdefault('GOMP_SPINCOUNT', '5000')
 
-from drtl_plugin import compat
+# Without BasicSR there are no registries to fill, and drtl_plugin.install, which installs it, has to run.
+if importlib.util.find_spec('basicsr') is not None:
+    from drtl_plugin import compat
 
-compat.apply()
+    compat.apply()
 
-from drtl_plugin import archs, data, meta, metrics, models
+    from drtl_plugin import archs, data, meta, metrics, models

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import importlib
 import os
+import shlex
 import shutil
 import sys
 import traceback
@@ -36,6 +37,7 @@ from drtl_plugin.options import DRTLOptions, parse_options
 from drtl_plugin.relation.estimators import NEED_TRAINED_NETWORK
 from drtl_plugin.relation.graph import relation_table
 from drtl_plugin.run import TrainingRun, exclusive
+from drtl_plugin.shipped import write_option_files
 from drtl_plugin.trained import load_trained
 from drtl_plugin.upscale import upscale
 
@@ -197,6 +199,11 @@ def _parser() -> argparse.ArgumentParser:
     recipe.add_argument('--size', type=int, default=480, help='side in pixels; default: 480')
     recipe.add_argument('--step', type=int, default=240, help='pixels from one to the next; default: 240')
     recipe.add_argument('--lmdb', action='store_true', help='an LMDB instead of a folder')
+
+    doc = 'Write the shipped option files to DIR/options, as a starting point for your own.'
+    command = commands.add_parser('init', help='write the shipped option files', description=doc)
+    command.set_defaults(run=_init)
+    command.add_argument('folder', metavar='DIR', nargs='?', default='.', help='default: the current folder')
 
     doc = 'Turn a folder of images into an LMDB in the BasicSR layout: keys are the names without extension, values '
     doc += 'PNG files, and meta_info.txt lists them. Use it with io_backend: {type: lmdb}.'
@@ -370,6 +377,12 @@ def _prepare_subimages(args: argparse.Namespace) -> None:
 def _replace_by_lmdb(folder: Path, target: Path) -> None:
     write_lmdb(folder, target)
     shutil.rmtree(folder)
+
+
+def _init(args: argparse.Namespace) -> None:
+    files = write_option_files(args.folder)
+    print(f'Wrote {len(files)} files to {files[0].parent}.')
+    print(f'Next: cd {shlex.quote(args.folder)} && basicsr train -opt options/drtl_x4.yml')
 
 
 def _lmdb(args: argparse.Namespace) -> None:

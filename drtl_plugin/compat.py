@@ -92,6 +92,40 @@ def restore_functional_tensor() -> bool:
     return True
 
 
+def restore_modules() -> list[str]:
+    """Give basicsr the modules back that newer versions of Python and SciPy no longer have.
+
+    Faults: ``basicsr/archs/arch_util.py`` compares versions by ``distutils.version.LooseVersion``, which Python 3.12
+    removed (setuptools brings it back only where it is installed and allowed to); ``basicsr/metrics/niqe.py`` imports
+    ``scipy.ndimage.filters``, which SciPy deprecated in 1.8 for removal in 2.0.
+
+    Returns:
+        list[str]: The modules that were missing.
+    """
+    restored = []
+    for name, attribute, source in (
+        ('distutils.version', 'LooseVersion', 'packaging.version:Version'),
+        ('scipy.ndimage.filters', 'convolve', 'scipy.ndimage:convolve'),
+    ):
+        if _exists(name):
+            continue
+        where, _, what = source.partition(':')
+        for parent in (name.rpartition('.')[0], name):
+            if not _exists(parent):
+                sys.modules[parent] = types.ModuleType(parent)
+                sys.modules[parent].__path__ = []
+        setattr(sys.modules[name], attribute, getattr(importlib.import_module(where), what))
+        restored.append(name)
+    return restored
+
+
+def _exists(name: str) -> bool:
+    try:
+        return name in sys.modules or importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # not even its parent exists
+        return False
+
+
 def share_lmdb_environments() -> bool:
     """Let several datasets of one process read the same LMDB.
 
@@ -416,6 +450,7 @@ def apply() -> None:
     """Apply every repair, in the order in which importing basicsr needs them. May be called again."""
     define_missing_torchvision_operators()
     restore_functional_tensor()
+    restore_modules()
     share_lmdb_environments()
     let_filter2d_take_any_layout()
     resume_on_any_device()

@@ -1,6 +1,6 @@
 """The options for people and editors, made of :mod:`drtl_plugin.options`: a JSON schema and a reference.
 
-``python -m drtl_plugin.schema docs`` writes both.
+``python -m drtl_plugin.schema .`` writes both.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ _REFERENCE = {
 
 def reference() -> str:
     """All options as Markdown: a table for each section."""
-    lines = ['# Options', '', 'Made of `drtl_plugin/options.py` by `python -m drtl_plugin.schema docs`.']
+    lines = ['# Options', '', 'Generated from `drtl_plugin/options.py` by `python -m drtl_plugin.schema .`']
     for heading, section in _REFERENCE.items():
         left_out = _NOT_WRITTEN if section is TaskDatasetOptions else frozenset()
         described = _section(section, left_out)
@@ -155,9 +155,10 @@ def _values(described: dict) -> str:
 
 
 def main(folder: str) -> None:
-    """Write ``options.schema.json`` and ``options.md`` to a folder."""
-    Path(folder, 'options.schema.json').write_text(json.dumps(json_schema(), indent=1) + '\n', encoding='utf-8')
-    Path(folder, 'options.md').write_text(reference(), encoding='utf-8')
+    """Write ``options/options.schema.json`` and ``docs/options.md`` in a checkout."""
+    schema = json.dumps(json_schema(), indent=1) + '\n'
+    Path(folder, 'options', 'options.schema.json').write_text(schema, encoding='utf-8')
+    Path(folder, 'docs', 'options.md').write_text(reference(), encoding='utf-8')
 
 
 if __name__ == '__main__':

@@ -169,3 +169,49 @@ def test_wandb_has_ids_again(monkeypatch):
     assert len(ids) == 100
     assert all(len(name) == 8 and name.isalnum() for name in ids)
     assert not compat.restore_wandb_generate_id()
+
+
+def test_modules_that_newer_versions_lack_are_given_back():
+    """Where neither Python nor setuptools has distutils, and SciPy no ``ndimage.filters``."""
+    script = """
+import sys
+import scipy.ndimage
+
+def is_missing(name):
+    return name.partition('.')[0] == 'distutils' or name == 'scipy.ndimage.filters'
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if is_missing(name):
+            raise ModuleNotFoundError(f'No module named {name!r}', name=name)
+
+sys.meta_path.insert(0, Missing())
+for name in filter(is_missing, list(sys.modules)):
+    del sys.modules[name]
+import drtl_plugin
+from basicsr.archs.arch_util import LooseVersion
+from basicsr.metrics.niqe import convolve
+print(LooseVersion('0.9.0') < LooseVersion('0.29.2+cpu'), convolve is scipy.ndimage.convolve)
+"""
+    result = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True)
+    assert result.stdout.split() == ['True', 'True'], result.stderr
+
+
+def test_nothing_that_python_3_14_removed_is_needed():
+    """The list is that of "What's New In Python 3.14"; it holds on older versions, where the names are deleted."""
+    script = """
+import ast, importlib.abc, pkgutil
+for module, names in (
+    (ast, ('Bytes', 'Ellipsis', 'NameConstant', 'Num', 'Str')),
+    (importlib.abc, ('ResourceReader', 'Traversable', 'TraversableResources')),
+    (pkgutil, ('find_loader', 'get_loader')),
+):
+    for name in names:
+        if name in vars(module):
+            delattr(module, name)
+import drtl_plugin, drtl_plugin.cli
+import basicsr.archs, basicsr.data, basicsr.losses, basicsr.metrics, basicsr.models
+print('imported')
+"""
+    result = subprocess.run([sys.executable, '-W', 'ignore', '-c', script], capture_output=True, text=True)
+    assert result.stdout.split() == ['imported'], result.stderr

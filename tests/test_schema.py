@@ -15,8 +15,8 @@ DOCS = OPTIONS.parent / 'docs'
 
 
 def test_the_files_are_of_these_options():
-    """``python -m drtl_plugin.schema docs`` makes them anew."""
-    assert json.loads((DOCS / 'options.schema.json').read_text(encoding='utf-8')) == json_schema()
+    """``python -m drtl_plugin.schema .`` makes them anew."""
+    assert json.loads((OPTIONS / 'options.schema.json').read_text(encoding='utf-8')) == json_schema()
     assert (DOCS / 'options.md').read_text(encoding='utf-8') == reference()
 
 
@@ -28,7 +28,7 @@ def test_it_is_a_schema():
 def test_shipped_files_are_valid(path: Path):
     text = path.read_text(encoding='utf-8')
     jsonschema.validate(yaml.load(text, OptionLoader), json_schema())
-    assert text.startswith('# yaml-language-server: $schema=../docs/options.schema.json\n')
+    assert text.startswith('# yaml-language-server: $schema=options.schema.json\n')
 
 
 def test_files_of_basicsr_are_valid():

@@ -1,0 +1,170 @@
+"""Install what pip alone gets wrong: a torch build that fits this machine, and basicsr.
+
+Run it in the environment that is to hold drtl_plugin, as a script or, once the package is installed, as a module::
+
+    python drtl_plugin/install.py
+    python -m drtl_plugin.install
+
+1. torch and torchvision. On Linux, PyPI has only CUDA builds of several GB. Where there is no NVIDIA driver, the CPU
+   builds are taken from PyTorch's own index instead; if that index cannot be used, from the default one.
+2. basicsr 1.4.2, which PyPI has as source only. Its build asks for torch without using it, so pip downloads torch once
+   more for an isolated build environment, and from Python 3.13 on the build fails. It is built here in the current
+   environment, which needs setuptools and no compiler.
+
+Packages that are already installed are left alone. The module uses the standard library only, since it has to run
+before anything else is installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import inspect
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+OLDEST_PYTHON = (3, 10)
+CPU_INDEX = 'https://download.pytorch.org/whl/cpu'
+TORCH = ('torch>=2.6', 'torchvision')
+BASICSR = 'basicsr==1.4.2'
+# The oldest setuptools that builds wheels by itself, and the last that has pkg_resources, which tensorboard imports.
+SETUPTOOLS = 'setuptools>=70.1,<81'
+
+
+class InstallError(Exception):
+    """A step failed; the message says which, and what to do."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the installer.
+
+    Args:
+        argv (Sequence[str] | None): Arguments, ``sys.argv[1:]`` by default.
+
+    Returns:
+        int: 0, or 2 after an error, which is printed in one line.
+    """
+    parser = argparse.ArgumentParser(prog='install', description='Install torch and basicsr for drtl_plugin.')
+    parser.add_argument('--cpu-index', default=CPU_INDEX, metavar='URL', help=f"PyTorch's CPU builds; {CPU_INDEX}")
+    args = parser.parse_args(argv)
+    try:
+        check_python()
+        install_torch(args.cpu_index)
+        install_basicsr()
+    except InstallError as error:
+        print(f'install: error: {error}', file=sys.stderr)
+        return 2
+    return 0
+
+
+def check_python() -> None:
+    """Check what the steps rely on.
+
+    Raises:
+        InstallError: If Python is too old, or has no pip.
+    """
+    if sys.version_info < OLDEST_PYTHON:
+        oldest = '.'.join(map(str, OLDEST_PYTHON))
+        raise InstallError(f'drtl_plugin needs Python {oldest} or later; this is {sys.version.split()[0]}.')
+    if importlib.util.find_spec('pip') is None:
+        raise InstallError(f'{sys.executable} has no pip; add it by: {sys.executable} -m ensurepip')
+
+
+def has_nvidia_driver() -> bool:
+    """Whether an NVIDIA driver with at least one GPU is installed, as ``nvidia-smi -L`` tells."""
+    command = shutil.which('nvidia-smi')
+    if command is None:
+        return False
+    result = subprocess.run([command, '-L'], capture_output=True, text=True)
+    return result.returncode == 0 and 'GPU' in result.stdout
+
+
+def install_torch(cpu_index: str) -> None:
+    """Install torch and torchvision, unless both are there.
+
+    Args:
+        cpu_index (str): URL of the index with CPU builds.
+
+    Raises:
+        InstallError: If pip fails.
+    """
+    if all(importlib.util.find_spec(name) is not None for name in ('torch', 'torchvision')):
+        return
+    if sys.platform == 'darwin' or has_nvidia_driver():
+        _say('installing torch and torchvision from the default index.')
+    else:
+        _say(f'no NVIDIA GPU found: installing the CPU builds of torch and torchvision (0.2 GB) from {cpu_index}.')
+        # What they depend on comes from the default index, in the next step of any installation.
+        options = ['--no-deps', '--index-url', cpu_index, '--retries', '1', '--timeout', '15']
+        if _pip('install', *options, *TORCH, shows_errors=False):
+            return
+        _say('that index cannot be used; taking the default one, whose builds for Linux include CUDA (3 GB).')
+    if not _pip('install', *TORCH):
+        raise InstallError('pip could not install torch and torchvision; see its messages above.')
+
+
+def install_basicsr() -> None:
+    """Build basicsr in this environment and install it, unless it is there.
+
+    Raises:
+        InstallError: If pip fails.
+    """
+    if importlib.util.find_spec('basicsr') is not None:
+        return
+    _say(f'building {BASICSR}; no compiler is needed.')
+    with tempfile.TemporaryDirectory() as folder:
+        wheels, shim = Path(folder, 'wheels'), Path(folder, 'shim')
+        shim.mkdir()
+        (shim / 'sitecustomize.py').write_text(
+            f'{inspect.getsource(_let_exec_define_locals)}\n\n_let_exec_define_locals()\n', encoding='utf-8'
+        )
+        # pip refuses constraints on a build environment where there is none.
+        environment = {key: value for key, value in os.environ.items() if key != 'PIP_BUILD_CONSTRAINT'}
+        if sys.version_info >= (3, 13):
+            environment['PYTHONPATH'] = str(shim)
+        options = ['--no-deps', '--no-build-isolation', '--use-pep517', '--wheel-dir', str(wheels)]
+        if not (
+            _pip('install', SETUPTOOLS)
+            and _pip('wheel', *options, BASICSR, environment=environment)
+            and _pip('install', *map(str, wheels.glob('*.whl')))
+        ):
+            raise InstallError(f'pip could not build {BASICSR}; see its messages above.')
+
+
+def _let_exec_define_locals():
+    """Let ``exec(source)`` define names that ``locals()`` finds, as it did before Python 3.13 (PEP 667).
+
+    basicsr's ``setup.py`` reads its version that way. Runs as ``sitecustomize`` of the build, so it imports for itself.
+    """
+    import builtins
+    import sys
+
+    original = builtins.exec
+
+    def exec_in_calling_frame(source, *namespaces, **options):
+        if not namespaces and not options:
+            frame = sys._getframe(1)
+            namespaces = frame.f_globals, frame.f_locals
+        original(source, *namespaces, **options)
+
+    builtins.exec = exec_in_calling_frame
+
+
+def _pip(*arguments: str, environment: dict[str, str] | None = None, shows_errors: bool = True) -> bool:
+    """Run pip, with its progress bars on a terminal; returns whether it succeeded."""
+    options = ['--disable-pip-version-check', *(() if sys.stdout.isatty() else ('--quiet',))]
+    command = [sys.executable, '-m', 'pip', arguments[0], *options, *arguments[1:]]
+    return subprocess.run(command, env=environment, stderr=None if shows_errors else subprocess.DEVNULL).returncode == 0
+
+
+def _say(line: str) -> None:
+    print(f'install: {line}', flush=True)
+
+
+if __name__ == '__main__':
+    sys.exit(main())
