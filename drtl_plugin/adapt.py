@@ -26,6 +26,7 @@ from tqdm import tqdm
 from drtl_plugin import preflight
 from drtl_plugin.data.alignment import Alignment, estimate_alignment, find_pairs, register
 from drtl_plugin.data.image_files import image_names, image_size
+from drtl_plugin.data.photographs import has_16_bits, require_same_profile
 from drtl_plugin.errors import DataError, OptionError
 from drtl_plugin.models.drtl_model import DRTLModel
 from drtl_plugin.models.html_report import Comparison, Curves, write_html
@@ -111,6 +112,8 @@ def adapt(
     for name, alignment, pair in _aligned(found, network.scale, registers):
         lines.append(_alignment_row(name, alignment))
         images[name] = pair
+    if any(has_16_bits(path) for paths in found.values() for path in paths):
+        lines += ['', 'Photographs of 16 bits are reduced to 8, with which BasicSR trains.']
     with _quietly():
         try:
             opt, model = _adapt_to_all(network, weights, images, target, auxiliary, steps)
@@ -154,6 +157,7 @@ def _aligned(
     """Name, alignment and images ``(gt, lq)`` of each pair."""
     for name, paths in tqdm(found.items(), desc='alignment', unit='pair', leave=False, disable=None):
         gt, lq = (_read(path) for path in paths)
+        require_same_profile(*paths)
         fits = all(good == scale * poor for good, poor in zip(gt.shape[:2], lq.shape[:2]))
         if not fits and not registers:
             raise DataError(

@@ -7,12 +7,14 @@ import torch
 from basicsr.archs import build_network
 from basicsr.metrics import calculate_psnr
 from basicsr.utils import tensor2img
+from PIL import Image
 
 from drtl_plugin import adapt as module
 from drtl_plugin import cli
 from drtl_plugin.errors import DataError, OptionError
 from drtl_plugin.trained import load_trained
 from tests.data.test_alignment import pair
+from tests.data.test_photographs import display_p3
 
 NETWORK = {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 1, 'upscale': 4, 'res_scale': 1}
 
@@ -157,6 +159,26 @@ def test_pairs_that_lie_apart(folder, quick):
     poor, good = (cv2.imread(f'mine/pairs/{side}/d.png') for side in ('lq', 'gt'))
     reduced = cv2.resize(good, poor.shape[1::-1], interpolation=cv2.INTER_AREA).astype(float)
     assert np.abs(reduced - poor).mean() < 3
+
+
+def test_pairs_of_16_bits(folder, quick):
+    note = 'Photographs of 16 bits are reduced to 8, with which BasicSR trains.'
+    assert note not in module.adapt('pairs', 'w.pth', 'other', steps=1, evaluates=False)
+    for path in (folder / 'pairs').iterdir():
+        cv2.imwrite(str(path), cv2.imread(str(path)).astype(np.uint16) * 257)
+    assert note in module.adapt('pairs', 'w.pth', 'mine', steps=1, evaluates=False)
+    for side in ('gt', 'lq'):
+        images = (cv2.imread(f'{output}/pairs/{side}/a.png', cv2.IMREAD_UNCHANGED) for output in ('other', 'mine'))
+        assert np.array_equal(*images)
+
+
+def test_pairs_of_different_colours(folder, quick):
+    Image.open('pairs/a_LR.png').save('pairs/a_LR.png', icc_profile=display_p3())
+    with pytest.raises(
+        DataError, match=r'--pairs: .*a_HR\.png \(without one, so sRGB\) and .*a_LR\.png \(Display P3\)'
+    ):
+        module.adapt('pairs', 'w.pth', 'mine')
+    assert not (folder / 'mine').exists()
 
 
 def test_one_pair_is_not_judged(folder, quick):
