@@ -19,6 +19,8 @@ BYTE, SHORT, LONG, RATIONAL, UNDEFINED = 1, 3, 4, 5, 7
 # Bytes of the numbers in a value, by type, and how many of them make a value.
 _NUMBERS = {1: 1, 2: 1, 3: 2, 4: 4, 5: 4, 6: 1, 7: 1, 8: 2, 9: 4, 10: 4, 11: 4, 12: 8, 13: 4}
 _PER_VALUE = {5: 2, 10: 2}
+# Bytes of values in a directory, beyond which they are left out: entries may share bytes, so the file sets no limit.
+_ROOM = 2**20
 # Sub-directories, by the tag of the directory that they are in.
 _SUB_DIRECTORIES = {None: (IFD.Exif, IFD.GPSInfo), IFD.Exif: (IFD.Interop,)}
 # Tags of the first directory that describe the photograph, not how its pixels are stored.
@@ -43,18 +45,21 @@ def read_exif(file: BinaryIO) -> Directory:
     order = {b'II*\0': '<', b'MM\0*': '>'}.get(header[:4])
     if order is None or len(header) < 8:
         raise ValueError('no TIFF header')
-    first = _read(file, struct.unpack(f'{order}I', header[4:])[0], order)
-    return {tag: value for tag, value in first.items() if tag in _DESCRIPTIVE}
+    return _read(file, struct.unpack(f'{order}I', header[4:])[0], order)
 
 
 def _read(file: BinaryIO, offset: int, order: str, name: int | None = None) -> Directory:
     file.seek(offset)
     entries = file.read(12 * int.from_bytes(file.read(2), 'little' if order == '<' else 'big'))
     directory: Directory = {}
+    room = _ROOM
     for i in range(0, len(entries) // 12 * 12, 12):
         tag, kind, count = struct.unpack(f'{order}HHI', entries[i : i + 8])
         number = _NUMBERS.get(kind, 0)
         size = number * count * _PER_VALUE.get(kind, 1)
+        if size > room or (name is None and tag not in _DESCRIPTIVE):
+            continue
+        room -= size
         value, start = entries[i + 8 : i + 12], struct.unpack(f'{order}I', entries[i + 8 : i + 12])[0]
         if size > 4:
             file.seek(start)
