@@ -1,6 +1,7 @@
 """Inner loop and outer gradient: pure functions over a network's parameters.
 
-Equations (arXiv 2111.13078, meta-learning pipeline):
+The paper (arXiv 2111.13078) names a meta-learning pipeline with relation-weighted gradients. The formulas are our
+reconstruction, from the algorithms that they cite:
 
 - inner loop ``θ_i' = θ - α ∘ ∇L_i^sup(θ)``, n times: :func:`inner_loop`
 - outer gradient of MAML and FOMAML (Finn et al., arXiv 1703.03400, sections 2.2 and 5.2) and Reptile (Nichol et al.,

@@ -440,7 +440,10 @@ class DRTLModel(SRModel):
         return OrderedDict({**self.log_dict, **self.reduce_loss_dict(self.losses_of_step)})
 
     def _pretrain_step(self, weights: list[float]) -> OrderedDict:
-        """``g = (1/N) Σ w_i ∇L_i(θ)`` (arXiv 2111.13078, pre-training pipeline), over all patches of the episodes."""
+        """``g = (1/N) Σ w_i ∇L_i(θ)`` over all patches of the episodes.
+
+        The paper (arXiv 2111.13078) names this pipeline; the formula is our reconstruction.
+        """
         output = self.net_g(self.episode_lq.flatten(0, 1))
         # With equal weights, one loss over all patches, as SRModel takes it, is the mean of the tasks' losses, unless
         # losses are sums.
@@ -460,7 +463,10 @@ class DRTLModel(SRModel):
         return log
 
     def _meta_step(self, weights: list[float]) -> OrderedDict:
-        """``g = (1/B) Σ w_i ∇_θ L_i^qry(θ_i')`` (arXiv 2111.13078, meta-learning pipeline), task by task."""
+        """``g = (1/B) Σ w_i ∇_θ L_i^qry(θ_i')`` task by task.
+
+        The paper (arXiv 2111.13078) names this pipeline; the formula is our reconstruction.
+        """
         inner = self.drtl.inner
         net = self.get_bare_model(self.net_g)
         parameters = trainable_parameters(net)

@@ -120,7 +120,11 @@ def mean_embedding(net_r: nn.Module, lq: Tensor, gt: Tensor) -> Tensor:
 
 @relation_estimator('embedding')
 def embedding_relation(question: RelationQuestion) -> KnowledgeGraph:
-    """The paper's relation: cosines between the tasks' mean embeddings (arXiv 2111.13078, knowledge graph)."""
+    """Cosines between the tasks' mean embeddings.
+
+    The paper (arXiv 2111.13078) names a Distortion Relation Network, a memory bank and cosine similarity; their form
+    here is our reconstruction.
+    """
     assert question.net_r is not None
     evidence = question.draw_evidence()
     auxiliary = [mean_embedding(question.net_r, lq, evidence.auxiliary_gt) for lq in evidence.auxiliary_lq]

@@ -1,9 +1,10 @@
 """The knowledge graph, and the weights that follow from it.
 
-Equations (arXiv 2111.13078, knowledge graph and gradient weighting):
+The paper (arXiv 2111.13078) names a knowledge graph, cosine similarity and gradient weighting by relation. The formulas:
 
-- edges ``r_ij = cos(v_i, v_j)`` between embeddings centred over the library: :func:`graph_from_embeddings`
-- weights ``w = softmax(r / τ)`` scaled to mean 1: :func:`relation_weights`
+- edges ``r_ij = cos(v_i, v_j)`` between embeddings centred over the library (paper: cosine; ours: centring):
+  :func:`graph_from_embeddings`
+- weights ``w = softmax(r / τ)`` scaled to mean 1 (reconstruction): :func:`relation_weights`
 """
 
 from __future__ import annotations
@@ -115,7 +116,10 @@ def effective_number(weights: Tensor) -> float:
 def relation_weights(
     relation: Tensor, effective_tasks: float = 6.0, temperature: float | None = None, floor: float = 0.0
 ) -> Tensor:
-    """``w = N [(1 - φ) softmax(r / τ) + φ / N]``: gradient weights of mean 1 (arXiv 2111.13078, gradient weighting).
+    """``w = N [(1 - φ) softmax(r / τ) + φ / N]``: gradient weights of mean 1.
+
+    The paper (arXiv 2111.13078) names gradient weighting; the softmax is our reconstruction, floor and effective number
+    of tasks are ours.
 
     A fixed temperature means something else for each estimator's scale of r; the effective number of tasks,
     ``exp(entropy(softmax(r / τ)))``, does not. So τ is solved for from it where it is not given.
