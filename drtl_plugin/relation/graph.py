@@ -1,6 +1,6 @@
 """The knowledge graph, and the weights that follow from it.
 
-The paper (arXiv 2111.13078) names a knowledge graph, cosine similarity and gradient weighting by relation. The formulas:
+The paper (arXiv 2111.13078) names a knowledge graph, cosine similarity and gradient weighting by relation. Formulas:
 
 - edges ``r_ij = cos(v_i, v_j)`` between embeddings centred over the library (paper: cosine; ours: centring):
   :func:`graph_from_embeddings`
