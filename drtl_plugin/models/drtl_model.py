@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -21,7 +22,6 @@ from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 from drtl_plugin import checkpoints
 from drtl_plugin.acceleration import compile_network, computes_bfloat16, lay_out, training_format
@@ -50,6 +50,7 @@ from drtl_plugin.models.report import (
 )
 from drtl_plugin.models.tiles import restore
 from drtl_plugin.options import DRTLOptions
+from drtl_plugin.progress import Pulse, aside, progress, stage
 from drtl_plugin.relation.camera_fit import CameraFit, fit_camera
 from drtl_plugin.relation.estimators import ESTIMATORS, RelationEvidence
 from drtl_plugin.relation.graph import KnowledgeGraph, effective_number, relation_weights
@@ -63,8 +64,8 @@ _NUM_PHOTOGRAPHS = 64
 _NUM_HELD_OUT = 32
 
 
-# The last fit, by what it was fitted to.
-_FITS: dict[str, CameraFit] = {}
+# The last fit and the seconds that it took, by what it was fitted to.
+_FITS: dict[str, tuple[CameraFit, float]] = {}
 
 
 def _fit_once(pairs: Sequence[tuple[Tensor, Tensor]], photographs: Tensor) -> CameraFit:
@@ -73,11 +74,16 @@ def _fit_once(pairs: Sequence[tuple[Tensor, Tensor]], photographs: Tensor) -> Ca
     for image in (photographs, *itertools.chain.from_iterable(pairs)):
         digest.update(image.contiguous().numpy())
     key = digest.hexdigest()
-    if key not in _FITS:
+    if key in _FITS:
+        fit, seconds = _FITS[key]
+        get_root_logger().info(f'The camera was fitted before this run started, in {seconds:.1f} s.')
+        return fit
+    started = time.monotonic()
+    with stage(f'Fitting the camera ({len(pairs)} pairs)'):
         fit = fit_camera(pairs, photographs)
-        _FITS.clear()
-        _FITS[key] = fit
-    return _FITS[key]
+    _FITS.clear()
+    _FITS[key] = fit, time.monotonic() - started
+    return fit
 
 
 def _watched(course: Iterator[nn.Module], watch: Callable[[int, nn.Module], None]) -> Iterator[nn.Module]:
@@ -89,21 +95,27 @@ def _watched(course: Iterator[nn.Module], watch: Callable[[int, nn.Module], None
 class _RenamedLoader:
     """A validation loader under another dataset name, so that BasicSR logs each pass under a name of its own.
 
+    It shows progress where BasicSR shows no bar.
+
     Attributes:
         name (str): Of the dataset, with the pass.
         image_name (str): File name, without extension, of the low-quality image that was loaded last.
     """
 
-    def __init__(self, dataloader, name: str) -> None:
+    def __init__(self, dataloader, name: str, has_bar: bool) -> None:
         self._dataloader = dataloader
+        self._has_bar = has_bar
         self.name = name
         self.dataset = SimpleNamespace(opt={**dataloader.dataset.opt, 'name': name})
         self.image_name = ''
 
     def __iter__(self) -> Iterator[dict]:
-        for data in self._dataloader:
+        pulse = Pulse()
+        for count, data in enumerate(self._dataloader, 1):
             self.image_name = Path(data['lq_path'][0]).stem
             yield data
+            if not self._has_bar:
+                pulse.beat(f'Validating {self.name}: {count} of {len(self)} images')
 
     def __len__(self) -> int:
         return len(self._dataloader)
@@ -314,7 +326,8 @@ class DRTLModel(SRModel):
     def start(self) -> None:
         """Call the hooks' ``before_train``, once: the DRN and the first graph."""
         if not self._started:
-            self.call_hook('before_train')
+            with aside():
+                self.call_hook('before_train')
             self._started = True
 
     # ---- data ------------------------------------------------------------------------------------------------- #
@@ -524,13 +537,14 @@ class DRTLModel(SRModel):
             num_held_out = max(1, len(pairs) // 5)
             held_out = self._target_patches(_NUM_HELD_OUT, generator, [pairs[i] for i in order[:num_held_out]])
             course = self._until_stopping(self.adaptation_course([pairs[i] for i in order[num_held_out:]], steps))
-            course = tqdm(course, total=steps + 1, desc='finding the number of steps', disable=None, leave=False)
-            steps = best_step(course, lambda net: self.criterion(net(held_out[0]), held_out[1]).item(), steps)
+            course = progress(course, 'finding the number of adaptation steps', steps + 1)
+            with stage(f'Finding the number of adaptation steps ({num_held_out} of {len(pairs)} pairs held out)'):
+                steps = best_step(course, lambda net: self.criterion(net(held_out[0]), held_out[1]).item(), steps)
             get_root_logger().info(f'Held-out pairs are restored best after {steps} of {options.steps} steps.')
         course = self.adaptation_course(pairs, steps)
-        course = tqdm(course, total=steps + 1, desc='adaptation', disable=None, leave=False)
-        course = self._until_stopping(course)
-        self.net_g_adapted = last(course if watch is None else _watched(course, watch))
+        course = progress(self._until_stopping(course), 'adaptation', steps + 1)
+        with stage(f'Adapting to the target ({len(pairs)} pairs, {steps} steps)'):
+            self.net_g_adapted = last(course if watch is None else _watched(course, watch))
 
     def _until_stopping(self, course: Iterator[nn.Module]) -> Iterator[nn.Module]:
         """A course that ends early where the run is to end: its rest is not worth waiting for, and not saved."""
@@ -619,7 +633,7 @@ class DRTLModel(SRModel):
             self.compared[name + self._pass] = []
             # BasicSR names a training run's images by image and iteration; each pass needs a folder of its own.
             self.opt['path']['visualization'] = visualization + self._pass
-            loader = self._validated = _RenamedLoader(dataloader, name + self._pass)
+            loader = self._validated = _RenamedLoader(dataloader, name + self._pass, self.opt['val'].get('pbar'))
             super().nondist_validation(loader, current_iter, tb_logger, save_img and self._pass != BICUBIC)
             self.validation_results[loader.name] = dict(getattr(self, 'metric_results', {}))
             if self._pass == BICUBIC:  # there is no best iteration of it
