@@ -6,6 +6,7 @@ import contextlib
 import errno
 import functools
 import importlib
+import logging
 import multiprocessing
 import os
 import signal
@@ -170,6 +171,10 @@ class TrainingRun:
             for name, replacement in replacements.items():
                 stack.callback(setattr, pipeline, name, getattr(pipeline, name))
                 setattr(pipeline, name, replacement)
+            if self.opt.get('train', {}).get('total_iter') == 0:  # adaptation only
+                logger = logging.getLogger('basicsr')
+                logger.addFilter(_is_not_about_training)
+                stack.callback(logger.removeFilter, _is_not_about_training)
             self._stack = stack.pop_all()
         # Where another thread runs it (in a notebook, say), signals are not ours to take.
         if threading.current_thread() is threading.main_thread():
@@ -349,6 +354,11 @@ class TrainingRun:
         number = self._signal or signal.SIGTERM  # or another process's
         to_stderr(f'stopped by {number.name} {when}.')
         raise Interrupted(128 + number)
+
+
+def _is_not_about_training(record: logging.LogRecord) -> bool:
+    """A log filter for runs without iterations, which drops BasicSR's lines about a training that never was."""
+    return not str(record.msg).startswith(('Start training from', 'End of training.', 'Save the latest model.'))
 
 
 def _end_loaders() -> None:

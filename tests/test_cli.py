@@ -149,6 +149,12 @@ class TestTrain:
         weights = [events.Scalars(tag)[-1].value for tag in tags if tag.startswith('weights/')]
         assert np.mean(weights) == pytest.approx(1, abs=1e-5)
         crops = events.Images('comparison/sample_camera')[-1]
+        rates = [(event.step, event.value) for event in events.Scalars('lr')]
+        assert rates == [(1, pytest.approx(1e-3)), (2, pytest.approx(1e-3))]
+        (tag,) = (tag for tag in events.Tags()['tensors'] if tag.startswith('options/'))
+        (text,) = (event.tensor_proto.string_val[0].decode() for event in events.Tensors(tag))
+        shown = re.fullmatch(r'```yaml\n(.*)\n```', text, re.DOTALL)[1]
+        assert yaml.safe_load(shown) == quick_opt
         caption, tile = 22, 192
         assert (crops.width, crops.height) == (4 * tile, caption + 3 * tile)  # four columns, three photographs
 
@@ -418,6 +424,24 @@ class TestAdapt:
         first, second = (torch.load(path, weights_only=True)['params'] for path in paths)
         assert all(torch.equal(first[name], second[name]) for name in first)
         assert json.loads((models.parent / 'knowledge_graph.json').read_text())['labels']
+
+    def test_its_log_says_what_it_does_in_order(self, workdir, quick_opt, adapt_opt, write_opt):
+        assert cli.main(['train', '-opt', write_opt(quick_opt)]) == 0
+        adapt_opt['drtl']['camera_fit'] = False
+        assert cli.main(['train', '-opt', write_opt(adapt_opt)]) == 0
+        log = next((workdir / 'experiments/adapt_x4').glob('*.log')).read_text()
+        lines = (
+            'Measuring the relation to the target (transfer).',
+            'Measuring the relation to the target (transfer) took ',
+            'Adapting to the target (5 pairs, 2 steps).',
+            'Adapting to the target (5 pairs, 2 steps) took ',
+            'The adapted network is saved in ',
+            'Validation sample_camera\n',
+            'Validation sample_camera_adapted\n',
+        )
+        assert sorted(lines, key=log.index) == list(lines)
+        assert not re.search('training|latest model', log.partition('Model [DRTLAdaptModel]')[2])
+        assert re.findall(r'@ (\d+) iter', log) == ['0'] * 6
 
     def test_what_it_needs_is_named(self, workdir, quick_opt, adapt_opt, write_opt, capsys):
         cli.main(['train', '-opt', write_opt(quick_opt)])
