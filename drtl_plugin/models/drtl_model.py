@@ -43,10 +43,12 @@ from drtl_plugin.models.report import (
     AFTER,
     BEFORE,
     BICUBIC,
+    TEST_PASSES,
     ComparedCrop,
     compared_crop,
     comparison_picture,
     results_table,
+    write_image_metrics,
 )
 from drtl_plugin.models.tiles import restore
 from drtl_plugin.options import DRTLOptions
@@ -95,27 +97,34 @@ def _watched(course: Iterator[nn.Module], watch: Callable[[int, nn.Module], None
 class _RenamedLoader:
     """A validation loader under another dataset name, so that BasicSR logs each pass under a name of its own.
 
-    It shows progress where BasicSR shows no bar.
+    It shows progress where BasicSR shows no bar, and keeps the metrics of each image, which BasicSR only adds up.
 
     Attributes:
         name (str): Of the dataset, with the pass.
         image_name (str): File name, without extension, of the low-quality image that was loaded last.
+        metrics (list[tuple[str, dict[str, float]]]): Name and metrics of each image.
     """
 
-    def __init__(self, dataloader, name: str, has_bar: bool) -> None:
+    def __init__(self, model: DRTLModel, dataloader, name: str) -> None:
+        self._model = model
         self._dataloader = dataloader
-        self._has_bar = has_bar
         self.name = name
         self.dataset = SimpleNamespace(opt={**dataloader.dataset.opt, 'name': name})
         self.image_name = ''
+        self.metrics: list[tuple[str, dict[str, float]]] = []
 
     def __iter__(self) -> Iterator[dict]:
-        pulse = Pulse()
+        model, pulse = self._model, Pulse()
+        sums: dict[str, float] = getattr(model, 'metric_results', {})
         for count, data in enumerate(self._dataloader, 1):
             self.image_name = Path(data['lq_path'][0]).stem
+            model.metric_results = dict.fromkeys(sums, 0)
             yield data
-            if not self._has_bar:
+            self.metrics.append((self.image_name, model.metric_results))
+            sums = {metric: value + model.metric_results[metric] for metric, value in sums.items()}
+            if not model.opt['val'].get('pbar'):
                 pulse.beat(f'Validating {self.name}: {count} of {len(self)} images')
+        model.metric_results = sums
 
     def __len__(self) -> int:
         return len(self._dataloader)
@@ -128,8 +137,8 @@ class DRTLModel(SRModel):
     ``SRModel`` with two pipelines (``drtl.pipeline``): ``pretrain`` takes an optimiser step on
     ``g = (1/N) Σ w_i ∇L_i(θ)``, ``meta`` on ``g = (1/B) Σ w_i ∇_θ L_i^qry(θ_i')``. The relation, the graph, the
     adaptation and the records are meta-trainer hooks (:mod:`drtl_plugin.meta.hooks`), to which the model is the
-    runner. Without training (``basicsr test``) it is ``SRModel``, and pads for networks with a ``window_size``.
-    ``val.tile`` and ``val.overlap`` restore large images tile by tile.
+    runner. Without training (``basicsr test``) it is ``SRModel``, pads for networks with a ``window_size``, and
+    compares with bicubic upsampling. ``val.tile`` and ``val.overlap`` restore large images tile by tile.
 
     Validation has three passes, named in log and TensorBoard after the dataset: ``NAME_bicubic`` (upsampling, once),
     ``NAME`` (before adaptation), ``NAME_adapted`` (after). ``net_g_adapted`` is saved beside ``net_g``.
@@ -622,25 +631,48 @@ class DRTLModel(SRModel):
     def nondist_validation(self, dataloader, current_iter, tb_logger, save_img) -> None:
         """``SRModel``'s validation, once for each pass."""
         if not self.is_train:
-            super().nondist_validation(dataloader, current_iter, tb_logger, save_img)
+            self._test_dataset(dataloader, current_iter, tb_logger, save_img)
             return
         self.call_hook('before_val')
         name = dataloader.dataset.opt['name']
         passes = [BICUBIC] if name + BICUBIC not in self.validation_results else []
         passes += [BEFORE] + [AFTER] * (self.net_g_adapted is not None)
         visualization = self.opt['path']['visualization']
-        for self._pass in passes:
-            self.compared[name + self._pass] = []
+        for suffix in passes:
+            self.compared[name + suffix] = []
             # BasicSR names a training run's images by image and iteration; each pass needs a folder of its own.
-            self.opt['path']['visualization'] = visualization + self._pass
-            loader = self._validated = _RenamedLoader(dataloader, name + self._pass, self.opt['val'].get('pbar'))
-            super().nondist_validation(loader, current_iter, tb_logger, save_img and self._pass != BICUBIC)
-            self.validation_results[loader.name] = dict(getattr(self, 'metric_results', {}))
-            if self._pass == BICUBIC:  # there is no best iteration of it
-                getattr(self, 'best_metric_results', {}).pop(loader.name, None)
+            self.opt['path']['visualization'] = visualization + suffix
+            self._validate_pass(suffix, dataloader, current_iter, tb_logger, save_img)
         self.opt['path']['visualization'] = visualization
-        self._pass = BEFORE
+        # There is no best iteration of it.
+        getattr(self, 'best_metric_results', {}).pop(name + BICUBIC, None)
         self.call_hook('after_val')
+
+    def _validate_pass(
+        self, suffix: str, dataloader, current_iter, tb_logger, save_img
+    ) -> list[tuple[str, dict[str, float]]]:
+        """``SRModel``'s validation of one pass; returns name and metrics of each image."""
+        self._pass = suffix
+        loader = self._validated = _RenamedLoader(self, dataloader, dataloader.dataset.opt['name'] + suffix)
+        super().nondist_validation(loader, current_iter, tb_logger, save_img and suffix != BICUBIC)
+        self.validation_results[loader.name] = dict(getattr(self, 'metric_results', {}))
+        self._pass = BEFORE
+        return loader.metrics
+
+    def _test_dataset(self, dataloader, current_iter, tb_logger, save_img) -> None:
+        """Test the network, and bicubic upsampling where there is ground truth: a table in the log, images in a CSV."""
+        options = dataloader.dataset.opt
+        passes = [BICUBIC] * (bool(self.opt['val'].get('metrics')) and 'dataroot_gt' in options) + [BEFORE]
+        images = {
+            TEST_PASSES[suffix]: self._validate_pass(suffix, dataloader, current_iter, tb_logger, save_img)
+            for suffix in passes
+        }
+        if BICUBIC in passes:
+            path = Path(self.opt['path']['results_root'], f'metrics_{options["name"]}.csv')
+            write_image_metrics(path, images)
+            results = {options['name'] + suffix: self.validation_results[options['name'] + suffix] for suffix in passes}
+            table = results_table(results, TEST_PASSES)
+            get_root_logger().info(f'Mean over {len(dataloader)} images; each of them is in {path}.\n{table}')
 
     def get_current_visuals(self) -> OrderedDict:
         visuals = super().get_current_visuals()

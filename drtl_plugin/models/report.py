@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import cv2
@@ -11,6 +13,8 @@ import numpy as np
 # What a training run validates: the suffix that names its results after the dataset, and its name in words.
 BICUBIC, BEFORE, AFTER = '_bicubic', '', '_adapted'
 PASSES = {BICUBIC: 'bicubic upsampling', BEFORE: 'before adaptation', AFTER: 'after adaptation'}
+# What a test validates.
+TEST_PASSES = {BICUBIC: PASSES[BICUBIC], BEFORE: 'network'}
 _TILE = 192
 _CAPTION = 22
 # Side of the crops that are kept of validated images: a tile, and some of what surrounds it.
@@ -48,25 +52,43 @@ def compared_crop(name: str, result: np.ndarray, gt: np.ndarray) -> ComparedCrop
     return ComparedCrop(name, result[rows, columns].copy(), gt[rows, columns].copy())
 
 
-def results_table(results: Mapping[str, Mapping[str, float]]) -> str:
-    """The metrics of each validation set before and after adaptation.
+def results_table(results: Mapping[str, Mapping[str, float]], passes: Mapping[str, str] = PASSES) -> str:
+    """The metrics of each validation set with bicubic upsampling and with networks.
 
     Args:
         results (Mapping): Metrics by dataset name and pass.
+        passes (Mapping): The passes to list, and their names in words.
 
     Returns:
         str: A table for each dataset; a row for each pass, a column for each metric, 4 decimals.
     """
     tables = []
     for dataset in (name[: -len(BICUBIC)] for name in results if name.endswith(BICUBIC)):
-        rows = {words: results[dataset + suffix] for suffix, words in PASSES.items() if dataset + suffix in results}
-        metrics = list(rows[PASSES[BICUBIC]])
+        rows = {words: results[dataset + suffix] for suffix, words in passes.items() if dataset + suffix in results}
+        metrics = list(rows[passes[BICUBIC]])
         if not metrics:
             continue
         lines = [f'{dataset:<24}' + ''.join(f'{metric:>12}' for metric in metrics)]
         lines += [f'  {words:<22}' + ''.join(f'{row[m]:>12.4f}' for m in metrics) for words, row in rows.items()]
         tables.append('\n'.join(lines))
     return '\n'.join(tables)
+
+
+def write_image_metrics(path: Path, images: Mapping[str, Sequence[tuple[str, Mapping[str, float]]]]) -> None:
+    """Write the metrics of each image to a CSV file, sorted by name: ``image``, ``method``, and the metrics.
+
+    Args:
+        path (Path): File to write.
+        images (Mapping): Names and metrics of the images, by method.
+    """
+    rows = [
+        [name, method, *map(float, metrics.values())]
+        for method, of_images in images.items()
+        for name, metrics in of_images
+    ]
+    metric_names = next(iter(images.values()))[0][1]
+    with open(path, 'w', newline='', encoding='utf-8') as file:
+        csv.writer(file).writerows([['image', 'method', *metric_names], *sorted(rows)])
 
 
 def comparison_picture(images: Mapping[str, Sequence[ComparedCrop]], dataset: str) -> np.ndarray | None:
