@@ -5,19 +5,22 @@ import errno
 import multiprocessing
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import basicsr.train
 import pytest
 import torch
 import yaml
 from torch.utils.data import DataLoader
 
-from drtl_plugin import cli
+from drtl_plugin import cli, progress
 from drtl_plugin.errors import DataError
+from drtl_plugin.relation import estimators
 from drtl_plugin.run import Interrupted, TrainingRun, exclusive
 
 # Draws from all generators that hooks and networks may draw from, and lets the weights depend on them.
@@ -292,8 +295,6 @@ class TestResumingWithinAnEpoch:
 
     def samples(self, state) -> list[int]:
         """What a run trains on from a state to the end of the second epoch."""
-        import basicsr.train
-
         opt = {'dist': False, 'num_gpu': 0, 'datasets': {'train': {'batch_size_per_gpu': self.BATCH}}}
         with TrainingRun(opt):
             basicsr.train.load_resume_state(opt)
@@ -366,3 +367,93 @@ class SpoilHook(MetaTrainerHook):
         last = torch.load(models / 'net_g_2.pth', weights_only=True)['params']
         assert all(weight.isfinite().all() for weight in last.values())
         assert not (models / 'net_g_3.pth').exists()
+
+
+class TestWhatTheLogSays:
+    def test_steps_are_timed_without_what_is_done_beside_them(self, workdir, quick_opt, write_opt, monkeypatch):
+        measure = estimators.ESTIMATORS['embedding']
+
+        def measure_slowly(question):
+            time.sleep(3)
+            return measure(question)
+
+        monkeypatch.setitem(estimators.ESTIMATORS, 'embedding', measure_slowly)
+        assert cli.main(['train', '-opt', write_opt(quick_opt)]) == 0
+        log = next((workdir / 'experiments/drtl_x4').glob('*.log')).read_text()
+        # Measured before the first and in the second iteration.
+        times = [float(seconds) for seconds in re.findall(r'time \(data\): ([\d.]+)', log)]
+        assert len(times) == 2 and max(times) < 2
+        assert log.count('Measuring the relation to the target (embedding).\n') == 2
+        assert len(re.findall(r'Measuring the relation to the target \(embedding\) took [3-9]\.\d s\.', log)) == 2
+
+    @pytest.mark.parametrize(
+        ('iteration', 'eta'), [(1, '1:06:40'), (600, '0:13:20'), (799, '0:00:04'), (800, '0:00:00')]
+    )
+    def test_eta_is_the_time_of_the_steps_that_are_left(self, caplog, monkeypatch, iteration, eta):
+        opt = {'name': 'x', 'logger': {'print_freq': 1, 'use_tb_logger': False}, 'train': {'total_iter': 1001}}
+        opt['train']['total_iter'] = 1001 if iteration == 1 else 800
+        with TrainingRun(opt):
+            logger = basicsr.train.MessageLogger(opt, 0, None)
+        logger.start_time -= 10_000  # hours of validation
+        monkeypatch.setattr(logger.logger, 'propagate', True)
+        caplog.set_level('INFO', 'basicsr')
+        log = {'epoch': 0, 'iter': iteration, 'lrs': [1e-3], 'time': 4.0, 'data_time': 0.1}
+        logger(log)
+        assert f'[eta: {eta}, time (data): 4.000 (0.100)]' in caplog.messages[-1]
+
+    @pytest.mark.parametrize('waits', [True, False])
+    def test_slow_first_iterations_are_reported(self, workdir, quick_opt, write_opt, monkeypatch, waits):
+        if waits:
+            monkeypatch.setattr(progress, '_FIRST', 0)
+        monkeypatch.setattr(progress, '_INTERVAL', 0)
+        quick_opt['train']['total_iter'] = 6
+        quick_opt['logger']['print_freq'] = 4
+        quick_opt['drtl']['weighting']['relation'] = 'uniform'
+        assert cli.main(['train', '-opt', write_opt(quick_opt)]) == 0
+        log = next((workdir / 'experiments/drtl_x4').glob('*.log')).read_text()
+        lines = re.findall(r'Iteration (\d) of 6 is done; the log has losses and times every 4 iterations\.', log)
+        assert lines == (['1', '2', '3'] if waits else [])
+
+    @pytest.mark.parametrize(('total', 'expected'), [(4, [2, 4]), (5, [2, 4, 5])])
+    def test_validations_name_their_iteration_and_are_not_repeated(
+        self, workdir, quick_opt, write_opt, total, expected
+    ):
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        quick_opt['train']['total_iter'] = total
+        quick_opt['datasets']['train']['num_episodes'] = 4  # two iterations an epoch
+        quick_opt['val'].update(val_freq=2, save_img=True)
+        quick_opt['drtl']['weighting']['relation'] = 'uniform'
+        assert cli.main(['train', '-opt', write_opt(quick_opt)]) == 0
+        root = workdir / 'experiments/drtl_x4'
+        log = next(root.glob('*.log')).read_text()
+        assert log.count('Validation sample_camera\n') == len(expected)
+        assert set(map(int, re.findall(r'@ (\d+) iter', log))) <= set(expected)
+        events = EventAccumulator(str(workdir / 'tb_logger/drtl_x4')).Reload()
+        steps = [event.step for event in events.Scalars('metrics/sample_camera/psnr_y')]
+        assert steps == expected
+        rows = [line.split(',') for line in (root / 'metrics.csv').read_text().splitlines()]
+        assert [int(row[0]) for row in rows if row[1:3] == ['sample_camera', 'psnr_y']] == expected
+        images = (root / 'visualization/coffee').iterdir()
+        assert {path.stem for path in images} == {f'coffee_{iteration}' for iteration in expected}
+
+    def test_a_run_that_is_resumed_at_its_end_validates_once(self, workdir, quick_opt, write_opt):
+        quick_opt['val']['val_freq'] = 2
+        quick_opt['logger']['save_checkpoint_freq'] = 2
+        path = write_opt(quick_opt)
+        for _ in range(2):
+            assert cli.main(['train', '-opt', path, '--auto_resume']) == 0
+            log = max((workdir / 'experiments/drtl_x4').glob('*.log')).read_text()
+            assert log.count('Validation sample_camera\n') == 1
+
+    def test_the_camera_fit_before_a_run_is_shown(self, workdir, quick_opt, write_opt, capsys):
+        quick_opt['drtl']['camera_fit'] = True
+        quick_opt['datasets']['train']['target']['seed'] = 1
+        quick_opt['datasets']['train']['target']['num_shot'] = 2  # no other test has this fit
+        assert cli.main(['train', '-opt', write_opt(quick_opt)]) == 0
+        error = capsys.readouterr().err
+        assert error.index('basicsr: Fitting the camera (2 pairs).\n') < error.index(
+            'Fitting the camera (2 pairs) took'
+        )
+        log = next((workdir / 'experiments/drtl_x4').glob('*.log')).read_text()
+        assert re.search(r'The camera was fitted before this run started, in \d+\.\d s\.', log)

@@ -25,6 +25,7 @@ import csv
 import gc
 import inspect
 import typing
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -35,11 +36,11 @@ from mmengine.hooks import Hook
 from mmengine.hooks.hook import DATA_BATCH
 from mmengine.registry import HOOKS
 from mmengine.runner.priority import get_priority
-from tqdm import tqdm
 
 from drtl_plugin.distributed import any_process, of_first_process
 from drtl_plugin.errors import DRTLError, OptionError, unknown
 from drtl_plugin.options import number
+from drtl_plugin.progress import aside, progress, stage
 from drtl_plugin.relation.drn_training import train_drn
 from drtl_plugin.relation.estimators import ESTIMATORS, NEED_TRAINED_NETWORK, RelationQuestion
 from drtl_plugin.relation.graph import KnowledgeGraph, relation_table
@@ -133,18 +134,19 @@ class RelationHook(MetaTrainerHook):
 
     @master_only
     def _train_drn(self, runner) -> None:
-        logger = get_root_logger()
-        logger.info(f'Training the DRN on {len(runner.library)} auxiliary tasks, {self.drn_steps} steps.')
-        gt, lq = runner.auxiliary_pairs(self.drn_contents)
-        losses = train_drn(runner.net_r, gt, lq, self.drn_steps, self.drn_lr, self.drn_patches, runner.patch_generator)
-        *_, last = tqdm(losses, total=self.drn_steps, desc='DRN', unit='step', disable=None)
-        logger.info(f'The DRN is trained; last loss {last:.3f}.')
+        with stage(f'Training the DRN ({len(runner.library)} auxiliary tasks, {self.drn_steps} steps)'):
+            gt, lq = runner.auxiliary_pairs(self.drn_contents)
+            generator = runner.patch_generator
+            losses = train_drn(runner.net_r, gt, lq, self.drn_steps, self.drn_lr, self.drn_patches, generator)
+            *_, last = progress(losses, 'DRN', self.drn_steps)
+        get_root_logger().info(f'The DRN is trained; last loss {last:.3f}.')
         runner.net_r_is_trained = True
         runner.save_network(runner.net_r, 'net_r', 0)
 
     def measure(self, runner) -> None:
         """Measure the graph, and set the model's graph and weights."""
-        estimate = ESTIMATORS[runner.drtl.weighting.relation]
+        relation = runner.drtl.weighting.relation
+        estimate = ESTIMATORS[relation]
         question = RelationQuestion(
             runner.library.labels,
             lambda: runner.relation_evidence(self.num_patches),
@@ -155,7 +157,8 @@ class RelationHook(MetaTrainerHook):
             self.transfer_lr,
             runner.precision,
         )
-        runner.set_graph(of_first_process(lambda: estimate(question)))
+        with nullcontext() if relation == 'uniform' else stage(f'Measuring the relation to the target ({relation})'):
+            runner.set_graph(of_first_process(lambda: estimate(question)))
 
     def after_train_iter(self, runner, batch_idx: int, data_batch: DATA_BATCH = None, outputs=None) -> None:
         """Measure the graph anew every ``interval`` iterations."""
@@ -245,6 +248,7 @@ class GraphRecordHook(MetaTrainerHook):
         self._record(runner, runner.iter + 1)
 
     @master_only
+    @aside()
     def _record(self, runner, iteration: int) -> None:
         graph, weights = runner.graph, runner.weights
         if graph is None or graph is self._recorded:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -21,7 +22,6 @@ from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 from drtl_plugin import checkpoints
 from drtl_plugin.acceleration import compile_network, computes_bfloat16, lay_out, training_format
@@ -39,9 +39,20 @@ from drtl_plugin.meta.learner import (
     trainable_parameters,
 )
 from drtl_plugin.models.html_report import Comparison, curves_of_folder, write_html
-from drtl_plugin.models.report import AFTER, BEFORE, BICUBIC, comparison_picture, results_table
+from drtl_plugin.models.report import (
+    AFTER,
+    BEFORE,
+    BICUBIC,
+    TEST_PASSES,
+    ComparedCrop,
+    compared_crop,
+    comparison_picture,
+    results_table,
+    write_image_metrics,
+)
 from drtl_plugin.models.tiles import restore
 from drtl_plugin.options import DRTLOptions
+from drtl_plugin.progress import Pulse, aside, progress, stage
 from drtl_plugin.relation.camera_fit import CameraFit, fit_camera
 from drtl_plugin.relation.estimators import ESTIMATORS, RelationEvidence
 from drtl_plugin.relation.graph import KnowledgeGraph, effective_number, relation_weights
@@ -55,8 +66,8 @@ _NUM_PHOTOGRAPHS = 64
 _NUM_HELD_OUT = 32
 
 
-# The last fit, by what it was fitted to.
-_FITS: dict[str, CameraFit] = {}
+# The last fit and the seconds that it took, by what it was fitted to.
+_FITS: dict[str, tuple[CameraFit, float]] = {}
 
 
 def _fit_once(pairs: Sequence[tuple[Tensor, Tensor]], photographs: Tensor) -> CameraFit:
@@ -65,11 +76,16 @@ def _fit_once(pairs: Sequence[tuple[Tensor, Tensor]], photographs: Tensor) -> Ca
     for image in (photographs, *itertools.chain.from_iterable(pairs)):
         digest.update(image.contiguous().numpy())
     key = digest.hexdigest()
-    if key not in _FITS:
+    if key in _FITS:
+        fit, seconds = _FITS[key]
+        get_root_logger().info(f'The camera was fitted before this run started, in {seconds:.1f} s.')
+        return fit
+    started = time.monotonic()
+    with stage(f'Fitting the camera ({len(pairs)} pairs)'):
         fit = fit_camera(pairs, photographs)
-        _FITS.clear()
-        _FITS[key] = fit
-    return _FITS[key]
+    _FITS.clear()
+    _FITS[key] = fit, time.monotonic() - started
+    return fit
 
 
 def _watched(course: Iterator[nn.Module], watch: Callable[[int, nn.Module], None]) -> Iterator[nn.Module]:
@@ -79,14 +95,36 @@ def _watched(course: Iterator[nn.Module], watch: Callable[[int, nn.Module], None
 
 
 class _RenamedLoader:
-    """A validation loader under another dataset name, so that BasicSR logs each pass under a name of its own."""
+    """A validation loader under another dataset name, so that BasicSR logs each pass under a name of its own.
 
-    def __init__(self, dataloader, name: str) -> None:
+    It shows progress where BasicSR shows no bar, and keeps the metrics of each image, which BasicSR only adds up.
+
+    Attributes:
+        name (str): Of the dataset, with the pass.
+        image_name (str): File name, without extension, of the low-quality image that was loaded last.
+        metrics (list[tuple[str, dict[str, float]]]): Name and metrics of each image.
+    """
+
+    def __init__(self, model: DRTLModel, dataloader, name: str) -> None:
+        self._model = model
         self._dataloader = dataloader
+        self.name = name
         self.dataset = SimpleNamespace(opt={**dataloader.dataset.opt, 'name': name})
+        self.image_name = ''
+        self.metrics: list[tuple[str, dict[str, float]]] = []
 
-    def __iter__(self):
-        return iter(self._dataloader)
+    def __iter__(self) -> Iterator[dict]:
+        model, pulse = self._model, Pulse()
+        sums: dict[str, float] = getattr(model, 'metric_results', {})
+        for count, data in enumerate(self._dataloader, 1):
+            self.image_name = Path(data['lq_path'][0]).stem
+            model.metric_results = dict.fromkeys(sums, 0)
+            yield data
+            self.metrics.append((self.image_name, model.metric_results))
+            sums = {metric: value + model.metric_results[metric] for metric, value in sums.items()}
+            if not model.opt['val'].get('pbar'):
+                pulse.beat(f'Validating {self.name}: {count} of {len(self)} images')
+        model.metric_results = sums
 
     def __len__(self) -> int:
         return len(self._dataloader)
@@ -99,8 +137,8 @@ class DRTLModel(SRModel):
     ``SRModel`` with two pipelines (``drtl.pipeline``): ``pretrain`` takes an optimiser step on
     ``g = (1/N) Σ w_i ∇L_i(θ)``, ``meta`` on ``g = (1/B) Σ w_i ∇_θ L_i^qry(θ_i')``. The relation, the graph, the
     adaptation and the records are meta-trainer hooks (:mod:`drtl_plugin.meta.hooks`), to which the model is the
-    runner. Without training (``basicsr test``) it is ``SRModel``, and pads for networks with a ``window_size``.
-    ``val.tile`` and ``val.overlap`` restore large images tile by tile.
+    runner. Without training (``basicsr test``) it is ``SRModel``, pads for networks with a ``window_size``, and
+    compares with bicubic upsampling. ``val.tile`` and ``val.overlap`` restore large images tile by tile.
 
     Validation has three passes, named in log and TensorBoard after the dataset: ``NAME_bicubic`` (upsampling, once),
     ``NAME`` (before adaptation), ``NAME_adapted`` (after). ``net_g_adapted`` is saved beside ``net_g``.
@@ -118,7 +156,7 @@ class DRTLModel(SRModel):
         weights (Tensor): Gradient weights of the auxiliary tasks, ``(N,)``, mean 1.
         net_g_adapted (nn.Module | None): Set by the FewShotAdaptHook.
         validation_results (dict): Metrics by dataset name (with the pass), of the last validation.
-        compared (dict): Of the first images of the same, ``(result, gt)``, uint8 BGR, by dataset name and pass.
+        compared (dict[str, list[ComparedCrop]]): Crops of the first images of the same, by dataset name and pass.
         tb_logger (SummaryWriter | None): For hooks to write to; set by a training run, in its first process.
         iter, max_iters (int): As in mmengine: the number of the current iteration, from 0, and of all.
         losses_of_step (dict): Of the last step, by name, as tensors on the device.
@@ -137,7 +175,7 @@ class DRTLModel(SRModel):
         self.validation_results: dict[str, dict[str, float]] = {}
         self.net_g_adapted: nn.Module | None = None
         self._pass = BEFORE
-        self.compared: dict[str, list] = {}
+        self.compared: dict[str, list[ComparedCrop]] = {}
         self.tb_logger: SummaryWriter | None = None
         super().__init__(opt)
         if not self.is_train:
@@ -297,7 +335,8 @@ class DRTLModel(SRModel):
     def start(self) -> None:
         """Call the hooks' ``before_train``, once: the DRN and the first graph."""
         if not self._started:
-            self.call_hook('before_train')
+            with aside():
+                self.call_hook('before_train')
             self._started = True
 
     # ---- data ------------------------------------------------------------------------------------------------- #
@@ -513,13 +552,14 @@ class DRTLModel(SRModel):
             num_held_out = max(1, len(pairs) // 5)
             held_out = self._target_patches(_NUM_HELD_OUT, generator, [pairs[i] for i in order[:num_held_out]])
             course = self._until_stopping(self.adaptation_course([pairs[i] for i in order[num_held_out:]], steps))
-            course = tqdm(course, total=steps + 1, desc='finding the number of steps', disable=None, leave=False)
-            steps = best_step(course, lambda net: self.criterion(net(held_out[0]), held_out[1]).item(), steps)
+            course = progress(course, 'finding the number of adaptation steps', steps + 1)
+            with stage(f'Finding the number of adaptation steps ({num_held_out} of {len(pairs)} pairs held out)'):
+                steps = best_step(course, lambda net: self.criterion(net(held_out[0]), held_out[1]).item(), steps)
             get_root_logger().info(f'Held-out pairs are restored best after {steps} of {options.steps} steps.')
         course = self.adaptation_course(pairs, steps)
-        course = tqdm(course, total=steps + 1, desc='adaptation', disable=None, leave=False)
-        course = self._until_stopping(course)
-        self.net_g_adapted = last(course if watch is None else _watched(course, watch))
+        course = progress(self._until_stopping(course), 'adaptation', steps + 1)
+        with stage(f'Adapting to the target ({len(pairs)} pairs, {steps} steps)'):
+            self.net_g_adapted = last(course if watch is None else _watched(course, watch))
 
     def _until_stopping(self, course: Iterator[nn.Module]) -> Iterator[nn.Module]:
         """A course that ends early where the run is to end: its rest is not worth waiting for, and not saved."""
@@ -597,31 +637,56 @@ class DRTLModel(SRModel):
     def nondist_validation(self, dataloader, current_iter, tb_logger, save_img) -> None:
         """``SRModel``'s validation, once for each pass."""
         if not self.is_train:
-            super().nondist_validation(dataloader, current_iter, tb_logger, save_img)
+            self._test_dataset(dataloader, current_iter, tb_logger, save_img)
             return
         self.call_hook('before_val')
         name = dataloader.dataset.opt['name']
         passes = [BICUBIC] if name + BICUBIC not in self.validation_results else []
         passes += [BEFORE] + [AFTER] * (self.net_g_adapted is not None)
         visualization = self.opt['path']['visualization']
-        for self._pass in passes:
-            self.compared[name + self._pass] = []
+        for suffix in passes:
+            self.compared[name + suffix] = []
             # BasicSR names a training run's images by image and iteration; each pass needs a folder of its own.
-            self.opt['path']['visualization'] = visualization + self._pass
-            self._validated = name + self._pass
-            loader = _RenamedLoader(dataloader, self._validated)
-            super().nondist_validation(loader, current_iter, tb_logger, save_img and self._pass != BICUBIC)
-            self.validation_results[self._validated] = dict(getattr(self, 'metric_results', {}))
-            if self._pass == BICUBIC:  # there is no best iteration of it
-                getattr(self, 'best_metric_results', {}).pop(self._validated, None)
+            self.opt['path']['visualization'] = visualization + suffix
+            self._validate_pass(suffix, dataloader, current_iter, tb_logger, save_img)
         self.opt['path']['visualization'] = visualization
-        self._pass = BEFORE
+        # There is no best iteration of it.
+        getattr(self, 'best_metric_results', {}).pop(name + BICUBIC, None)
         self.call_hook('after_val')
+
+    def _validate_pass(
+        self, suffix: str, dataloader, current_iter, tb_logger, save_img
+    ) -> list[tuple[str, dict[str, float]]]:
+        """``SRModel``'s validation of one pass; returns name and metrics of each image."""
+        self._pass = suffix
+        loader = self._validated = _RenamedLoader(self, dataloader, dataloader.dataset.opt['name'] + suffix)
+        super().nondist_validation(loader, current_iter, tb_logger, save_img and suffix != BICUBIC)
+        self.validation_results[loader.name] = dict(getattr(self, 'metric_results', {}))
+        self._pass = BEFORE
+        return loader.metrics
+
+    def _test_dataset(self, dataloader, current_iter, tb_logger, save_img) -> None:
+        """Test the network, and bicubic upsampling where there is ground truth: a table in the log, images in a CSV."""
+        options = dataloader.dataset.opt
+        passes = [BICUBIC] * (bool(self.opt['val'].get('metrics')) and 'dataroot_gt' in options) + [BEFORE]
+        images = {
+            TEST_PASSES[suffix]: self._validate_pass(suffix, dataloader, current_iter, tb_logger, save_img)
+            for suffix in passes
+        }
+        if BICUBIC in passes:
+            path = Path(self.opt['path']['results_root'], f'metrics_{options["name"]}.csv')
+            write_image_metrics(path, images)
+            results = {options['name'] + suffix: self.validation_results[options['name'] + suffix] for suffix in passes}
+            table = results_table(results, TEST_PASSES)
+            get_root_logger().info(f'Mean over {len(dataloader)} images; each of them is in {path}.\n{table}')
 
     def get_current_visuals(self) -> OrderedDict:
         visuals = super().get_current_visuals()
-        if self.is_train and 'gt' in visuals and len(self.compared[self._validated]) < _NUM_COMPARED:
-            self.compared[self._validated].append((tensor2img(visuals['result']), tensor2img(visuals['gt'])))
+        if self.is_train and 'gt' in visuals:
+            crops = self.compared[self._validated.name]
+            if len(crops) < _NUM_COMPARED:
+                images = (tensor2img(visuals[key]) for key in ('result', 'gt'))
+                crops.append(compared_crop(self._validated.image_name, *images))
         return visuals
 
     # ---- saving, resuming, ending ----------------------------------------------------------------------------- #
@@ -701,8 +766,8 @@ class DRTLModel(SRModel):
         for name in (name for name in self.compared if name.endswith(AFTER)):
             dataset = name[: -len(AFTER)]
             pairs = zip(self.compared[dataset + BEFORE], self.compared[name])
-            for number, ((before, gt), (after, _)) in enumerate(pairs, 1):
-                comparisons.append(Comparison(f'{dataset} {number}', before, after, gt))
+            for number, (before, after) in enumerate(pairs, 1):
+                comparisons.append(Comparison(f'{dataset} {number}', before.result, after.result, before.gt))
         options = ''.join(path.read_text(encoding='utf-8') for path in sorted(root.glob('*.yml')))
         write_html(root / 'report.html', self.opt['name'], results, comparisons, curves_of_folder(root), options)
         weights = root / 'models' / f'net_g{AFTER if self.net_g_adapted is not None else ""}_latest.pth'

@@ -34,6 +34,7 @@ from torch.nn import functional as F
 
 from drtl_plugin.data.distortions import bicubic
 from drtl_plugin.errors import DataError
+from drtl_plugin.progress import progress
 from drtl_plugin.relation.camera_correction import Correction, correct, share_left, train_correction
 
 Pair = tuple[Tensor, Tensor]
@@ -226,7 +227,7 @@ def fit_camera(pairs: Sequence[Pair], photographs: Tensor) -> CameraFit:
     lqs, gts = zip(*(_middle(lq.double() / 255, gt.double() / 255) for lq, gt in pairs))
     shift = torch.zeros(len(pairs), 2, dtype=torch.float64)
     gain, offset = torch.ones(len(pairs), 3).double(), torch.zeros(len(pairs), 3).double()
-    for _ in range(_ROUNDS):
+    for _ in progress(range(_ROUNDS), 'camera fit, kernel', _ROUNDS, 'round'):
         shifted = [_shifted(gt, move) for gt, move in zip(gts, shift)]
         levelled = [(lq - _per_colour(o)) / _per_colour(a) for lq, a, o in zip(lqs, gain, offset)]
         parts = list(zip(levelled, shifted)) if len(pairs) > 1 else _quarters(levelled[0], shifted[0])

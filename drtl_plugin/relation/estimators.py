@@ -19,16 +19,16 @@ uniform    all alike                               nothing                      
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from drtl_plugin.data.distortions import bicubic
 from drtl_plugin.meta.learner import Criterion, Precision, gradients_of, trainable_parameters
+from drtl_plugin.progress import progress
 from drtl_plugin.relation.graph import KnowledgeGraph, graph_from_embeddings, uniform_graph
 
 
@@ -103,6 +103,11 @@ def relation_estimator(
     return register
 
 
+def _by_task(evidence: RelationEvidence) -> Iterator[Tensor]:
+    """``auxiliary_lq`` task by task, ``(P, 3, h, w)``, with progress shown."""
+    return progress(evidence.auxiliary_lq, 'relation', len(evidence.auxiliary_lq), 'task')
+
+
 @torch.no_grad()
 def mean_embedding(net_r: nn.Module, lq: Tensor, gt: Tensor) -> Tensor:
     """``v_i``: mean embedding of patches beside their reduced ground truth.
@@ -127,7 +132,7 @@ def embedding_relation(question: RelationQuestion) -> KnowledgeGraph:
     """
     assert question.net_r is not None
     evidence = question.draw_evidence()
-    auxiliary = [mean_embedding(question.net_r, lq, evidence.auxiliary_gt) for lq in evidence.auxiliary_lq]
+    auxiliary = [mean_embedding(question.net_r, lq, evidence.auxiliary_gt) for lq in _by_task(evidence)]
     target = mean_embedding(question.net_r, evidence.target_lq, evidence.target_gt)
     return graph_from_embeddings(question.labels, torch.stack(auxiliary), target)
 
@@ -150,7 +155,7 @@ def gradient_relation(question: RelationQuestion) -> KnowledgeGraph:
     """
     evidence = question.draw_evidence()
     net = copy.deepcopy(question.net_g).eval()
-    pairs = [(lq, evidence.auxiliary_gt) for lq in evidence.auxiliary_lq]
+    pairs = ((lq, evidence.auxiliary_gt) for lq in _by_task(evidence))
     auxiliary = torch.stack([mean_gradient(net, question.criterion, *pair, question.precision) for pair in pairs])
     target = mean_gradient(net, question.criterion, evidence.target_lq, evidence.target_gt, question.precision)
     return graph_from_embeddings(question.labels, auxiliary, target)
@@ -193,7 +198,7 @@ def transfer_relation(question: RelationQuestion) -> KnowledgeGraph:
     other = slice(half, half + 8)
     judged = [(lq[other], gt[other]) for lq in evidence.auxiliary_lq] + [(evidence.target_lq, evidence.target_gt)]
     rows = []
-    for lq in tqdm(evidence.auxiliary_lq, desc='relation', unit='task', leave=False, disable=None):
+    for lq in _by_task(evidence):
         net = learn_task(
             question.net_g,
             question.criterion,
