@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import itertools
 import logging
 import os
 import shutil
@@ -29,7 +30,7 @@ from drtl_plugin.data.image_files import image_names, image_size
 from drtl_plugin.errors import DataError, OptionError
 from drtl_plugin.models.drtl_model import DRTLModel
 from drtl_plugin.models.html_report import Comparison, Curves, write_html
-from drtl_plugin.models.report import busiest
+from drtl_plugin.models.report import busiest, command_line
 from drtl_plugin.models.tiles import restore
 from drtl_plugin.options import parse_options
 from drtl_plugin.relation.graph import relation_table
@@ -73,6 +74,7 @@ def adapt(
     steps: int = 200,
     registers: bool = False,
     evaluates: bool = True,
+    modules: Sequence[str] = (),
 ) -> str:
     """Find pairs, check how they lie upon each other, adapt, judge by leaving each pair out, and write what came of it.
 
@@ -87,6 +89,7 @@ def adapt(
         steps (int): Steps of adaptation.
         registers (bool): Lay each ground truth upon its low-quality image first.
         evaluates (bool): Adapt once more for each pair, to the others, and judge by it.
+        modules (Sequence[str]): Modules that were imported by ``--import``; the commands in the report need them, too.
 
     Returns:
         str: The report, in Markdown.
@@ -132,8 +135,10 @@ def adapt(
             reason = 'there is only one' if len(images) == 1 else '--no-evaluation'
             lines.append(f'Not measured: {reason}.')
     lines += ['', '## What to do next', '']
-    lines += [f'- Restore photographs: `basicsr upscale -i IN -o OUT --weights {target}/net_g_adapted_latest.pth`']
-    lines += [f'- Repeat it, or change what was chosen: `basicsr train -opt {target}/adapt.yml`']
+    adapted = target / 'net_g_adapted_latest.pth'
+    restoring = command_line('upscale', '-i', 'IN', '-o', 'OUT', '--weights', adapted, modules=modules)
+    repeating = command_line('train', '-opt', target / 'adapt.yml', modules=modules)
+    lines += [f'- Restore photographs: `{restoring}`', f'- Repeat it, or change what was chosen: `{repeating}`']
     report = '\n'.join(lines) + '\n'
     (target / 'report.md').write_text(report, encoding='utf-8')
     courses = {evaluation.name: evaluation.course for evaluation in evaluations}
@@ -235,7 +240,7 @@ def _options(
     sizes = [image_size(str(photographs / name)) for name in image_names(str(photographs), '--auxiliary')]
     gt_size = min(_LQ_SIZE * scale, min(min(size) for size in sizes) // scale * scale)
     return {
-        'name': target.absolute().name,
+        'name': _free_name(target.absolute().name),
         'model_type': 'DRTLAdaptModel',
         'scale': scale,
         'num_gpu': 'auto',
@@ -267,6 +272,15 @@ def _options(
         },
         'train': {'pixel_opt': {'type': 'L1Loss', 'loss_weight': 1.0, 'reduction': 'mean'}},
     }
+
+
+def _free_name(name: str) -> str:
+    """The name, or with a number, for which there is no folder in experiments/ yet.
+
+    Otherwise repeating the adaptation would archive the older run, and with it perhaps its own option file or weights.
+    """
+    names = itertools.chain([name], (f'{name}_{number}' for number in itertools.count(2)))
+    return next(free for free in names if not Path('experiments', free).exists())
 
 
 @contextlib.contextmanager

@@ -6,7 +6,9 @@ import contextlib
 import importlib.util
 import inspect
 import logging
+import os
 import random
+from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
 
@@ -29,7 +31,7 @@ from drtl_plugin.errors import DataError, OptionError, registered, unknown
 from drtl_plugin.meta.hooks import RelationHook, build_hooks
 from drtl_plugin.metrics import calculate_pyiqa, check_pyiqa
 from drtl_plugin.models import DRTLAdaptModel, DRTLModel
-from drtl_plugin.options import DRTLOptions, number
+from drtl_plugin.options import COMPUTED, DRTLOptions, number
 from drtl_plugin.relation.estimators import NEED_TRAINED_NETWORK
 
 # What BasicSR's models build by name, without a registry.
@@ -78,6 +80,39 @@ def check(opt: dict) -> None:
     if issubclass(model, DRTLModel):
         _check_drtl(opt)
     _rehearse(model, opt)
+
+
+def check_archiving(opt: dict, option_file: str, folder: str | Path) -> None:
+    """Check that nothing a run reads is in the folder that BasicSR renames when a run of its name begins.
+
+    Args:
+        opt (dict): What :func:`drtl_plugin.options.parse_options` returns.
+        option_file (str): The option file.
+        folder (str | Path): The folder of the run, in experiments/ or results/.
+
+    Raises:
+        DataError: If the option file, or a file or folder that it names, is in there.
+    """
+    opt = {**opt, 'path': {key: value for key, value in opt['path'].items() if key not in COMPUTED}}
+    for key, text in (('-opt', option_file), *_texts(opt)):
+        is_inside = any(
+            Path(place(text)).is_relative_to(place(folder)) for place in (os.path.abspath, os.path.realpath)
+        )
+        if is_inside and os.path.exists(text):
+            raise DataError(
+                f'{key}: {text} is in {os.path.relpath(folder)}, which a new run named {opt["name"]} would archive; '
+                'choose another name (--force_yml name=…), or move it elsewhere.'
+            )
+
+
+def _texts(section: dict | list, where: str = '') -> Iterator[tuple[str, str]]:
+    """All strings of an option section, with their keys."""
+    for key, value in section.items() if isinstance(section, dict) else enumerate(section):
+        place = f'{where}[{key}]' if isinstance(section, list) else f'{where}.{key}'.lstrip('.')
+        if isinstance(value, (dict, list)):
+            yield from _texts(value, place)
+        elif isinstance(value, str) and '\0' not in value:
+            yield place, value
 
 
 def _rehearse(model_class: type, opt: dict) -> None:

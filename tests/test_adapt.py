@@ -1,5 +1,8 @@
 """``basicsr adapt``: from a folder of pairs to weights of one's own camera."""
 
+import shlex
+import sys
+
 import cv2
 import numpy as np
 import pytest
@@ -7,6 +10,7 @@ import torch
 from basicsr.archs import build_network
 from basicsr.metrics import calculate_psnr
 from basicsr.utils import tensor2img
+from basicsr.utils.registry import ARCH_REGISTRY
 
 from drtl_plugin import adapt as module
 from drtl_plugin import cli
@@ -88,6 +92,74 @@ def test_from_pairs_to_weights(folder, quick, capsys):
 
     assert cli.main(command) == 2
     assert 'basicsr: error: -o: mine is there already; choose another folder.' in capsys.readouterr().err
+
+
+def commands_in(report: str) -> dict[str, list[str]]:
+    """The commands that a report ends with, as a shell splits them, by subcommand."""
+    lines = (shlex.split(line.split('`')[1]) for line in report.splitlines() if '`basicsr ' in line)
+    return {words[1]: words[1:] for words in lines}
+
+
+@pytest.mark.parametrize('output', ['experiments/cam', 'my camera'])
+def test_the_printed_commands_work_wherever_the_output_is(folder, quick, capsys, output):
+    command = ['adapt', '--pairs', 'pairs', '--weights', 'w.pth', '-o', output, '--steps', '1', '--no-evaluation']
+    assert cli.main(command) == 0
+    commands = commands_in(capsys.readouterr().out)
+    before = {path: path.read_bytes() for path in (folder / output).rglob('*') if path.is_file()}
+    for _ in range(2):  # the second time, the folder of the first one is archived
+        assert cli.main(commands['train']) == 0
+    assert before == {path: path.read_bytes() for path in (folder / output).rglob('*') if path.is_file()}
+    (archived,) = (folder / 'experiments').glob('*_archived_*')
+    repeated = archived.with_name(archived.name.partition('_archived_')[0])
+    states = [torch.load(path)['params'] for path in folder.rglob('net_g_adapted_latest.pth')]
+    assert len(states) == 3 and (repeated / 'models').is_dir()
+    assert all(torch.equal(state[name], weight) for state in states for name, weight in states[0].items())
+    assert cli.main(['pairs/a_LR.png' if word == 'IN' else word for word in commands['upscale']]) == 0
+    assert (folder / 'OUT/a_LR.png').is_file()
+
+
+MY_NETWORK = """
+from basicsr.archs.edsr_arch import EDSR
+from basicsr.utils.registry import ARCH_REGISTRY
+
+@ARCH_REGISTRY.register()
+class MyNetwork(EDSR):
+    pass
+"""
+
+
+def test_networks_of_ones_own(folder, quick, capsys, monkeypatch):
+    """The architecture is imported by every command, and in the commands that are printed."""
+    network = {**NETWORK, 'type': 'MyNetwork'}
+    torch.save({**torch.load('w.pth'), 'network': network}, 'w.pth')
+    (folder / 'my_network.py').write_text(MY_NETWORK)
+    monkeypatch.setattr(ARCH_REGISTRY, '_obj_map', dict(ARCH_REGISTRY._obj_map))
+    monkeypatch.setattr(sys, 'path', list(sys.path))
+    shipped = dict(ARCH_REGISTRY._obj_map)
+
+    def call(*arguments):
+        sys.modules.pop('my_network', None)
+        monkeypatch.setattr(ARCH_REGISTRY, '_obj_map', dict(shipped))
+        return cli.main(list(arguments))
+
+    upscale = ('upscale', '-i', 'pairs/a_LR.png', '-o', 'a.png', '--weights', 'w.pth')
+    assert call(*upscale) == 2
+    error = capsys.readouterr().err
+    assert "w.pth: network_g.type: unknown network 'MyNetwork'" in error and '--import' in error
+    assert call(*upscale, '--import', 'nosuchmodule') == 2
+    assert "--import nosuchmodule: No module named 'nosuchmodule'" in capsys.readouterr().err
+    mine = ('--import', 'my_network')
+    assert call(*upscale, *mine) == 0
+    assert call('export', '--weights', 'w.pth', '--spandrel', 'mine.pth', *mine) == 0
+    adapt = ('adapt', '--pairs', 'pairs', '--weights', 'w.pth', '-o', 'mine', '--steps', '1', '--no-evaluation')
+    assert call(*adapt, *mine) == 0
+    commands = commands_in(capsys.readouterr().out)
+    assert call(*commands['train']) == 0
+    trained = capsys.readouterr().out.partition('Restore photographs: basicsr ')[2].splitlines()[0]
+    for command in (commands['upscale'], shlex.split(trained)):
+        assert command[-2:] == list(mine)
+        assert call(*('pairs/b_LR.png' if word == 'IN' else word for word in command)) == 0
+    sys.modules.pop('my_network')
 
 
 def test_a_pair_is_judged_by_networks_that_have_not_seen_it(folder, quick, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 
 import cv2
@@ -33,6 +34,20 @@ def results_table(results: Mapping[str, Mapping[str, float]]) -> str:
         lines += [f'  {words:<22}' + ''.join(f'{row[m]:>12.4f}' for m in metrics) for words, row in rows.items()]
         tables.append('\n'.join(lines))
     return '\n'.join(tables)
+
+
+def command_line(*words: object, modules: Sequence[str] = ()) -> str:
+    """A ``basicsr`` command to paste into a shell.
+
+    Args:
+        words (object): The subcommand and its arguments; those with spaces are quoted.
+        modules (Sequence[str]): Modules that the command must ``--import``.
+
+    Returns:
+        str: The command.
+    """
+    imports = ['--import', *modules] if modules else []
+    return shlex.join(['basicsr', *map(str, words), *imports])
 
 
 def comparison_picture(
