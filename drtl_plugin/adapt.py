@@ -20,13 +20,13 @@ import torch
 import yaml
 from basicsr.metrics import calculate_metric
 from basicsr.models import build_model
-from basicsr.utils import imfrombytes, tensor2img
+from basicsr.utils import tensor2img
 from torch import nn
 from tqdm import tqdm
 
 from drtl_plugin import preflight
 from drtl_plugin.data.alignment import Alignment, estimate_alignment, find_pairs, register
-from drtl_plugin.data.image_files import image_names, image_size
+from drtl_plugin.data.image_files import image_names, image_size, read_image
 from drtl_plugin.errors import DataError, OptionError
 from drtl_plugin.models.drtl_model import DRTLModel
 from drtl_plugin.models.html_report import Comparison, Curves, write_html
@@ -158,7 +158,7 @@ def _aligned(
 ) -> Iterator[tuple[str, Alignment, tuple[np.ndarray, np.ndarray]]]:
     """Name, alignment and images ``(gt, lq)`` of each pair."""
     for name, paths in tqdm(found.items(), desc='alignment', unit='pair', leave=False, disable=None):
-        gt, lq = (_read(path) for path in paths)
+        gt, lq = (read_image(path) for path in paths)
         fits = all(good == scale * poor for good, poor in zip(gt.shape[:2], lq.shape[:2]))
         if not fits and not registers:
             raise DataError(
@@ -182,11 +182,6 @@ def _aligned(
                 'right by --register, or remove them.'
             )
         yield name, alignment, (gt, lq)
-
-
-def _read(path: Path) -> np.ndarray:
-    image_size(str(path))  # names what is damaged
-    return imfrombytes(path.read_bytes())
 
 
 def _alignment_row(name: str, alignment: Alignment) -> str:
@@ -347,7 +342,7 @@ def _link_others(source: Path, target: Path, held_out: np.ndarray) -> None:
     """Put all photographs of a folder into another one, but those that show what is held out, pixel for pixel."""
     for name in image_names(str(source), 'auxiliary photographs'):
         path = source / name
-        if image_size(str(path)) == held_out.shape[:2] and np.array_equal(_read(path), held_out):
+        if image_size(str(path)) == held_out.shape[:2] and np.array_equal(read_image(path), held_out):
             continue
         try:
             os.symlink(path, target / name)

@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -17,6 +18,7 @@ from drtl_plugin import cli
 from drtl_plugin.errors import DataError, OptionError
 from drtl_plugin.trained import load_trained
 from tests.data.test_alignment import pair
+from tests.data.test_bad_files import damaged_png
 
 NETWORK = {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 1, 'upscale': 4, 'res_scale': 1}
 
@@ -253,6 +255,8 @@ def test_one_pair_is_not_judged(folder, quick):
             'should be 4 times as',
         ),
         (lambda: open('pairs/a_HR.png', 'wb').close(), {}, DataError, r'a_HR\.png: cannot be read as an image'),
+        (lambda: damaged_png(Path('pairs/a_LR.png')), {}, DataError, r'^pairs/a_LR\.png: cannot be read as an image'),
+        (lambda: damaged_png(Path('pairs/b_HR.png')), {}, DataError, r'^pairs/b_HR\.png: cannot be read as an image'),
         (lambda: None, {'steps': 0}, OptionError, '--steps must be at least 1'),
         (lambda: None, {'auxiliary': 'none'}, DataError, '--auxiliary: there is no folder none'),
     ],

@@ -141,7 +141,7 @@ def _read_header(path: str) -> tuple[tuple[int, int], bool]:
         if image.format in ('JPEG', 'MPO') and _has_jpeg_end(path):
             size = (image.width, image.height) if orientation >= 5 else (image.height, image.width)
             return size, orientation > 1
-    size = require_decodable(path)
+    size = _decode(path).shape[:2]
     _require_whole_jpeg(path)
     return size, orientation > 1
 
@@ -156,19 +156,30 @@ def _any_number_of_pixels() -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS = limit
 
 
-def require_decodable(path: str) -> tuple[int, int]:
-    """Decode an image as training does; returns its height and width as it is seen upright.
+def read_image(path: str | Path) -> np.ndarray:
+    """Read an image file whole, and decode it as training does.
+
+    Args:
+        path (str | Path): The file.
+
+    Returns:
+        ndarray: BGR uint8 ``(H, W, 3)``, upright.
 
     Raises:
-        DataError: If that fails.
+        DataError: If the file is missing, damaged, cut short or no image.
     """
+    _read_header(str(path))  # finds JPEG files that are cut short, which OpenCV decodes
+    return _decode(path)
+
+
+def _decode(path: str | Path) -> np.ndarray:
     try:
         image = imfrombytes(Path(path).read_bytes())
     except (OSError, cv2.error):
         image = None
     if image is None:
         raise DataError(f'{path}: cannot be read as an image; it is damaged, cut short or of another kind.')
-    return image.shape[:2]
+    return image
 
 
 def _png_chunks(path: str) -> set[bytes]:
