@@ -38,6 +38,10 @@ from drtl_plugin.trained import TrainedNetwork, load_trained
 
 # Low-quality pixels that the images of a pair may lie apart, in their worst corner, if they are not registered.
 _APART = 2
+# How near to a whole number the ratio of a pair's sizes must be to tell its scale.
+_NEARLY = 0.1
+# By how much a registered pair may be enlarged beyond the scale of the weights before its sizes are believed instead.
+_ZOOM = 0.1
 # Side of the low-quality patches, where the photographs are large enough.
 _LQ_SIZE = 48
 _TILE = 512
@@ -106,7 +110,7 @@ def adapt(
     if auxiliary is not None:
         image_names(auxiliary, '--auxiliary')
     network = load_trained(weights, option_file)
-    found = find_pairs(pairs_folder)
+    found = find_pairs(pairs_folder, network.scale)
     lines = [f'# {len(found)} pairs of {pairs_folder}', '']
     lines += ['Where the poor photograph lies in the good one, in its pixels:', '']
     lines += ['| pair | right | down | scale | correlation |', '|---|---|---|---|---|']
@@ -156,16 +160,27 @@ def adapt(
 def _aligned(
     found: dict[str, tuple[Path, Path]], scale: int, registers: bool
 ) -> Iterator[tuple[str, Alignment, tuple[np.ndarray, np.ndarray]]]:
-    """Name, alignment and images ``(gt, lq)`` of each pair."""
+    """Name, alignment and images ``(gt, lq)`` of each pair.
+
+    Raises:
+        DataError: If a pair does not fit, with the likely reason.
+    """
     for name, paths in tqdm(found.items(), desc='alignment', unit='pair', leave=False, disable=None):
         gt, lq = (read_image(path) for path in paths)
         fits = all(good == scale * poor for good, poor in zip(gt.shape[:2], lq.shape[:2]))
+        if scale > 1:
+            _require_order(*paths, gt, lq)
+        other_scale = _other_scale(*paths, gt, lq, scale)
         if not fits and not registers:
             raise DataError(
-                f'{paths[1]} is {lq.shape[1]}x{lq.shape[0]}, so {paths[0]} should be {scale} times as large, not '
+                other_scale
+                or f'{paths[1]} is {lq.shape[1]}x{lq.shape[0]}, so {paths[0]} should be {scale} times as large, not '
                 f'{gt.shape[1]}x{gt.shape[0]}; --register crops both to what they share.'
             )
         alignment = estimate_alignment(lq, gt, scale)
+        # The sizes of cropped photographs tell nothing, but what they show is aligned at the scale of the weights.
+        if other_scale is not None and (alignment.is_hopeless or abs(alignment.scale - 1) > _ZOOM):
+            raise DataError(other_scale)
         if alignment.is_hopeless:
             raise DataError(
                 f'{paths[0]} and {paths[1]} do not show the same (correlation {alignment.correlation:.2f}); remove '
@@ -182,6 +197,29 @@ def _aligned(
                 'right by --register, or remove them.'
             )
         yield name, alignment, (gt, lq)
+
+
+def _require_order(gt_path: Path, lq_path: Path, gt: np.ndarray, lq: np.ndarray) -> None:
+    """Raise DataError if LQ is clearly larger than GT, which no registration makes a pair."""
+    if all(good < (1 - _NEARLY) * poor for good, poor in zip(gt.shape[:2], lq.shape[:2])):
+        same = gt_path.parent == lq_path.parent
+        what = 'files' if same else f'folders {gt_path.parent} and {lq_path.parent}'
+        raise DataError(
+            f'--pairs: {lq_path}, the LQ, is {lq.shape[1]}x{lq.shape[0]}, larger than {gt_path}, its GT, of '
+            f'{gt.shape[1]}x{gt.shape[0]}; are the {what} swapped?'
+        )
+
+
+def _other_scale(gt_path: Path, lq_path: Path, gt: np.ndarray, lq: np.ndarray, scale: int) -> str | None:
+    """The error message for a pair whose sizes, on both sides, tell another scale than that of the weights."""
+    ratios = [good / poor for good, poor in zip(gt.shape[:2], lq.shape[:2])]
+    found = round(ratios[0])
+    if found in (0, scale) or any(abs(ratio - found) > _NEARLY for ratio in ratios):
+        return None
+    return (
+        f'--pairs: {gt_path} is {gt.shape[1]}x{gt.shape[0]}, {lq_path} is {lq.shape[1]}x{lq.shape[0]}: these pairs are '
+        f'x{found}, the weights are for x{scale}; use weights for x{found}, or pairs for x{scale}.'
+    )
 
 
 def _alignment_row(name: str, alignment: Alignment) -> str:

@@ -124,7 +124,11 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser('adapt', help='from pairs of photographs to weights of your camera', description=doc)
     command.set_defaults(run=_adapt)
     command.add_argument(
-        '--pairs', required=True, metavar='DIR', help='with folders gt and lq in it, or names that end in _HR and _LR'
+        '--pairs',
+        required=True,
+        metavar='DIR',
+        help='folder with gt and lq, HR and LR, or HR and LR_x4 (for x4 weights) in it, or names that end in _HR and '
+        '_LR',
     )
     _add_weights(command)
     command.add_argument('-o', '--output', required=True, metavar='OUT', help='folder to write')

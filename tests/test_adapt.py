@@ -233,6 +233,62 @@ def test_pairs_that_lie_apart(folder, quick):
     assert np.abs(reduced - poor).mean() < 3
 
 
+def resize(factor: float, pattern: str) -> None:
+    for path in Path('pairs').glob(pattern):
+        cv2.imwrite(str(path), cv2.resize(cv2.imread(str(path)), None, fx=factor, fy=factor))
+
+
+def swap() -> None:
+    """LQ for GT and GT for LQ, in two folders."""
+    for suffix, side in (('LR', 'gt'), ('HR', 'lq')):
+        Path('pairs', side).mkdir()
+        for path in Path('pairs').glob(f'*_{suffix}.png'):
+            path.rename(Path('pairs', side, path.name.replace(f'_{suffix}', '')))
+
+
+@pytest.mark.parametrize('registers', [False, True])
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (swap, r'pairs/lq/a\.png.* is 288x256, larger than .*72x64; are the folders pairs/gt and pairs/lq swapped\?$'),
+        (
+            lambda: resize(3 / 4, '*_HR.png'),
+            r'a_HR\.png is 216x192, .* is 72x64: these pairs are x3, the weights are for x4',
+        ),
+        (
+            lambda: resize(4, '*_LR.png'),
+            r'a_HR\.png is 288x256, .* is 288x256: these pairs are x1, the weights are for x4',
+        ),
+    ],
+)
+def test_sizes_that_tell_what_is_wrong(folder, quick, change, message, registers):
+    change()
+    with pytest.raises(DataError, match=message):
+        module.adapt('pairs', 'w.pth', 'mine', registers=registers)
+    assert not (folder / 'mine').exists()
+
+
+def test_cropped_photographs_are_registered(folder, quick):
+    """Although their sizes are those of x3 pairs."""
+    lq, gt = pair()
+    cv2.imwrite('pairs/d_LR.png', lq[:160, :160])
+    cv2.imwrite('pairs/d_HR.png', gt[:480, :480])
+    report = module.adapt('pairs', 'w.pth', 'mine', steps=1, registers=True, evaluates=False)
+    (row,) = (line for line in report.splitlines() if line.startswith('| d |'))
+    assert float(row.split('|')[4]) == pytest.approx(1, abs=1e-3)
+
+
+def test_the_folder_of_the_weights_scale_is_found(folder, quick):
+    """As City100 is laid out for several scales."""
+    for suffix, side in (('LR', 'lr_x4'), ('HR', 'hr')):
+        Path('pairs', side).mkdir()
+        for path in Path('pairs').glob(f'*_{suffix}.png'):
+            path.rename(Path('pairs', side, path.name.replace(f'_{suffix}', '')))
+    Path('pairs/lr_x3').mkdir()
+    module.adapt('pairs', 'w.pth', 'mine', steps=1, evaluates=False)
+    assert np.array_equal(cv2.imread('mine/pairs/lq/a.png'), cv2.imread('pairs/lr_x4/a.png'))
+
+
 def test_one_pair_is_not_judged(folder, quick):
     for name in ('b_LR', 'b_HR', 'c_LR', 'c_HR'):
         (folder / f'pairs/{name}.png').unlink()
