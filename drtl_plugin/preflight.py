@@ -17,6 +17,7 @@ import basicsr.metrics  # noqa: F401  fills METRIC_REGISTRY
 import numpy as np
 import torch
 from basicsr.data.paired_image_dataset import PairedImageDataset
+from basicsr.data.realesrgan_paired_dataset import RealESRGANPairedDataset
 from basicsr.data.single_image_dataset import SingleImageDataset
 from basicsr.models.base_model import BaseModel
 from basicsr.utils import FileClient
@@ -26,7 +27,14 @@ from drtl_plugin import checkpoints
 from drtl_plugin.compat import close_basicsr_logs, without_gpu
 from drtl_plugin.data.distortion_task_dataset import DistortionTaskDataset
 from drtl_plugin.data.distortions import DistortionLibrary
-from drtl_plugin.data.image_files import check_lmdb, check_pair_sizes, image_size, names_of_list, require
+from drtl_plugin.data.image_files import (
+    check_lmdb,
+    check_pair_sizes,
+    check_paired_keys,
+    image_size,
+    names_of_list,
+    require,
+)
 from drtl_plugin.errors import DataError, OptionError, registered, unknown
 from drtl_plugin.meta.hooks import RelationHook, build_hooks
 from drtl_plugin.metrics import calculate_pyiqa, check_pyiqa
@@ -37,6 +45,8 @@ from drtl_plugin.relation.estimators import NEED_TRAINED_NETWORK
 # What BasicSR's models build by name, without a registry.
 _OPTIMIZERS = ('Adam',)
 _SCHEDULERS = ('MultiStepLR', 'MultiStepRestartLR', 'CosineAnnealingRestartLR')
+# Datasets that read pairs by key.
+_PAIRED = (PairedImageDataset, RealESRGANPairedDataset)
 # Side of the image that the rehearsal restores; as large as the windows of common networks.
 _SIZE = 32
 
@@ -199,6 +209,9 @@ def _check_dataset(dataset_opt: dict, where: str) -> None:
         for key in ('dataroot_gt', 'dataroot_lq'):
             if section.get(key) is not None:
                 (check_lmdb if is_lmdb else require)(section[key], f'{place}.{key}')
+        roots = [section.get(f'dataroot_{side}') for side in ('lq', 'gt')]
+        if is_lmdb and all(roots) and (section is not dataset_opt or issubclass(kind, _PAIRED)):
+            check_paired_keys(*roots, place)
         if section.get('meta_info_file') is not None:
             names_of_list(section['meta_info_file'], f'{place}.meta_info_file')
     if issubclass(kind, (DistortionTaskDataset, PairedImageDataset, SingleImageDataset)):

@@ -14,6 +14,7 @@ from pathlib import Path
 import cv2
 import lmdb
 import numpy as np
+from basicsr.data.data_util import paths_from_lmdb
 from basicsr.utils import FileClient, imfrombytes, scandir
 from PIL import ExifTags, Image
 from torch.utils.data import Dataset
@@ -84,6 +85,36 @@ def check_lmdb(root: str, key: str) -> None:
             name = line.split('.')[0]  # as BasicSR makes keys of it
             if not name or not name.isascii() or not cursor.set_key(name.encode()):
                 raise DataError(f'{key}: {root} has no image {name!r}, which line {number} of its meta_info.txt lists.')
+
+
+def check_paired_keys(lq_root: str, gt_root: str, key: str) -> None:
+    """Check that the LMDBs of LQ and GT hold the same keys, as BasicSR's paired datasets want it.
+
+    Args:
+        lq_root (str), gt_root (str): The LMDBs.
+        key (str): The option section that names them.
+
+    Raises:
+        DataError: If they don't; names a key of each side, and the ending that ``basicsr lmdb --strip`` leaves out.
+    """
+    lq, gt = (set(paths_from_lmdb(root)) for root in (lq_root, gt_root))
+    if lq == gt:
+        return
+    lq_alone, gt_alone = sorted(lq - gt), sorted(gt - lq)
+    endings = {name.removeprefix(stem) for name in lq_alone[:1] for stem in gt if name.startswith(stem)}
+    for ending in sorted(endings):
+        if all(name.endswith(ending) and name.removesuffix(ending) in gt for name in lq):
+            raise DataError(
+                f'{key}: keys of {lq_root} end in {ending!r}, those of {gt_root} do not ({lq_alone[0]!r}, '
+                f'{lq_alone[0].removesuffix(ending)!r}); make it again by basicsr lmdb FOLDER {lq_root} '
+                f'--strip={ending} --overwrite.'
+            )
+    examples = [
+        f'{root} holds {alone[0]!r}, which {other} lacks'
+        for root, other, alone in ((lq_root, gt_root, lq_alone), (gt_root, lq_root, gt_alone))
+        if alone
+    ]
+    raise DataError(f'{key}: {", and ".join(examples)}; make both again from folders with the same names.')
 
 
 def lmdb_sizes(root: str) -> dict[str, tuple[int, int]]:
