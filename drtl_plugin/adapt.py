@@ -38,9 +38,9 @@ from drtl_plugin.trained import TrainedNetwork, load_trained
 
 # Low-quality pixels that the images of a pair may lie apart, in their worst corner, if they are not registered.
 _APART = 2
-# How near to a whole number the ratio of a pair's sizes must be to tell its scale.
+# How far the ratio of GT to LQ size may be from a whole number to count as the scale of the pair.
 _NEARLY = 0.1
-# By how much a registered pair may be enlarged beyond the scale of the weights before its sizes are believed instead.
+# How far the measured scale of a pair whose sizes fit another scale may be from that of the weights, as a share.
 _ZOOM = 0.1
 # Side of the low-quality patches, where the photographs are large enough.
 _LQ_SIZE = 48
@@ -178,7 +178,7 @@ def _aligned(
                 f'{gt.shape[1]}x{gt.shape[0]}; --register crops both to what they share.'
             )
         alignment = estimate_alignment(lq, gt, scale)
-        # The sizes of cropped photographs tell nothing, but what they show is aligned at the scale of the weights.
+        # A cropped GT may fit another scale by chance; then the pair still aligns at the scale of the weights.
         if other_scale is not None and (alignment.is_hopeless or abs(alignment.scale - 1) > _ZOOM):
             raise DataError(other_scale)
         if alignment.is_hopeless:
@@ -200,7 +200,7 @@ def _aligned(
 
 
 def _require_order(gt_path: Path, lq_path: Path, gt: np.ndarray, lq: np.ndarray) -> None:
-    """Raise DataError if LQ is clearly larger than GT, which no registration makes a pair."""
+    """Raise DataError if the LQ image is clearly larger than the GT image, which registration cannot fix."""
     if all(good < (1 - _NEARLY) * poor for good, poor in zip(gt.shape[:2], lq.shape[:2])):
         same = gt_path.parent == lq_path.parent
         what = 'files' if same else f'folders {gt_path.parent} and {lq_path.parent}'
@@ -211,7 +211,7 @@ def _require_order(gt_path: Path, lq_path: Path, gt: np.ndarray, lq: np.ndarray)
 
 
 def _other_scale(gt_path: Path, lq_path: Path, gt: np.ndarray, lq: np.ndarray, scale: int) -> str | None:
-    """The error message for a pair whose sizes, on both sides, tell another scale than that of the weights."""
+    """The error message for a pair whose width and height both fit another scale than that of the weights."""
     ratios = [good / poor for good, poor in zip(gt.shape[:2], lq.shape[:2])]
     found = round(ratios[0])
     if found in (0, scale) or any(abs(ratio - found) > _NEARLY for ratio in ratios):
@@ -308,9 +308,9 @@ def _options(
 
 
 def _free_name(name: str) -> str:
-    """The name, or with a number, for which there is no folder in experiments/ yet.
+    """The name itself, or with a number appended, such that experiments/ has no folder of this name yet.
 
-    Otherwise repeating the adaptation would archive the older run, and with it perhaps its own option file or weights.
+    Repeating the adaptation under a name in use would archive that folder, which may hold its option file or weights.
     """
     names = itertools.chain([name], (f'{name}_{number}' for number in itertools.count(2)))
     return next(free for free in names if not Path('experiments', free).exists())

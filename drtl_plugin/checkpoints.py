@@ -130,13 +130,13 @@ def load_weights(
     Args:
         net (nn.Module): The network.
         weights (dict[str, Tensor]): From :func:`weights_in`.
-        content (Any): From :func:`read`: whole checkpoints of this plug-in record their network.
+        content (Any): From :func:`read`; checkpoints that this plug-in wrote record their network.
         options (dict | None): The network's type and arguments, as in the option file, where they are known.
         where (str): What the message begins with, e.g. ``path.pretrain_network_g: w.pth does not fit network_g``.
         strict (bool): Whether the weights must be exactly those of the network.
 
     Raises:
-        DataError: If they are of another network; says which, or how many weights differ.
+        DataError: If they belong to another network; names it, or counts the weights that differ.
     """
     try:
         net.load_state_dict(weights, strict=strict)

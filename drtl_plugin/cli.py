@@ -282,7 +282,7 @@ def _check_run(opt: dict) -> None:
 def _resumes(opt: dict) -> bool:
     """Whether a training run resumes an older one, whose folder BasicSR then keeps instead of archiving it."""
     if opt['auto_resume']:
-        return any(Path(opt['path']['training_states']).glob('*.state'))
+        return any(Path(opt['path']['training_states']).glob('[0-9]*.state'))
     return bool(opt['path'].get('resume_state'))
 
 

@@ -45,7 +45,7 @@ from drtl_plugin.relation.estimators import NEED_TRAINED_NETWORK
 # What BasicSR's models build by name, without a registry.
 _OPTIMIZERS = ('Adam',)
 _SCHEDULERS = ('MultiStepLR', 'MultiStepRestartLR', 'CosineAnnealingRestartLR')
-# Datasets that read pairs by key.
+# Datasets that read LQ and GT from LMDBs under the same keys.
 _PAIRED = (PairedImageDataset, RealESRGANPairedDataset)
 # Side of the image that the rehearsal restores; as large as the windows of common networks.
 _SIZE = 32

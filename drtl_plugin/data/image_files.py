@@ -88,14 +88,14 @@ def check_lmdb(root: str, key: str) -> None:
 
 
 def check_paired_keys(lq_root: str, gt_root: str, key: str) -> None:
-    """Check that the LMDBs of LQ and GT hold the same keys, as BasicSR's paired datasets want it.
+    """Check that the LMDBs of LQ and GT have the same keys, as BasicSR's paired datasets require.
 
     Args:
         lq_root (str), gt_root (str): The LMDBs.
         key (str): The option section that names them.
 
     Raises:
-        DataError: If they don't; names a key of each side, and the ending that ``basicsr lmdb --strip`` leaves out.
+        DataError: If they don't; names a key on each side, and the ending to drop with ``basicsr lmdb --strip``.
     """
     lq, gt = (set(paths_from_lmdb(root)) for root in (lq_root, gt_root))
     if lq == gt:
@@ -188,7 +188,7 @@ def _any_number_of_pixels() -> Iterator[None]:
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """Read an image file whole, and decode it as training does.
+    """Read and decode an image file as training does.
 
     Args:
         path (str | Path): The file.
@@ -199,7 +199,7 @@ def read_image(path: str | Path) -> np.ndarray:
     Raises:
         DataError: If the file is missing, damaged, cut short or no image.
     """
-    _read_header(str(path))  # finds JPEG files that are cut short, which OpenCV decodes
+    _read_header(str(path))  # rejects truncated JPEG files, which OpenCV decodes
     return _decode(path)
 
 
