@@ -36,20 +36,6 @@ def results_table(results: Mapping[str, Mapping[str, float]]) -> str:
     return '\n'.join(tables)
 
 
-def command_line(*words: object, modules: Sequence[str] = ()) -> str:
-    """A ``basicsr`` command to paste into a shell.
-
-    Args:
-        words (object): The subcommand and its arguments; those with spaces are quoted.
-        modules (Sequence[str]): Modules that the command must ``--import``.
-
-    Returns:
-        str: The command.
-    """
-    imports = ['--import', *modules] if modules else []
-    return shlex.join(['basicsr', *map(str, words), *imports])
-
-
 def comparison_picture(
     images: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]], dataset: str
 ) -> np.ndarray | None:
@@ -88,3 +74,17 @@ def busiest(gt: np.ndarray, side: int) -> tuple[int, int]:
     height, width = (max(extent - side + 1, 1) for extent in grey.shape)
     top, left = np.unravel_index(np.argmax(detail[:height, :width]), (height, width))
     return int(top), int(left)
+
+
+def command_line(*words: object, modules: Sequence[str] = ()) -> str:
+    """A ``basicsr`` command to paste into a shell.
+
+    Args:
+        words (object): The subcommand and its arguments; those with spaces are quoted.
+        modules (Sequence[str]): Modules that the command must ``--import``.
+
+    Returns:
+        str: The command.
+    """
+    imports = ['--import', *modules] if modules else []
+    return shlex.join(['basicsr', *map(str, words), *imports])
