@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import itertools
 import logging
 import os
 import shutil
@@ -19,17 +20,17 @@ import torch
 import yaml
 from basicsr.metrics import calculate_metric
 from basicsr.models import build_model
-from basicsr.utils import imfrombytes, tensor2img
+from basicsr.utils import tensor2img
 from torch import nn
 from tqdm import tqdm
 
 from drtl_plugin import preflight
 from drtl_plugin.data.alignment import Alignment, estimate_alignment, find_pairs, register
-from drtl_plugin.data.image_files import image_names, image_size
+from drtl_plugin.data.image_files import image_names, image_size, read_image
 from drtl_plugin.errors import DataError, OptionError
 from drtl_plugin.models.drtl_model import DRTLModel
 from drtl_plugin.models.html_report import Comparison, Curves, write_html
-from drtl_plugin.models.report import busiest
+from drtl_plugin.models.report import busiest, command_line
 from drtl_plugin.models.tiles import restore
 from drtl_plugin.options import parse_options
 from drtl_plugin.relation.graph import relation_table
@@ -37,6 +38,10 @@ from drtl_plugin.trained import TrainedNetwork, load_trained
 
 # Low-quality pixels that the images of a pair may lie apart, in their worst corner, if they are not registered.
 _APART = 2
+# How far the ratio of GT to LQ size may be from a whole number to count as the scale of the pair.
+_NEARLY = 0.1
+# How far the measured scale of a pair whose sizes fit another scale may be from that of the weights, as a share.
+_ZOOM = 0.1
 # Side of the low-quality patches, where the photographs are large enough.
 _LQ_SIZE = 48
 _TILE = 512
@@ -73,6 +78,7 @@ def adapt(
     steps: int = 200,
     registers: bool = False,
     evaluates: bool = True,
+    modules: Sequence[str] = (),
 ) -> str:
     """Find pairs, check how they lie upon each other, adapt, judge by leaving each pair out, and write what came of it.
 
@@ -87,6 +93,7 @@ def adapt(
         steps (int): Steps of adaptation.
         registers (bool): Lay each ground truth upon its low-quality image first.
         evaluates (bool): Adapt once more for each pair, to the others, and judge by it.
+        modules (Sequence[str]): Modules that were imported by ``--import``; the commands in the report need them, too.
 
     Returns:
         str: The report, in Markdown.
@@ -103,7 +110,7 @@ def adapt(
     if auxiliary is not None:
         image_names(auxiliary, '--auxiliary')
     network = load_trained(weights, option_file)
-    found = find_pairs(pairs_folder)
+    found = find_pairs(pairs_folder, network.scale)
     lines = [f'# {len(found)} pairs of {pairs_folder}', '']
     lines += ['Where the poor photograph lies in the good one, in its pixels:', '']
     lines += ['| pair | right | down | scale | correlation |', '|---|---|---|---|---|']
@@ -132,8 +139,10 @@ def adapt(
             reason = 'there is only one' if len(images) == 1 else '--no-evaluation'
             lines.append(f'Not measured: {reason}.')
     lines += ['', '## What to do next', '']
-    lines += [f'- Restore photographs: `basicsr upscale -i IN -o OUT --weights {target}/net_g_adapted_latest.pth`']
-    lines += [f'- Repeat it, or change what was chosen: `basicsr train -opt {target}/adapt.yml`']
+    adapted = target / 'net_g_adapted_latest.pth'
+    restoring = command_line('upscale', '-i', 'IN', '-o', 'OUT', '--weights', adapted, modules=modules)
+    repeating = command_line('train', '-opt', target / 'adapt.yml', modules=modules)
+    lines += [f'- Restore photographs: `{restoring}`', f'- Repeat it, or change what was chosen: `{repeating}`']
     report = '\n'.join(lines) + '\n'
     (target / 'report.md').write_text(report, encoding='utf-8')
     courses = {evaluation.name: evaluation.course for evaluation in evaluations}
@@ -151,16 +160,27 @@ def adapt(
 def _aligned(
     found: dict[str, tuple[Path, Path]], scale: int, registers: bool
 ) -> Iterator[tuple[str, Alignment, tuple[np.ndarray, np.ndarray]]]:
-    """Name, alignment and images ``(gt, lq)`` of each pair."""
+    """Name, alignment and images ``(gt, lq)`` of each pair.
+
+    Raises:
+        DataError: If a pair does not fit, with the likely reason.
+    """
     for name, paths in tqdm(found.items(), desc='alignment', unit='pair', leave=False, disable=None):
-        gt, lq = (_read(path) for path in paths)
+        gt, lq = (read_image(path) for path in paths)
         fits = all(good == scale * poor for good, poor in zip(gt.shape[:2], lq.shape[:2]))
+        if scale > 1:
+            _require_order(*paths, gt, lq)
+        other_scale = _other_scale(*paths, gt, lq, scale)
         if not fits and not registers:
             raise DataError(
-                f'{paths[1]} is {lq.shape[1]}x{lq.shape[0]}, so {paths[0]} should be {scale} times as large, not '
+                other_scale
+                or f'{paths[1]} is {lq.shape[1]}x{lq.shape[0]}, so {paths[0]} should be {scale} times as large, not '
                 f'{gt.shape[1]}x{gt.shape[0]}; --register crops both to what they share.'
             )
         alignment = estimate_alignment(lq, gt, scale)
+        # A cropped GT may fit another scale by chance; then the pair still aligns at the scale of the weights.
+        if other_scale is not None and (alignment.is_hopeless or abs(alignment.scale - 1) > _ZOOM):
+            raise DataError(other_scale)
         if alignment.is_hopeless:
             raise DataError(
                 f'{paths[0]} and {paths[1]} do not show the same (correlation {alignment.correlation:.2f}); remove '
@@ -179,9 +199,27 @@ def _aligned(
         yield name, alignment, (gt, lq)
 
 
-def _read(path: Path) -> np.ndarray:
-    image_size(str(path))  # names what is damaged
-    return imfrombytes(path.read_bytes())
+def _require_order(gt_path: Path, lq_path: Path, gt: np.ndarray, lq: np.ndarray) -> None:
+    """Raise DataError if the LQ image is clearly larger than the GT image, which registration cannot fix."""
+    if all(good < (1 - _NEARLY) * poor for good, poor in zip(gt.shape[:2], lq.shape[:2])):
+        same = gt_path.parent == lq_path.parent
+        what = 'files' if same else f'folders {gt_path.parent} and {lq_path.parent}'
+        raise DataError(
+            f'--pairs: {lq_path}, the LQ, is {lq.shape[1]}x{lq.shape[0]}, larger than {gt_path}, its GT, of '
+            f'{gt.shape[1]}x{gt.shape[0]}; are the {what} swapped?'
+        )
+
+
+def _other_scale(gt_path: Path, lq_path: Path, gt: np.ndarray, lq: np.ndarray, scale: int) -> str | None:
+    """The error message for a pair whose width and height both fit another scale than that of the weights."""
+    ratios = [good / poor for good, poor in zip(gt.shape[:2], lq.shape[:2])]
+    found = round(ratios[0])
+    if found in (0, scale) or any(abs(ratio - found) > _NEARLY for ratio in ratios):
+        return None
+    return (
+        f'--pairs: {gt_path} is {gt.shape[1]}x{gt.shape[0]}, {lq_path} is {lq.shape[1]}x{lq.shape[0]}: these pairs are '
+        f'x{found}, the weights are for x{scale}; use weights for x{found}, or pairs for x{scale}.'
+    )
 
 
 def _alignment_row(name: str, alignment: Alignment) -> str:
@@ -235,7 +273,7 @@ def _options(
     sizes = [image_size(str(photographs / name)) for name in image_names(str(photographs), '--auxiliary')]
     gt_size = min(_LQ_SIZE * scale, min(min(size) for size in sizes) // scale * scale)
     return {
-        'name': target.absolute().name,
+        'name': _free_name(target.absolute().name),
         'model_type': 'DRTLAdaptModel',
         'scale': scale,
         'num_gpu': 'auto',
@@ -267,6 +305,15 @@ def _options(
         },
         'train': {'pixel_opt': {'type': 'L1Loss', 'loss_weight': 1.0, 'reduction': 'mean'}},
     }
+
+
+def _free_name(name: str) -> str:
+    """The name itself, or with a number appended, such that experiments/ has no folder of this name yet.
+
+    Repeating the adaptation under a name in use would archive that folder, which may hold its option file or weights.
+    """
+    names = itertools.chain([name], (f'{name}_{number}' for number in itertools.count(2)))
+    return next(free for free in names if not Path('experiments', free).exists())
 
 
 @contextlib.contextmanager
@@ -333,7 +380,7 @@ def _link_others(source: Path, target: Path, held_out: np.ndarray) -> None:
     """Put all photographs of a folder into another one, but those that show what is held out, pixel for pixel."""
     for name in image_names(str(source), 'auxiliary photographs'):
         path = source / name
-        if image_size(str(path)) == held_out.shape[:2] and np.array_equal(_read(path), held_out):
+        if image_size(str(path)) == held_out.shape[:2] and np.array_equal(read_image(path), held_out):
             continue
         try:
             os.symlink(path, target / name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import pickle
 import random
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from drtl_plugin.errors import DataError, DRTLError
 
@@ -113,6 +115,79 @@ def weights_in(content: Any, path: str | Path, key: str, param_key: str | None =
     if not isinstance(weights, dict) or not weights or not all(isinstance(w, torch.Tensor) for w in weights.values()):
         raise DataError(f'{key}: {path} holds no weights, neither under params_ema or params, nor without a key.')
     return {name[7 * name.startswith('module.') :]: w for name, w in weights.items()}
+
+
+def load_weights(
+    net: nn.Module,
+    weights: dict[str, torch.Tensor],
+    content: Any,
+    options: dict | None,
+    where: str,
+    strict: bool = True,
+) -> None:
+    """Load weights into a network.
+
+    Args:
+        net (nn.Module): The network.
+        weights (dict[str, Tensor]): From :func:`weights_in`.
+        content (Any): From :func:`read`; checkpoints that this plug-in wrote record their network.
+        options (dict | None): The network's type and arguments, as in the option file, where they are known.
+        where (str): What the message begins with, e.g. ``path.pretrain_network_g: w.pth does not fit network_g``.
+        strict (bool): Whether the weights must be exactly those of the network.
+
+    Raises:
+        DataError: If they belong to another network; names it, or counts the weights that differ.
+    """
+    try:
+        net.load_state_dict(weights, strict=strict)
+    except RuntimeError as error:
+        recorded = content.get('network') if isinstance(content, dict) else None
+        other = _other_network(recorded, options, type(net)) if isinstance(recorded, dict) and options else None
+        reason = other or _other_weights(net, weights) or ' '.join(str(error).split())[:300]
+        raise DataError(f'{where}: {reason}.') from None
+
+
+def _other_network(recorded: dict, options: dict, network: type) -> str | None:
+    """How the network that a checkpoint records differs from the one that it is loaded into."""
+    if recorded.get('type') != options['type']:
+        return f'it holds {recorded.get("type")}, not {options["type"]}'
+    parameters = inspect.signature(network).parameters
+    defaults = {name: p.default for name, p in parameters.items() if p.default is not p.empty}
+    recorded, options = ({**plain(defaults), **plain(arguments)} for arguments in (recorded, options))
+    differences = [
+        f'{key} {recorded.get(key)}, not {options.get(key)}'
+        for key in dict.fromkeys([*options, *recorded])
+        if recorded.get(key) != options.get(key)
+    ]
+    return f'it holds {options["type"]} with {", ".join(differences)}' if differences else None
+
+
+def _other_weights(net: nn.Module, weights: dict[str, torch.Tensor]) -> str | None:
+    """How weights differ from a network's, in numbers, with two examples of each kind."""
+    wanted = net.state_dict()
+    shapes = [
+        f'{name} is {tuple(weights[name].shape)}, not {tuple(weight.shape)}'
+        for name, weight in wanted.items()
+        if name in weights and weights[name].shape != weight.shape
+    ]
+    kinds = {
+        'missing': [name for name in wanted if name not in weights],
+        'unexpected': [name for name in weights if name not in wanted],
+        'of another shape': shapes,
+    }
+    counts = [
+        f'{len(names)} {kind} ({", ".join(names[:2])}{", …" * (len(names) > 2)})'
+        for kind, names in kinds.items()
+        if names
+    ]
+    return f'weights: {", ".join(counts)}' if counts else None
+
+
+def plain(options: Any) -> Any:
+    """Options as plain dictionaries and lists, which every reader of a checkpoint takes."""
+    if isinstance(options, dict):
+        return {key: plain(value) for key, value in options.items()}
+    return [plain(value) for value in options] if isinstance(options, (list, tuple)) else options
 
 
 def newest_valid_state(folder: Path, models: Path, labels: Iterable[str]) -> tuple[Path, dict] | None:

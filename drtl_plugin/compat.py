@@ -20,7 +20,6 @@ import tempfile
 import types
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import torch
@@ -277,7 +276,7 @@ def save_whole_checkpoints() -> bool:
     def save_network(self, net, net_label, current_iter, param_key='params'):
         """Save networks, each under its key, as ``models/NET_LABEL_ITERATION.pth``."""
         options = self.opt.get(f'network_{net_label.partition("_")[2].split("_")[0]}')
-        content = {} if options is None else {'network': _plain(options), 'scale': self.opt.get('scale', 1)}
+        content = {} if options is None else {'network': checkpoints.plain(options), 'scale': self.opt.get('scale', 1)}
         for one, key in zip(*(value if isinstance(value, list) else [value] for value in (net, param_key))):
             state = self.get_bare_model(one).state_dict()
             content[key] = OrderedDict((name[7 * name.startswith('module.') :], w.cpu()) for name, w in state.items())
@@ -316,22 +315,19 @@ def save_whole_checkpoints() -> bool:
 
     def load_network(self, net, load_path, strict=True, param_key='params'):
         """Load weights, whichever key they have or lack."""
-        content = checkpoints.read(load_path, 'path.pretrain_network_*')
-        weights = checkpoints.weights_in(content, load_path, 'path.pretrain_network_*', param_key)
+        keys = (key for key, path in self.opt['path'].items() if 'pretrain_network' in key and path == load_path)
+        where = f'path.{next(keys, "pretrain_network_*")}'
+        network = where.removeprefix('path.pretrain_')
+        content = checkpoints.read(load_path, where)
+        weights = checkpoints.weights_in(content, load_path, where, param_key)
         get_root_logger().info(f'Loading {type(self.get_bare_model(net)).__name__} from {load_path}.')
         self._print_different_keys_loading(net, weights, strict)
-        self.get_bare_model(net).load_state_dict(weights, strict=strict)
+        fault = f'{where}: {load_path} does not fit {network}'
+        checkpoints.load_weights(self.get_bare_model(net), weights, content, self.opt.get(network), fault, strict)
 
     for method in (load_network, save_network, save_training_state, resume_training):
         setattr(BaseModel, method.__name__, method)
     return True
-
-
-def _plain(options: Any) -> Any:
-    """Options as plain dictionaries and lists, which every reader of a checkpoint takes."""
-    if isinstance(options, dict):
-        return {key: _plain(value) for key, value in options.items()}
-    return [_plain(value) for value in options] if isinstance(options, (list, tuple)) else options
 
 
 def name_unreadable_images() -> bool:

@@ -51,4 +51,4 @@ def registered(registry: Any, name: object, kind: str, where: str) -> Any:
     for candidate in (name, f'{name}_basicsr'):  # BasicSR finds a few of its classes with this suffix only
         if candidate in registry:
             return registry.get(candidate)
-    raise unknown(kind, name, registry.keys(), where)
+    raise OptionError(f'{unknown(kind, name, registry.keys(), where)} --import MODULE registers your own.')

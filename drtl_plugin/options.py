@@ -310,7 +310,7 @@ SECTIONS = {
     'dist_params': DistOptions,
 }
 # What BasicSR's parse_options adds.
-_COMPUTED = {
+COMPUTED = {
     *('dist', 'rank', 'world_size', 'auto_resume', 'is_train', 'root_path'),
     *('experiments_root', 'models', 'training_states', 'log', 'visualization', 'results_root'),
 }
@@ -354,7 +354,7 @@ def _check_section(cls: type, section: dict, where: str, others: Optional[str]) 
     for key, value in section.items():
         if key in fields:
             section[key] = _convert(value, hints[key], fields[key].metadata, f'{where}{key}')
-        elif key not in _COMPUTED:
+        elif key not in COMPUTED:
             near = difflib.get_close_matches(str(key), fields, n=1, cutoff=0.7)
             if others is None or (near and not re.search(rf'[\'"]{re.escape(str(key))}[\'"]', others)):
                 raise unknown('key', key, fields, where.rstrip('.') or 'option file')

@@ -6,7 +6,9 @@ import contextlib
 import importlib.util
 import inspect
 import logging
+import os
 import random
+from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import basicsr.metrics  # noqa: F401  fills METRIC_REGISTRY
 import numpy as np
 import torch
 from basicsr.data.paired_image_dataset import PairedImageDataset
+from basicsr.data.realesrgan_paired_dataset import RealESRGANPairedDataset
 from basicsr.data.single_image_dataset import SingleImageDataset
 from basicsr.models.base_model import BaseModel
 from basicsr.utils import FileClient
@@ -24,17 +27,26 @@ from drtl_plugin import checkpoints
 from drtl_plugin.compat import close_basicsr_logs, without_gpu
 from drtl_plugin.data.distortion_task_dataset import DistortionTaskDataset
 from drtl_plugin.data.distortions import DistortionLibrary
-from drtl_plugin.data.image_files import check_lmdb, check_pair_sizes, image_size, names_of_list, require
+from drtl_plugin.data.image_files import (
+    check_lmdb,
+    check_pair_sizes,
+    check_paired_keys,
+    image_size,
+    names_of_list,
+    require,
+)
 from drtl_plugin.errors import DataError, OptionError, registered, unknown
 from drtl_plugin.meta.hooks import RelationHook, build_hooks
 from drtl_plugin.metrics import calculate_pyiqa, check_pyiqa
 from drtl_plugin.models import DRTLAdaptModel, DRTLModel
-from drtl_plugin.options import DRTLOptions, number
+from drtl_plugin.options import COMPUTED, DRTLOptions, number
 from drtl_plugin.relation.estimators import NEED_TRAINED_NETWORK
 
 # What BasicSR's models build by name, without a registry.
 _OPTIMIZERS = ('Adam',)
 _SCHEDULERS = ('MultiStepLR', 'MultiStepRestartLR', 'CosineAnnealingRestartLR')
+# Datasets that read LQ and GT from LMDBs under the same keys.
+_PAIRED = (PairedImageDataset, RealESRGANPairedDataset)
 # Side of the image that the rehearsal restores; as large as the windows of common networks.
 _SIZE = 32
 
@@ -78,6 +90,39 @@ def check(opt: dict) -> None:
     if issubclass(model, DRTLModel):
         _check_drtl(opt)
     _rehearse(model, opt)
+
+
+def check_archiving(opt: dict, option_file: str, folder: str | Path) -> None:
+    """Check that nothing a run reads is in the folder that BasicSR renames when a run of its name begins.
+
+    Args:
+        opt (dict): What :func:`drtl_plugin.options.parse_options` returns.
+        option_file (str): The option file.
+        folder (str | Path): The folder of the run, in experiments/ or results/.
+
+    Raises:
+        DataError: If the option file, or a file or folder that it names, is in there.
+    """
+    opt = {**opt, 'path': {key: value for key, value in opt['path'].items() if key not in COMPUTED}}
+    for key, text in (('-opt', option_file), *_texts(opt)):
+        is_inside = any(
+            Path(place(text)).is_relative_to(place(folder)) for place in (os.path.abspath, os.path.realpath)
+        )
+        if is_inside and os.path.exists(text):
+            raise DataError(
+                f'{key}: {text} is in {os.path.relpath(folder)}, which a new run named {opt["name"]} would archive; '
+                'choose another name (--force_yml name=…), or move it elsewhere.'
+            )
+
+
+def _texts(section: dict | list, where: str = '') -> Iterator[tuple[str, str]]:
+    """All strings of an option section, with their keys."""
+    for key, value in section.items() if isinstance(section, dict) else enumerate(section):
+        place = f'{where}[{key}]' if isinstance(section, list) else f'{where}.{key}'.lstrip('.')
+        if isinstance(value, (dict, list)):
+            yield from _texts(value, place)
+        elif isinstance(value, str) and '\0' not in value:
+            yield place, value
 
 
 def _rehearse(model_class: type, opt: dict) -> None:
@@ -164,6 +209,9 @@ def _check_dataset(dataset_opt: dict, where: str) -> None:
         for key in ('dataroot_gt', 'dataroot_lq'):
             if section.get(key) is not None:
                 (check_lmdb if is_lmdb else require)(section[key], f'{place}.{key}')
+        roots = [section.get(f'dataroot_{side}') for side in ('lq', 'gt')]
+        if is_lmdb and all(roots) and (section is not dataset_opt or issubclass(kind, _PAIRED)):
+            check_paired_keys(*roots, place)
         if section.get('meta_info_file') is not None:
             names_of_list(section['meta_info_file'], f'{place}.meta_info_file')
     if issubclass(kind, (DistortionTaskDataset, PairedImageDataset, SingleImageDataset)):

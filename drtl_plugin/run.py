@@ -164,7 +164,7 @@ class TrainingRun:
                 name: _calling(getattr(self, f'_{name}'), getattr(pipeline, name))
                 for name in (
                     *('load_resume_state', 'create_train_val_dataloader', 'build_dataloader', 'init_tb_loggers'),
-                    'build_model',
+                    *('build_model', 'copy_opt_file'),
                 )
             }
             replacements.update(EnlargedSampler=self._sampler_class(), AvgTimer=_StepTimer, MessageLogger=_StepLogger)
@@ -195,6 +195,11 @@ class TrainingRun:
     def _load_resume_state(self, load, opt: dict) -> dict | None:
         self._resume_state = load(opt)
         return self._resume_state
+
+    def _copy_opt_file(self, copy, opt_file: str, experiments_root: str) -> None:
+        kept = Path(experiments_root, Path(opt_file).name)
+        if not (kept.exists() and kept.samefile(opt_file)):  # a run resumed by its own copy
+            copy(opt_file, experiments_root)
 
     def _create_train_val_dataloader(self, create, opt: dict, logger) -> tuple:
         result = create(opt, logger)

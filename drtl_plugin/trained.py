@@ -72,11 +72,11 @@ def load_trained(path: str, option_file: str | None = None) -> TrainedNetwork:
     registered(ARCH_REGISTRY, network['type'], 'network', f'{where}: network_g.type')
     try:
         net = build_network(network)
-        net.load_state_dict(weights, strict=True)
     except (TypeError, RuntimeError) as error:
-        raise DataError(
-            f'--weights: {path} does not fit the network_g of {where} ({" ".join(str(error).split())[:300]}).'
-        ) from None
+        line = ' '.join(str(error).split())[:300]
+        raise OptionError(f'{where}: network_g: {network["type"]} cannot be built ({line}).') from None
+    fault = f'--weights: {path} does not fit the network_g of {where}'
+    checkpoints.load_weights(net, weights, content, network, fault)
     lay_out(net.eval(), torch.channels_last)
     trained = TrainedNetwork(net, network, scale)
     _rehearse(trained, where)

@@ -217,7 +217,8 @@ class TestWrongInput:
         torch.save({'params': {'other.weight': torch.zeros(1)}}, workdir / 'weights.pth')
         assert cli.main(['train', '-opt', write_opt(quick_opt)]) == 2
         error = capsys.readouterr().err
-        assert 'DRTLModel cannot be built: Error(s) in loading state_dict for EDSR' in error
+        assert 'path.pretrain_network_g: weights.pth does not fit network_g: weights: 14 missing (conv_first.' in error
+        assert error.endswith(', …), 1 unexpected (other.weight).\n')
         assert error.count('\n') == 1
 
     def test_images_that_loader_processes_cannot_decode(self, workdir, quick_opt, write_opt, capsys):

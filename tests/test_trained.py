@@ -161,6 +161,69 @@ class TestLoadTrained:
             load_trained(str(workdir / 'models/w.pth'))
 
 
+class TestWeightsOfAnotherNetwork:
+    """One short line that says which network they are of."""
+
+    RRDB = NETWORKS[0]
+    EDSR = TestLoadTrained.network
+
+    def refusal(self, capsys, *arguments: str) -> str:
+        capsys.readouterr()
+        assert cli.main(list(arguments)) == 2
+        (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith('basicsr: error: '))
+        assert len(line) < 400
+        return line
+
+    @pytest.fixture
+    def refused(self, workdir, quick_opt, write_opt, capsys):
+        """The lines by which all commands refuse weights for a network_g."""
+
+        def refuse(content: dict, network: dict) -> list[str]:
+            torch.save(content, 'w.pth')
+            plain = {'network_g': network, 'scale': 4, 'num_gpu': 0, 'path': {'pretrain_network_g': 'w.pth'}}
+            quick_opt.update(plain)
+            test = {**plain, 'name': 't', 'model_type': 'SRModel', 'val': {'save_img': False}}
+            test['datasets'] = {'test_1': quick_opt['datasets']['val']}
+            weights = ('-opt', write_opt(plain, 'plain.yml'), '--weights', 'w.pth')
+            support = f'{SAMPLE_ROOT}/camera/support'
+            return [
+                self.refusal(capsys, 'train', '-opt', write_opt(quick_opt)),
+                self.refusal(capsys, 'test', '-opt', write_opt(test, 'test.yml')),
+                self.refusal(capsys, 'upscale', '-i', f'{support}/lq', '-o', 'out', *weights),
+                self.refusal(capsys, 'adapt', '--pairs', support, '-o', 'out', *weights),
+                self.refusal(capsys, 'export', '--spandrel', 'out.pth', *weights),
+            ]
+
+        return refuse
+
+    @pytest.mark.parametrize(
+        'recorded, wanted, message',
+        [
+            (RRDB, EDSR, 'it holds RRDBNet, not EDSR.'),
+            ({**EDSR, 'num_feat': 64}, {**EDSR, 'num_feat': 32}, 'it holds EDSR with num_feat 64, not 32.'),
+            # Arguments that are left out are the defaults of the network.
+            (
+                {**EDSR, 'num_block': 16, 'rgb_mean': [0.4488, 0.4371, 0.404]},
+                {name: value for name, value in EDSR.items() if name not in ('num_feat', 'num_block')},
+                'it holds EDSR with num_feat 4, not 64.',
+            ),
+        ],
+    )
+    def test_is_named_where_they_record_it(self, refused, recorded, wanted, message):
+        state = build_network(recorded).state_dict()
+        for line in refused({'params': state, 'network': recorded, 'scale': 4}, wanted):
+            assert 'w.pth does not fit' in line and line.endswith(message)
+
+    def test_is_counted_where_they_do_not(self, refused):
+        state, other = (build_network(network).state_dict() for network in (self.RRDB, self.EDSR))
+        both = state.keys() & other.keys()
+        reshaped = sum(state[name].shape != other[name].shape for name in both)
+        for line in refused(state, self.EDSR):
+            assert f'{len(other) - len(both)} missing (' in line
+            assert f'{len(state) - len(both)} unexpected (' in line
+            assert f'{reshaped} of another shape (conv_first.weight is (8, 3, 3, 3), not (4, 3, 3, 3), ' in line
+
+
 @pytest.mark.parametrize('kind', ['onnx', 'spandrel'])
 def test_exports_do_not_take_the_place_of_weights(workdir, quick_opt, write_opt, capsys, kind):
     path = trained(workdir, quick_opt, write_opt, quick_opt['network_g'])

@@ -14,6 +14,7 @@ from pathlib import Path
 import cv2
 import lmdb
 import numpy as np
+from basicsr.data.data_util import paths_from_lmdb
 from basicsr.utils import FileClient, imfrombytes, scandir
 from PIL import ExifTags, Image
 from torch.utils.data import Dataset
@@ -86,6 +87,36 @@ def check_lmdb(root: str, key: str) -> None:
                 raise DataError(f'{key}: {root} has no image {name!r}, which line {number} of its meta_info.txt lists.')
 
 
+def check_paired_keys(lq_root: str, gt_root: str, key: str) -> None:
+    """Check that the LMDBs of LQ and GT have the same keys, as BasicSR's paired datasets require.
+
+    Args:
+        lq_root (str), gt_root (str): The LMDBs.
+        key (str): The option section that names them.
+
+    Raises:
+        DataError: If they don't; names a key on each side, and the ending to drop with ``basicsr lmdb --strip``.
+    """
+    lq, gt = (set(paths_from_lmdb(root)) for root in (lq_root, gt_root))
+    if lq == gt:
+        return
+    lq_alone, gt_alone = sorted(lq - gt), sorted(gt - lq)
+    endings = {name.removeprefix(stem) for name in lq_alone[:1] for stem in gt if name.startswith(stem)}
+    for ending in sorted(endings):
+        if all(name.endswith(ending) and name.removesuffix(ending) in gt for name in lq):
+            raise DataError(
+                f'{key}: keys of {lq_root} end in {ending!r}, those of {gt_root} do not ({lq_alone[0]!r}, '
+                f'{lq_alone[0].removesuffix(ending)!r}); make it again by basicsr lmdb FOLDER {lq_root} '
+                f'--strip={ending} --overwrite.'
+            )
+    examples = [
+        f'{root} holds {alone[0]!r}, which {other} lacks'
+        for root, other, alone in ((lq_root, gt_root, lq_alone), (gt_root, lq_root, gt_alone))
+        if alone
+    ]
+    raise DataError(f'{key}: {", and ".join(examples)}; make both again from folders with the same names.')
+
+
 def lmdb_sizes(root: str) -> dict[str, tuple[int, int]]:
     """Sizes (height, width) by key, from an LMDB's meta_info.txt; lines of another form are left out."""
     lines = (Path(root) / 'meta_info.txt').read_text(encoding='utf-8').splitlines()
@@ -141,7 +172,7 @@ def _read_header(path: str) -> tuple[tuple[int, int], bool]:
         if image.format in ('JPEG', 'MPO') and _has_jpeg_end(path):
             size = (image.width, image.height) if orientation >= 5 else (image.height, image.width)
             return size, orientation > 1
-    size = require_decodable(path)
+    size = _decode(path).shape[:2]
     _require_whole_jpeg(path)
     return size, orientation > 1
 
@@ -156,19 +187,30 @@ def _any_number_of_pixels() -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS = limit
 
 
-def require_decodable(path: str) -> tuple[int, int]:
-    """Decode an image as training does; returns its height and width as it is seen upright.
+def read_image(path: str | Path) -> np.ndarray:
+    """Read and decode an image file as training does.
+
+    Args:
+        path (str | Path): The file.
+
+    Returns:
+        ndarray: BGR uint8 ``(H, W, 3)``, upright.
 
     Raises:
-        DataError: If that fails.
+        DataError: If the file is missing, damaged, cut short or no image.
     """
+    _read_header(str(path))  # rejects truncated JPEG files, which OpenCV decodes
+    return _decode(path)
+
+
+def _decode(path: str | Path) -> np.ndarray:
     try:
         image = imfrombytes(Path(path).read_bytes())
     except (OSError, cv2.error):
         image = None
     if image is None:
         raise DataError(f'{path}: cannot be read as an image; it is damaged, cut short or of another kind.')
-    return image.shape[:2]
+    return image
 
 
 def _png_chunks(path: str) -> set[bytes]:

@@ -45,6 +45,7 @@ from drtl_plugin.models.report import (
     BICUBIC,
     TEST_PASSES,
     ComparedCrop,
+    command_line,
     compared_crop,
     comparison_picture,
     results_table,
@@ -749,8 +750,11 @@ class DRTLModel(SRModel):
         self.num_update = resume_state['iter']
         self.call_hook('after_load_checkpoint', checkpoint=resume_state)
 
-    def finish(self) -> str:
+    def finish(self, modules: Sequence[str] = ()) -> str:
         """End the run, in the first process: call the hooks' ``after_train``, write comparison picture and report.
+
+        Args:
+            modules (Sequence[str]): Modules that were imported by ``--import``; the next command needs them, too.
 
         Returns:
             str: What came out, for the last lines that the user sees.
@@ -771,7 +775,8 @@ class DRTLModel(SRModel):
         options = ''.join(path.read_text(encoding='utf-8') for path in sorted(root.glob('*.yml')))
         write_html(root / 'report.html', self.opt['name'], results, comparisons, curves_of_folder(root), options)
         weights = root / 'models' / f'net_g{AFTER if self.net_g_adapted is not None else ""}_latest.pth'
+        command = command_line('upscale', '-i', 'IN', '-o', 'OUT', '--weights', weights, modules=modules)
         return (
             f'Weights, knowledge graph, pictures and report.html are in {root}.\n'
-            f'Restore photographs: basicsr upscale -i IN -o OUT --weights {weights}\n{results}'
+            f'Restore photographs: {command}\n{results}'
         )

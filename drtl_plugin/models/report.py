@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -127,3 +128,17 @@ def busiest(gt: np.ndarray, side: int) -> tuple[int, int]:
     height, width = (max(extent - side + 1, 1) for extent in grey.shape)
     top, left = np.unravel_index(np.argmax(detail[:height, :width]), (height, width))
     return int(top), int(left)
+
+
+def command_line(*words: object, modules: Sequence[str] = ()) -> str:
+    """A ``basicsr`` command to paste into a shell.
+
+    Args:
+        words (object): The subcommand and its arguments; those with spaces are quoted.
+        modules (Sequence[str]): Modules that the command must ``--import``.
+
+    Returns:
+        str: The command.
+    """
+    imports = ['--import', *modules] if modules else []
+    return shlex.join(['basicsr', *map(str, words), *imports])
