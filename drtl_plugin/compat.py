@@ -219,6 +219,29 @@ def resume_on_any_device() -> bool:
     return True
 
 
+def make_no_folders_of_files() -> bool:
+    """Let ``make_exp_dirs`` leave alone the files that ``path.pretrain_…`` names.
+
+    Fault: it makes a folder of every key of ``path`` except ``pretrain_network…`` and a few others, after it has
+    archived the previous run. With ``pretrain_camera_fit`` it ended in "File exists", or for None in a TypeError.
+
+    Returns:
+        bool: Whether something had to be repaired.
+    """
+    pipelines = [importlib.import_module(f'basicsr.{name}') for name in ('train', 'test')]
+    make_exp_dirs = pipelines[0].make_exp_dirs
+    if make_exp_dirs.__module__ == __name__:
+        return False
+
+    def make_exp_dirs_only(opt):
+        folders = {key: path for key, path in opt['path'].items() if not key.startswith('pretrain_')}
+        make_exp_dirs({**opt, 'path': folders})
+
+    for pipeline in pipelines:
+        pipeline.make_exp_dirs = make_exp_dirs_only
+    return True
+
+
 def save_whole_checkpoints() -> bool:
     """Let BasicSR's models write checkpoints whole, or say that they could not.
 
@@ -419,5 +442,6 @@ def apply() -> None:
     share_lmdb_environments()
     let_filter2d_take_any_layout()
     resume_on_any_device()
+    make_no_folders_of_files()
     save_whole_checkpoints()
     name_unreadable_images()

@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import inspect
 import math
+import os
 import re
 import sys
 import typing
@@ -533,6 +534,7 @@ def parse_options(args: argparse.Namespace, root_path: str, is_train: bool) -> d
     if opt.get('model_type') == 'DRTLAdaptModel' and is_train:
         _complete_adaptation(opt)
     _check_shape(opt, args.opt, is_train)
+    _expand_home(opt)
     _fit_device(opt)
     argv = ['basicsr', '-opt', args.opt, '--launcher', args.launcher]
     argv += ['--auto_resume'] * args.auto_resume + ['--debug'] * args.debug
@@ -643,10 +645,6 @@ def _complete_adaptation(opt: dict) -> None:
 def _complete_task_dataset(train: dict, opt: dict) -> None:
     """Give BasicSR's loader the defaults, and numbers for numbers, of a DistortionTaskDataset's options."""
     train.setdefault('seed', opt['manual_seed'])
-    for root in ('dataroot_gt', 'dataroot_lq'):
-        target = train.get('target')
-        if isinstance(target, dict) and isinstance(target.get(root), str):
-            target[root] = str(Path(target[root]).expanduser())
     train['camera_fit'] = DRTLOptions.from_opt(opt).camera_fit and train.get('target') is not None
     options = parse_section(TaskDatasetOptions, train, 'datasets.train')
     train.update({key: value for key, value in vars(options).items() if key != 'target'})
@@ -658,6 +656,19 @@ def _complete_task_dataset(train: dict, opt: dict) -> None:
                 file=sys.stderr,
             )
         opt['num_gpu'] = 1
+
+
+def _expand_home(opt: dict) -> None:
+    """Expand ``~`` in all files and folders of ``path`` and ``datasets``; BasicSR expands it in some of them."""
+    sections = [(opt['path'], [key for key in opt['path'] if key.startswith('pretrain_') or key == 'resume_state'])]
+    for dataset in opt['datasets'].values():
+        for section in (dataset, dataset.get('target')):
+            if isinstance(section, dict):
+                sections.append((section, ['dataroot_gt', 'dataroot_lq', 'meta_info_file']))
+    for section, keys in sections:
+        for key in keys:
+            if isinstance(section.get(key), str):
+                section[key] = os.path.expanduser(section[key])
 
 
 def _fit_device(opt: dict) -> None:

@@ -237,7 +237,8 @@ class DRTLModel(SRModel):
             self.optimizers.append(self.optimizer_rates)
         load_path = self.opt['path'].get('pretrain_inner_rates')
         if load_path is not None:
-            self._set_inner_rates(checkpoints.read(load_path, 'path.pretrain_inner_rates')['params'])
+            key = 'path.pretrain_inner_rates'
+            self._set_inner_rates(checkpoints.weights_in(checkpoints.read(load_path, key), load_path, key))
 
     def _set_inner_rates(self, rates: dict[str, Tensor]) -> None:
         """Take rates that were learned before.
