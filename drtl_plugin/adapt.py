@@ -262,7 +262,7 @@ def _options(
         },
         'path': {
             'pretrain_network_g': str(Path(weights).absolute()),
-            'param_key_g': 'params_ema',
+            'param_key_g': network.param_key,
             'strict_load_g': True,
         },
         'train': {'pixel_opt': {'type': 'L1Loss', 'loss_weight': 1.0, 'reduction': 'mean'}},

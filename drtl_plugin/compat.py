@@ -199,7 +199,11 @@ def load_resume_state(opt: dict) -> dict | None:
         return None
     if not isinstance(state, dict) or not {'iter', 'epoch', 'optimizers', 'schedulers'} <= set(state):
         raise DataError(f'path.resume_state: {path} is no training state.')
+    written = {key: value for key, value in opt['path'].items() if key.startswith('param_key_')}
     check_resume(opt, state['iter'])
+    ignored = opt['path'].get('ignore_resume_networks') or ()
+    for key, value in written.items():  # the networks of a training state are under params
+        opt['path'][key] = value if key.replace('param_key', 'network') in ignored else 'params'
     for key, network in opt['path'].items():
         if key.startswith('pretrain_network_') and network and Path(network).exists():
             checkpoints.read(network, f'path.{key}')
@@ -304,10 +308,19 @@ def save_whole_checkpoints() -> bool:
             self.best_metric_results = resume_state['best_metric_results']
 
     def load_network(self, net, load_path, strict=True, param_key='params'):
-        """Load weights, whichever key they have or lack."""
-        content = checkpoints.read(load_path, 'path.pretrain_network_*')
-        weights = checkpoints.weights_in(content, load_path, 'path.pretrain_network_*', param_key)
-        get_root_logger().info(f'Loading {type(self.get_bare_model(net)).__name__} from {load_path}.')
+        """Load weights. A ``param_key_…`` of the option file must be in the file; a default need not."""
+        options = self.opt['path']
+        prefix = 'pretrain_network_'
+        names = [key for key, path in options.items() if key.startswith(prefix) and path == load_path]
+        label = names[0][len(prefix) :] if names else '*'
+        where, written = f'path.{prefix}{label}', f'param_key_{label}'
+        keys = [param_key, options.get(written, param_key), 'params_ema', 'params', None]
+        if written in options and options[written] == param_key:
+            where, keys = f'path.{written}', [param_key]
+        content = checkpoints.read(load_path, where)
+        key, weights = checkpoints.weights_in(content, load_path, where, keys)
+        taken = 'without a key' if key is None else f'key {key}'
+        get_root_logger().info(f'Loading {type(self.get_bare_model(net)).__name__} from {load_path}, {taken}.')
         self._print_different_keys_loading(net, weights, strict)
         self.get_bare_model(net).load_state_dict(weights, strict=strict)
 

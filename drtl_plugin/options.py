@@ -223,7 +223,11 @@ class PathOptions:
     """``path``: where a run begins; where it writes is BasicSR's to say."""
 
     pretrain_network_g: Optional[str] = option(None, 'Weights to begin with, or to test.')
-    param_key_g: Optional[str] = option('params', 'Which weights of that file: params or params_ema.')
+    param_key_g: Optional[str] = option(
+        'params',
+        'Which weights of that file: params, params_ema, or null for weights without a key. If this is not written and '
+        'the file has no params, params_ema is taken, then weights without a key; the log names the key.',
+    )
     strict_load_g: bool = option(True, 'Whether the weights must be exactly those of network_g.')
     pretrain_network_r: Optional[str] = option(None, 'A trained DRN.')
     strict_load_r: bool = option(True, 'Whether its weights must be exactly those of network_r.')

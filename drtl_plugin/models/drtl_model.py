@@ -238,7 +238,8 @@ class DRTLModel(SRModel):
         load_path = self.opt['path'].get('pretrain_inner_rates')
         if load_path is not None:
             key = 'path.pretrain_inner_rates'
-            self._set_inner_rates(checkpoints.weights_in(checkpoints.read(load_path, key), load_path, key))
+            content = checkpoints.read(load_path, key)
+            self._set_inner_rates(checkpoints.weights_in(content, load_path, key, ['params'])[1])
 
     def _set_inner_rates(self, rates: dict[str, Tensor]) -> None:
         """Take rates that were learned before.
