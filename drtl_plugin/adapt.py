@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import copy
 import logging
 import os
@@ -24,6 +23,7 @@ from torch import nn
 from tqdm import tqdm
 
 from drtl_plugin import preflight
+from drtl_plugin.compat import quiet_basicsr_log
 from drtl_plugin.data.alignment import Alignment, estimate_alignment, find_pairs, register
 from drtl_plugin.data.image_files import image_names, image_size
 from drtl_plugin.errors import DataError, OptionError
@@ -111,7 +111,8 @@ def adapt(
     for name, alignment, pair in _aligned(found, network.scale, registers):
         lines.append(_alignment_row(name, alignment))
         images[name] = pair
-    with _quietly():
+    # BasicSR's logger tells what it builds; here that would be once for each pair.
+    with quiet_basicsr_log(logging.INFO):
         try:
             opt, model = _adapt_to_all(network, weights, images, target, auxiliary, steps)
         except BaseException:
@@ -267,16 +268,6 @@ def _options(
         },
         'train': {'pixel_opt': {'type': 'L1Loss', 'loss_weight': 1.0, 'reduction': 'mean'}},
     }
-
-
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """BasicSR's logger tells what it builds; here that would be once for each pair."""
-    logging.disable(logging.INFO)
-    try:
-        yield
-    finally:
-        logging.disable(logging.NOTSET)
 
 
 def _adapted_model(

@@ -11,7 +11,7 @@ import sys
 import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -123,7 +123,7 @@ def weights_in(
     raise DataError(f'{where}: {path} holds no weights {wanted}{hint}')
 
 
-def _are_weights(content: Any) -> bool:
+def _are_weights(content: Any) -> TypeGuard[dict[str, torch.Tensor]]:
     return isinstance(content, dict) and bool(content) and all(isinstance(w, torch.Tensor) for w in content.values())
 
 

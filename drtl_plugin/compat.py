@@ -390,6 +390,21 @@ def close_basicsr_logs() -> None:
 
 
 @contextlib.contextmanager
+def quiet_basicsr_log(level: int):
+    """Drop the lines of BasicSR's logger up to a level; other loggers go on."""
+
+    def is_above(record: logging.LogRecord) -> bool:
+        return record.levelno > level
+
+    logger = logging.getLogger('basicsr')
+    logger.addFilter(is_above)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_above)
+
+
+@contextlib.contextmanager
 def without_gpu():
     """Make ``.cuda()`` of tensors and modules the identity while there is no GPU.
 

@@ -90,6 +90,7 @@ datasets:
     dataroot_gt: {SAMPLE_ROOT}/auxiliary
     meta_info_file: auxiliary.txt
     gt_size: 64
+    image_cache_mb: 8
     num_support: 1
     num_query: 1
     batch_size_per_gpu: 2
