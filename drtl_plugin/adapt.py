@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import copy
 import itertools
 import logging
@@ -25,6 +24,7 @@ from torch import nn
 from tqdm import tqdm
 
 from drtl_plugin import preflight
+from drtl_plugin.compat import quiet_basicsr_log
 from drtl_plugin.data.alignment import Alignment, estimate_alignment, find_pairs, register
 from drtl_plugin.data.image_files import image_names, image_size, read_image
 from drtl_plugin.errors import DataError, OptionError
@@ -118,7 +118,8 @@ def adapt(
     for name, alignment, pair in _aligned(found, network.scale, registers):
         lines.append(_alignment_row(name, alignment))
         images[name] = pair
-    with _quietly():
+    # BasicSR's logger tells what it builds; here that would be once for each pair.
+    with quiet_basicsr_log(logging.INFO):
         try:
             opt, model = _adapt_to_all(network, weights, images, target, auxiliary, steps)
         except BaseException:
@@ -300,7 +301,7 @@ def _options(
         },
         'path': {
             'pretrain_network_g': str(Path(weights).absolute()),
-            'param_key_g': 'params_ema',
+            'param_key_g': network.param_key,
             'strict_load_g': True,
         },
         'train': {'pixel_opt': {'type': 'L1Loss', 'loss_weight': 1.0, 'reduction': 'mean'}},
@@ -314,16 +315,6 @@ def _free_name(name: str) -> str:
     """
     names = itertools.chain([name], (f'{name}_{number}' for number in itertools.count(2)))
     return next(free for free in names if not Path('experiments', free).exists())
-
-
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """BasicSR's logger tells what it builds; here that would be once for each pair."""
-    logging.disable(logging.INFO)
-    try:
-        yield
-    finally:
-        logging.disable(logging.NOTSET)
 
 
 def _adapted_model(

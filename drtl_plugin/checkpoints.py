@@ -10,9 +10,9 @@ import random
 import re
 import sys
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -92,29 +92,41 @@ def read(path: str | Path, key: str) -> Any:
         raise DataError(f'{key}: {path} is damaged, or holds no weights or state.') from None
 
 
-def weights_in(content: Any, path: str | Path, key: str, param_key: str | None = 'params') -> dict[str, torch.Tensor]:
+def weights_in(
+    content: Any, path: str | Path, where: str, keys: Sequence[str | None] = ('params', 'params_ema', None)
+) -> tuple[str | None, dict[str, torch.Tensor]]:
     """The weights that the content of a file holds, in one of the forms in which they are published.
 
     Args:
         content (Any): From :func:`read`.
-        path (str | Path), key (str): Of the file, for messages.
-        param_key (str | None): Where to look first; then under ``params_ema`` and ``params``, and last for weights
-            without a key. None for those only.
+        path (str | Path): The file, for messages.
+        where (str): The option that named the file or the key, for messages.
+        keys (Sequence[str | None]): Where to look, in this order; None: weights without a key.
 
     Returns:
-        dict[str, torch.Tensor]: By parameter name, without the ``module.`` of parallel networks.
+        tuple[str | None, dict[str, torch.Tensor]]: The key that has them, and the weights by parameter name, without
+        the ``module.`` of parallel networks.
 
     Raises:
-        DataError: If there are none.
+        DataError: If none of the keys has weights; names the keys that have some.
     """
-    weights = content
-    for name in (param_key, 'params_ema', 'params') if param_key is not None else ():
-        if isinstance(content, dict) and isinstance(content.get(name), dict):
-            weights = content[name]
-            break
-    if not isinstance(weights, dict) or not weights or not all(isinstance(w, torch.Tensor) for w in weights.values()):
-        raise DataError(f'{key}: {path} holds no weights, neither under params_ema or params, nor without a key.')
-    return {name[7 * name.startswith('module.') :]: w for name, w in weights.items()}
+    for name in keys:
+        weights = content if name is None else content.get(name) if isinstance(content, dict) else None
+        if _are_weights(weights):
+            return name, {parameter[7 * parameter.startswith('module.') :]: w for parameter, w in weights.items()}
+    if len(keys) > 1:
+        raise DataError(f'{where}: {path} holds no weights, neither under params_ema or params, nor without a key.')
+    wanted = 'without a key' if keys[0] is None else f'under {keys[0]!r}'
+    found = [str(name) for name in content if _are_weights(content[name])] if isinstance(content, dict) else []
+    if found:
+        hint = f'; it has {", ".join(found)}.'
+    else:
+        hint = '; it has some without a key (null).' if _are_weights(content) else ', nor under another key.'
+    raise DataError(f'{where}: {path} holds no weights {wanted}{hint}')
+
+
+def _are_weights(content: Any) -> TypeGuard[dict[str, torch.Tensor]]:
+    return isinstance(content, dict) and bool(content) and all(isinstance(w, torch.Tensor) for w in content.values())
 
 
 def load_weights(

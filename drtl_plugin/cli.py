@@ -73,6 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.run(args)
         end_dist()
     except DRTLError as error:
+        if getattr(args, 'debug', False):
+            traceback.print_exc()
         *others, line = str(error).strip().splitlines()
         if others:  # of a loader process, in front of the error
             line = line.partition('Error: ')[2]
@@ -116,7 +118,9 @@ def _parser() -> argparse.ArgumentParser:
         )
         command.add_argument('--auto_resume', action='store_true', help='go on from the last saved training state')
         command.add_argument(
-            '--debug', action='store_true', help='log each iteration, validate every 8, no TensorBoard'
+            '--debug',
+            action='store_true',
+            help='log each iteration, validate every 8, no TensorBoard; show the traceback of errors',
         )
         command.add_argument('--local_rank', type=int, default=0, help='set by torch.distributed.launch; not used')
 

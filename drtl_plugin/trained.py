@@ -26,11 +26,13 @@ class TrainedNetwork:
         net (nn.Module): In evaluation mode, on the CPU.
         options (dict): ``network_g`` of the option file: its type and arguments.
         scale (int): By how much it enlarges.
+        param_key (str | None): The key of the weights in their file; None: without a key.
     """
 
     net: nn.Module
     options: dict
     scale: int
+    param_key: str | None = None
 
     @property
     def window(self) -> int:
@@ -65,7 +67,7 @@ def load_trained(path: str, option_file: str | None = None) -> TrainedNetwork:
         OptionError: If nothing says which network it is, or it does not exist.
     """
     content = checkpoints.read(path, '--weights')
-    weights = checkpoints.weights_in(content, path, '--weights', 'params_ema')
+    key, weights = checkpoints.weights_in(content, path, '--weights', ('params_ema', 'params', None))
     network, scale, where = _description(content, path, option_file)
     if not isinstance(network, dict) or 'type' not in network:
         raise OptionError(f'{where}: network_g: expected a section with a type.')
@@ -78,7 +80,7 @@ def load_trained(path: str, option_file: str | None = None) -> TrainedNetwork:
     fault = f'--weights: {path} does not fit the network_g of {where}'
     checkpoints.load_weights(net, weights, content, network, fault)
     lay_out(net.eval(), torch.channels_last)
-    trained = TrainedNetwork(net, network, scale)
+    trained = TrainedNetwork(net, network, scale, key)
     _rehearse(trained, where)
     return trained
 

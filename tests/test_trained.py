@@ -116,6 +116,62 @@ class TestLoadTrained:
         after = torch.load(workdir / f'experiments/{quick_opt["name"]}/models/net_g_latest.pth')['params']
         assert all(torch.equal(after[name], weight) for name, weight in weights.items())
 
+    @pytest.mark.parametrize('model', ['SRModel', 'DRTLModel'])
+    @pytest.mark.parametrize(
+        'form, key, message',
+        [
+            ('both', 'parms_ema', "holds no weights under 'parms_ema'; it has params, params_ema."),
+            ('params', 'params_ema', "holds no weights under 'params_ema'; it has params."),
+            ('params', None, 'holds no weights without a key; it has params.'),
+            ('bare', 'params', "holds no weights under 'params'; it has some without a key (null)."),
+            ('none', 'params', "holds no weights under 'params', nor under another key."),
+        ],
+    )
+    def test_a_key_that_is_not_in_the_file(
+        self, workdir, quick_opt, write_opt, weights, write, capsys, model, form, key, message
+    ):
+        forms = {'both': {'params': weights, 'params_ema': weights}, 'bare': weights, 'none': {'x': 1}}
+        write(forms.get(form, {form: weights}))
+        assert self.run_test(workdir, quick_opt, write_opt, model, param_key_g=key) == 2
+        error = capsys.readouterr().err
+        assert error == f'basicsr: error: path.param_key_g: models/w.pth {message}\n'
+        assert not (workdir / 'results').exists()
+
+    @pytest.mark.parametrize('written', [True, False])
+    @pytest.mark.parametrize('key', ['params', 'params_ema', None])
+    def test_the_log_names_the_key(self, workdir, quick_opt, write_opt, weights, write, key, written):
+        write(weights if key is None else {key: weights})
+        assert self.run_test(workdir, quick_opt, write_opt, 'SRModel', **({'param_key_g': key} if written else {})) == 0
+        taken = 'without a key' if key is None else f'key {key}'
+        (log,) = (workdir / 'results').glob('*/*.log')
+        assert f'Loading EDSR from models/w.pth, {taken}.' in log.read_text()
+
+    def run_test(self, workdir, quick_opt, write_opt, model, **path) -> int:
+        """Run ``basicsr test`` on the weights."""
+        opt = {
+            **{key: quick_opt[key] for key in ('scale', 'num_gpu')},
+            'name': 't',
+            'model_type': model,
+            'datasets': {'test_1': quick_opt['datasets']['val']},
+            'network_g': self.network,
+            'path': {'pretrain_network_g': 'models/w.pth', **path},
+            'val': {'save_img': False},
+        }
+        return cli.main(['test', '-opt', write_opt(opt)])
+
+    @pytest.mark.parametrize('ignored', [None, ['network_g']])
+    def test_a_key_is_of_the_file_that_is_named_not_of_a_state(
+        self, workdir, quick_opt, write_opt, weights, write, ignored
+    ):
+        write(weights)
+        quick_opt['network_g'] = self.network
+        quick_opt['path'].update(pretrain_network_g='models/w.pth', param_key_g=None, ignore_resume_networks=ignored)
+        quick_opt['logger']['save_checkpoint_freq'] = 2
+        quick_opt['drtl']['weighting']['relation'] = 'uniform'
+        assert cli.main(['train', '-opt', write_opt(quick_opt)]) == 0
+        resumed = ['--auto_resume', '--force_yml', 'train:total_iter=3']
+        assert cli.main(['train', '-opt', write_opt(quick_opt), *resumed]) == 0
+
     @pytest.mark.parametrize(
         'content, error, message',
         [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import os
 import re
 import struct
@@ -172,9 +173,7 @@ def _read_header(path: str) -> tuple[tuple[int, int], bool]:
         if image.format in ('JPEG', 'MPO') and _has_jpeg_end(path):
             size = (image.width, image.height) if orientation >= 5 else (image.height, image.width)
             return size, orientation > 1
-    size = _decode(path).shape[:2]
-    _require_whole_jpeg(path)
-    return size, orientation > 1
+    return read_image(path).shape[:2], orientation > 1
 
 
 @contextlib.contextmanager
@@ -199,18 +198,29 @@ def read_image(path: str | Path) -> np.ndarray:
     Raises:
         DataError: If the file is missing, damaged, cut short or no image.
     """
-    _read_header(str(path))  # rejects truncated JPEG files, which OpenCV decodes
-    return _decode(path)
-
-
-def _decode(path: str | Path) -> np.ndarray:
     try:
-        image = imfrombytes(Path(path).read_bytes())
-    except (OSError, cv2.error):
+        image = decode(Path(path).read_bytes())
+    except OSError:
         image = None
     if image is None:
         raise DataError(f'{path}: cannot be read as an image; it is damaged, cut short or of another kind.')
     return image
+
+
+def decode(content: bytes | None) -> np.ndarray | None:
+    """Decode an image as training does.
+
+    Args:
+        content (bytes | None): Of the file, or what an LMDB has instead.
+
+    Returns:
+        np.ndarray | None: uint8 ``(H, W, 3)``, BGR; None if it is damaged, cut short or no image.
+    """
+    try:
+        image = imfrombytes(content)
+    except (cv2.error, TypeError, AttributeError):  # of an empty file, of nothing, of something else
+        return None
+    return None if image is None or _is_cut_jpeg(content) else image
 
 
 def _png_chunks(path: str) -> set[bytes]:
@@ -227,22 +237,27 @@ def _png_chunks(path: str) -> set[bytes]:
     return kinds
 
 
-def _require_whole_jpeg(path: str) -> None:
-    """Of a JPEG file without an end mark in its end, tell what is cut, as OpenCV does not, from what has more."""
-    with open(path, 'rb') as file:
-        if file.read(2) != b'\xff\xd8' or _has_jpeg_end(path):
-            return
+def _is_cut_jpeg(content: bytes) -> bool:
+    """Whether a JPEG file is cut short, which OpenCV fills with grey; one without an end mark may have more behind."""
+    content = bytes(content)
+    if not content.startswith(b'\xff\xd8') or _ends_as_jpeg(content[-64:]):
+        return False
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(content)) as image:
             image.load()
-    except Exception as error:
-        raise DataError(f'{path}: cannot be read as an image ({error}).') from None
+    except Exception:
+        return True
+    return False
 
 
 def _has_jpeg_end(path: str) -> bool:
     with open(path, 'rb') as file:
         file.seek(max(0, os.path.getsize(path) - 64))
-        return file.read().rstrip(b'\0').endswith(b'\xff\xd9')
+        return _ends_as_jpeg(file.read())
+
+
+def _ends_as_jpeg(end: bytes) -> bool:
+    return end.rstrip(b'\0').endswith(b'\xff\xd9')
 
 
 @functools.cache

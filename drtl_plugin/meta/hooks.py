@@ -385,18 +385,18 @@ def _not_finite(runner) -> str:
 DEFAULT_HOOKS = ('NanGuardHook', 'RelationHook', 'FewShotAdaptHook', 'GraphRecordHook')
 
 
-def build_hooks(hook_opts: list[dict]) -> list[MetaTrainerHook]:
+def build_hooks(hook_opts: list[dict]) -> list[Hook]:
     """Build the hooks of an option file.
 
     Args:
         hook_opts (list[dict]): ``{type: name, **arguments}``. Those in ``DEFAULT_HOOKS`` are there anyway; an entry
-            of their type sets their arguments. Others are added.
+            of their type sets their arguments. Others are added, as often as they are written.
 
     Returns:
-        list[MetaTrainerHook]: In order of priority.
+        list[Hook]: In order of priority.
 
     Raises:
-        OptionError: Unknown hook or argument.
+        OptionError: Unknown hook or argument, or two entries of a type in ``DEFAULT_HOOKS``.
     """
     defaults: dict[str, dict] = {name: {} for name in DEFAULT_HOOKS}
     added = []
@@ -416,9 +416,12 @@ def build_hooks(hook_opts: list[dict]) -> list[MetaTrainerHook]:
                 raise unknown(f'argument of {name}', key, known, where)
             if hints.get(key) in (int, float):
                 arguments[key] = number(value, hints[key], f'{where}.{key}')
-        if name in defaults:
-            defaults[name] = arguments
-        else:
+        if name not in defaults:
             added.append((name, arguments))
+        elif name in (other.get('type') for other in hook_opts[:i]):
+            # They share their key of the training state, and what they do to the model.
+            raise OptionError(f'{where}: there can be only one {name}; write its arguments into one entry.')
+        else:
+            defaults[name] = arguments
     hooks = [META_HOOK_REGISTRY.get(name)(**arguments) for name, arguments in [*defaults.items(), *added]]
     return sorted(hooks, key=lambda hook: get_priority(hook.priority))

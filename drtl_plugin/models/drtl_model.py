@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import torch
 from basicsr.archs import build_network
+from basicsr.data import build_dataset
 from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger, tensor2img
 from basicsr.utils.dist_util import master_only
@@ -25,7 +26,6 @@ from torch.utils.tensorboard import SummaryWriter
 
 from drtl_plugin import checkpoints
 from drtl_plugin.acceleration import compile_network, computes_bfloat16, lay_out, training_format
-from drtl_plugin.data.distortion_task_dataset import DistortionTaskDataset
 from drtl_plugin.data.patches import paired_patches
 from drtl_plugin.distributed import average_gradients, broadcast, of_first_process
 from drtl_plugin.errors import DataError, OptionError, unknown
@@ -65,6 +65,10 @@ _NUM_COMPARED = 3
 _NUM_PHOTOGRAPHS = 64
 # Patches of the held-out pairs that early stopping judges by.
 _NUM_HELD_OUT = 32
+
+
+# What the type of datasets.train must have, beside items like those of DistortionTaskDataset.
+EPISODE_INTERFACE = ('options', 'library', 'target_pairs', 'gt_patches')
 
 
 # The last fit and the seconds that it took, by what it was fitted to.
@@ -145,8 +149,9 @@ class DRTLModel(SRModel):
     ``NAME`` (before adaptation), ``NAME_adapted`` (after). ``net_g_adapted`` is saved beside ``net_g``.
 
     Args:
-        opt (dict): BasicSR's options for ``SRModel``, with ``datasets.train`` of type ``DistortionTaskDataset`` and
-            a ``drtl`` section (:class:`drtl_plugin.options.DRTLOptions`). ``train.amp: bf16`` computes networks in
+        opt (dict): BasicSR's options for ``SRModel``, with ``datasets.train`` of type ``DistortionTaskDataset`` (or
+            another registered type with items and attributes like its own, :data:`EPISODE_INTERFACE`) and a ``drtl``
+            section (:class:`drtl_plugin.options.DRTLOptions`). ``train.amp: bf16`` computes networks in
             bfloat16 (autocast) while training and adapting, where the device can; weights stay in single precision.
             ``train.compile`` has ``net_g`` compiled for training.
 
@@ -188,7 +193,7 @@ class DRTLModel(SRModel):
         """``SRModel``'s training settings, the auxiliary tasks, the DRN and the hooks."""
         super().init_training_settings()
         # BasicSR builds the loader's dataset elsewhere; this one, with the same options, feeds the hooks.
-        self.task_data = DistortionTaskDataset(self.opt['datasets']['train'])
+        self.task_data = build_dataset(self.opt['datasets']['train'])
         self.library = self.task_data.library
         self.target_pairs = self.task_data.target_pairs
         self.camera_fit: CameraFit | None = None
@@ -276,7 +281,9 @@ class DRTLModel(SRModel):
             self.optimizers.append(self.optimizer_rates)
         load_path = self.opt['path'].get('pretrain_inner_rates')
         if load_path is not None:
-            self._set_inner_rates(checkpoints.read(load_path, 'path.pretrain_inner_rates')['params'])
+            key = 'path.pretrain_inner_rates'
+            content = checkpoints.read(load_path, key)
+            self._set_inner_rates(checkpoints.weights_in(content, load_path, key, ['params'])[1])
 
     def _set_inner_rates(self, rates: dict[str, Tensor]) -> None:
         """Take rates that were learned before.
@@ -331,7 +338,10 @@ class DRTLModel(SRModel):
     def call_hook(self, stage: str, **arguments) -> None:
         """Call a stage of all hooks, in order of their priorities."""
         for hook in self.hooks:
-            getattr(hook, stage)(self, **arguments)
+            # A plain mmengine hook has all stages but before_optimizer_step.
+            method = getattr(hook, stage, None)
+            if method is not None:
+                method(self, **arguments)
 
     def start(self) -> None:
         """Call the hooks' ``before_train``, once: the DRN and the first graph."""

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from drtl_plugin.data.distortions import bicubic
+from drtl_plugin.errors import OptionError
 from drtl_plugin.meta.learner import Criterion, Precision, gradients_of, trainable_parameters
 from drtl_plugin.progress import progress
 from drtl_plugin.relation.graph import KnowledgeGraph, graph_from_embeddings, uniform_graph
@@ -92,9 +93,17 @@ def relation_estimator(
 
     Returns:
         Callable: The decorator; it returns the function as it is.
+
+    Raises:
+        OptionError: If there is an estimator of this name.
     """
 
     def register(estimate: RelationEstimator) -> RelationEstimator:
+        if name in ESTIMATORS:
+            raise OptionError(
+                f'relation estimator {name!r} of {estimate.__module__}: there is one of this name in '
+                f'{ESTIMATORS[name].__module__}; choose another name.'
+            )
         ESTIMATORS[name] = estimate
         if needs_trained_network:
             NEED_TRAINED_NETWORK.add(name)
