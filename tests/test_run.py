@@ -147,6 +147,28 @@ def test_a_run_that_is_killed_ends_as_one_that_is_not(workdir, long_opt, times):
     assert len(list((workdir / 'experiments/whole/training_states').glob('*.state'))) in (3, 4, 5)
 
 
+def test_a_state_that_a_gpu_saved_resumes_on_the_cpu(workdir, quick_opt, write_opt, monkeypatch):
+    """As older versions saved it, too: with the state of a CUDA generator, of 16 bytes; a CPU's has 5056."""
+    quick_opt['train']['total_iter'] = 4
+    quick_opt['logger']['save_checkpoint_freq'] = 2
+    path = write_opt(quick_opt)
+    assert cli.main(['train', '-opt', path]) == 0
+    root = workdir / 'experiments/drtl_x4'
+    whole = {name: torch.load(root / name, weights_only=True) for name in ('models/net_g_4.pth', 'models/net_r_4.pth')}
+    for file in [*root.glob('*/*_4.pth'), root / 'training_states/4.state']:
+        file.unlink()
+    state = torch.load(root / 'training_states/2.state', weights_only=True)
+    cuda_state = torch.zeros(16, dtype=torch.uint8)
+    state.update(generator=cuda_state, patch_generator=torch.Generator().get_state())
+    state['random']['cuda'] = [cuda_state]
+    with monkeypatch.context() as patch:
+        patch.setattr('torch.serialization.location_tag', lambda storage: 'cuda:0')
+        torch.save(state, root / 'training_states/2.state')
+    monkeypatch.chdir(workdir)
+    assert cli.main(['train', '-opt', path, '--auto_resume']) == 0
+    assert all(equal(torch.load(root / name, weights_only=True), content) for name, content in whole.items())
+
+
 def test_an_error_leaves_no_loader_behind(workdir, long_opt):
     (workdir / 'dice.py').write_text(_DICE_HOOK.replace('noise = ', 'noise = batch_idx // 0 + '))
     path = workdir / 'failing.yml'

@@ -135,8 +135,9 @@ class RelationHook(MetaTrainerHook):
     def _train_drn(self, runner) -> None:
         logger = get_root_logger()
         logger.info(f'Training the DRN on {len(runner.library)} auxiliary tasks, {self.drn_steps} steps.')
-        gt, lq = runner.auxiliary_pairs(self.drn_contents)
-        losses = train_drn(runner.net_r, gt, lq, self.drn_steps, self.drn_lr, self.drn_patches, runner.patch_generator)
+        patch_generator, distortion_generator = runner.generators('DRN training')
+        gt, lq = runner.auxiliary_pairs(self.drn_contents, patch_generator, distortion_generator)
+        losses = train_drn(runner.net_r, gt, lq, self.drn_steps, self.drn_lr, self.drn_patches, patch_generator)
         *_, last = tqdm(losses, total=self.drn_steps, desc='DRN', unit='step', disable=None)
         logger.info(f'The DRN is trained; last loss {last:.3f}.')
         runner.net_r_is_trained = True

@@ -157,8 +157,6 @@ class DRTLModel(SRModel):
             self._fit_camera()
         if self.drtl.adapt.early_stop and self.target_pairs is not None and len(self.target_pairs) < 2:
             raise OptionError('drtl.adapt.early_stop: holding pairs out takes at least 2 pairs; there is 1.')
-        self.generator = torch.Generator(self.device).manual_seed(self.opt['manual_seed'])
-        self.patch_generator = torch.Generator().manual_seed(self.opt['manual_seed'])
         self.graph: KnowledgeGraph | None = None
         self.weights = self._with_fit_share(torch.ones(len(self.library)))
         self.iter, self.max_iters = 0, int(self.opt['train']['total_iter'])
@@ -332,22 +330,49 @@ class DRTLModel(SRModel):
         sequence = np.random.SeedSequence([self.opt['manual_seed'], self.num_update, index])
         return [int(word) >> 1 for word in sequence.generate_state(2, np.uint64)]
 
-    def auxiliary_pairs(self, num: int) -> tuple[Tensor, Tensor]:
+    def generators(self, purpose: str) -> tuple[torch.Generator, torch.Generator]:
+        """New generators, whose draws depend only on ``manual_seed``, the number of updates and the purpose.
+
+        So a training state need not hold a generator's state, which differs in size between CPU and GPU.
+
+        Args:
+            purpose (str): Draws for different purposes are independent.
+
+        Returns:
+            tuple[torch.Generator, torch.Generator]: One on the CPU, which draws patches, and one on the model's
+            device, which draws distortions.
+        """
+        entropy = [self.opt['manual_seed'], self.num_update]
+        sequence = np.random.SeedSequence(entropy, spawn_key=tuple(purpose.encode()))
+        patch_seed, distortion_seed = (int(word) >> 1 for word in sequence.generate_state(2, np.uint64))
+        return (
+            torch.Generator().manual_seed(patch_seed),
+            torch.Generator(self.device).manual_seed(distortion_seed),
+        )
+
+    def auxiliary_pairs(
+        self, num: int, patch_generator: torch.Generator, distortion_generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
         """The same contents under every auxiliary task.
 
         Args:
             num (int): P, number of contents.
+            patch_generator, distortion_generator (torch.Generator): From :meth:`generators`.
 
         Returns:
             tuple[Tensor, Tensor]: gt ``(P, 3, s h, s w)`` and lq ``(N, P, 3, h, w)``.
         """
-        gt = self._auxiliary_gt(self.task_data.gt_patches(num, self.patch_generator))
-        return gt, torch.stack([task(gt, self.generator) for task in self.library.tasks])
+        gt = self._auxiliary_gt(self.task_data.gt_patches(num, patch_generator))
+        return gt, torch.stack([task(gt, distortion_generator) for task in self.library.tasks])
 
     def relation_evidence(self, num: int) -> RelationEvidence:
-        """Auxiliary and target pairs for the relation estimators; ``num`` contents of each."""
-        gt, lq = self.auxiliary_pairs(num)
-        target_lq, target_gt = self._target_patches(num, self.patch_generator)
+        """Auxiliary and target pairs for the relation estimators; ``num`` contents of each.
+
+        They depend on ``manual_seed`` and the number of updates, so a resumed run draws the same ones.
+        """
+        patch_generator, distortion_generator = self.generators('relation evidence')
+        gt, lq = self.auxiliary_pairs(num, patch_generator, distortion_generator)
+        target_lq, target_gt = self._target_patches(num, patch_generator)
         return RelationEvidence(lq, gt, target_lq, target_gt)
 
     def _target_patches(
@@ -644,25 +669,25 @@ class DRTLModel(SRModel):
             checkpoints.save({'params': rates}, Path(self.opt['path']['models'], name))
 
     def save_training_state(self, epoch: int, current_iter: int) -> None:
-        """BasicSR's training state, with the hooks' state and the generators'."""
+        """BasicSR's training state, with the hooks' state and the learned step sizes."""
         super().save_training_state(
             epoch,
             current_iter,
             **self._hook_state,
-            generator=self.generator.get_state(),
-            patch_generator=self.patch_generator.get_state(),
             inner_rates={name: rate.detach() for name, rate in self.inner_rates.items() if self.learns_rates},
         )
 
     def resume_training(self, resume_state: dict) -> None:
-        """Take up BasicSR's training state, the generators', the learned step sizes and the hooks' state.
+        """Take up BasicSR's training state, the learned step sizes and the hooks' state.
+
+        The ``generator`` and ``patch_generator`` that older versions saved are ignored.
 
         Raises:
             OptionError: If it is the state of another model, of other tasks, or of other step sizes.
         """
-        if 'patch_generator' not in resume_state:
+        if 'inner_rates' not in resume_state:
             raise OptionError('path.resume_state is not a training state of a DRTLModel.')
-        rates = resume_state.get('inner_rates', {})
+        rates = resume_state['inner_rates']
         if bool(rates) != self.learns_rates:
             raise OptionError(
                 'drtl.inner.rate_lr: the run to resume did not learn step sizes, or did; leave it as it was.'
@@ -671,8 +696,6 @@ class DRTLModel(SRModel):
         position = ('last_epoch', '_step_count', '_last_lr', 'base_lrs')
         schedulers = [{key: state[key] for key in position} for state in resume_state['schedulers']]
         super().resume_training({**resume_state, 'schedulers': schedulers})
-        self.generator.set_state(resume_state['generator'].cpu())
-        self.patch_generator.set_state(resume_state['patch_generator'].cpu())
         if rates:
             self._set_inner_rates(rates)
         self.num_update = resume_state['iter']

@@ -364,6 +364,34 @@ def test_interrupted_training_goes_on_as_if_it_had_not_been(build, quick_opt, wo
     assert torch.equal(resumed.graph.edges, whole.graph.edges)
 
 
+def test_draws_depend_on_seed_step_and_purpose_alone(build, quick_opt):
+    model, other = build(quick_opt), build(quick_opt)
+    model.relation_evidence(3)  # whatever was drawn before
+
+    def draws(model, purpose='a'):
+        return tuple(torch.rand((), generator=generator).item() for generator in model.generators(purpose))
+
+    found = {draws(model)}
+    assert {draws(model), draws(other)} == found
+    found.add(draws(model, 'b'))
+    model.num_update = 1
+    found.add(draws(model))
+    model.opt['manual_seed'] += 1
+    found.add(draws(model))
+    assert len({number for pair in found for number in pair}) == 8
+    model.num_update, model.opt['manual_seed'] = other.num_update, other.opt['manual_seed']
+    evidence = [vars(model.relation_evidence(3)).values() for model in (model, other)]
+    assert all(map(torch.equal, *evidence))
+
+
+def test_states_hold_nothing_of_a_device(build, quick_opt):
+    model = build(quick_opt)
+    model.feed_data(episodes(model, [0, 1]))
+    model.save(epoch=0, current_iter=1)
+    state = torch.load(f'{model.opt["path"]["training_states"]}/1.state', weights_only=True)
+    assert not [key for key in state if 'generator' in key]
+
+
 def test_checkpointing_takes_the_same_step(build, quick_opt):
     quick_opt['drtl'].update(pipeline='meta', hooks=[])
     quick_opt['drtl']['weighting'].update(relation='uniform')
