@@ -404,7 +404,10 @@ class DRTLModel(SRModel):
         return weights
 
     def precision(self) -> torch.autocast:
-        """The context that networks are trained in, by ``train.amp``: autocast to bfloat16, or plain."""
+        """The context for a forward pass and its loss, by ``train.amp``: autocast to bfloat16, or plain.
+
+        Backward passes run outside of it: autograd computes each gradient in the type of its forward operation.
+        """
         # Weights change between the inner loop's forward passes: no copies of them may be kept.
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp, cache_enabled=False)
 
@@ -433,13 +436,13 @@ class DRTLModel(SRModel):
         sampling = self.drtl.weighting.mode == 'sampling'
         weights = [1.0 if sampling else self.weights[task].item() for task in self.episode_tasks]
         step = self._pretrain_step if self.drtl.pipeline == 'pretrain' else self._meta_step
-        with self.precision():
-            losses = step(weights)
-            if self.drtl.target_weight > 0:
-                lq, gt = self.target_batch
+        losses = step(weights)
+        if self.drtl.target_weight > 0:
+            lq, gt = self.target_batch
+            with self.precision():
                 loss, _ = self._losses(self.net_g(lq), gt)
-                (self.drtl.target_weight * loss).backward()
-                losses['l_target'] = loss.detach()
+            (self.drtl.target_weight * loss).backward()
+            losses['l_target'] = loss.detach()
         average_gradients(self.trained_parameters())
         self.losses_of_step = losses
         self.log_dict = OrderedDict(**losses, effective_tasks=effective_number(self.weights))
@@ -466,30 +469,30 @@ class DRTLModel(SRModel):
 
     def _pretrain_step(self, weights: list[float]) -> OrderedDict:
         """``g = (1/N) Σ w_i ∇L_i(θ)`` (arXiv 2111.13078, pre-training pipeline), over all patches of the episodes."""
-        output = self.net_g(self.episode_lq.flatten(0, 1))
         # With equal weights, one loss over all patches, as SRModel takes it, is the mean of the tasks' losses, unless
         # losses are sums.
         averaged = (self.opt['train'].get('pixel_opt') or {}).get('reduction', 'mean') == 'mean'
-        if averaged and all(weight == 1 for weight in weights):
-            total, losses = self._losses(output, self.episode_gt.flatten(0, 1))
-            total.backward()
-            return OrderedDict((name, loss.detach()) for name, loss in losses.items())
         log: OrderedDict = OrderedDict()
-        total = 0
-        for weight, out, gt in zip(weights, output.view_as(self.episode_gt), self.episode_gt):
-            loss, losses = self._losses(out, gt)
-            total = total + weight / len(weights) * loss
-            for name, value in losses.items():
-                log[name] = log.get(name, 0) + value.detach() / len(weights)
+        with self.precision():
+            output = self.net_g(self.episode_lq.flatten(0, 1))
+            if averaged and all(weight == 1 for weight in weights):
+                total, log = self._losses(output, self.episode_gt.flatten(0, 1))
+            else:
+                total = 0
+                for weight, out, gt in zip(weights, output.view_as(self.episode_gt), self.episode_gt):
+                    loss, losses = self._losses(out, gt)
+                    total = total + weight / len(weights) * loss
+                    for name, value in losses.items():
+                        log[name] = log.get(name, 0) + value.detach() / len(weights)
         total.backward()
-        return log
+        return OrderedDict((name, value.detach()) for name, value in log.items())
 
     def _meta_step(self, weights: list[float]) -> OrderedDict:
         """``g = (1/B) Σ w_i ∇_θ L_i^qry(θ_i')`` (arXiv 2111.13078, meta-learning pipeline), task by task."""
         inner = self.drtl.inner
         net = self.get_bare_model(self.net_g)
         parameters = trainable_parameters(net)
-        loss = functional_loss(net, self.criterion)
+        loss = functional_loss(net, self.criterion, self.precision)
         mean_query_loss = 0
         for weight, lq, gt in zip(weights, self.episode_lq, self.episode_gt):
             support, query = ((lq[part], gt[part]) for part in (slice(self.num_support), slice(self.num_support, None)))

@@ -1,6 +1,7 @@
 import copy
 import dataclasses
 from collections import OrderedDict
+from typing import ClassVar
 from unittest import mock
 
 import cv2
@@ -19,6 +20,7 @@ from drtl_plugin.meta.learner import functional_loss, outer_gradient, trainable_
 from drtl_plugin.models import drtl_model
 from drtl_plugin.models.drtl_model import DRTLModel
 from drtl_plugin.options import load_option_file, parse_options
+from drtl_plugin.relation.estimators import ESTIMATORS, RelationQuestion
 from drtl_plugin.relation.graph import KnowledgeGraph
 from tests.fetches import watch_fetches
 from tests.test_options import arguments
@@ -41,6 +43,23 @@ def build(workdir, write_opt):
 def episodes(model: DRTLModel, tasks: list[int]) -> dict:
     batch = default_collate([model.task_data[i] for i in range(len(tasks))])
     return {**batch, 'task': torch.tensor(tasks)}
+
+
+class AutocastRecord(torch.autograd.Function):
+    """The identity, which records whether autocast is on in forward and backward passes."""
+
+    forwards: ClassVar[list[bool]] = []
+    backwards: ClassVar[list[bool]] = []
+
+    @staticmethod
+    def forward(ctx, x):
+        AutocastRecord.forwards.append(torch.is_autocast_enabled('cpu'))
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        AutocastRecord.backwards.append(torch.is_autocast_enabled('cpu'))
+        return gradient
 
 
 def parameters(net: nn.Module) -> torch.Tensor:
@@ -500,6 +519,53 @@ class TestBfloat16:
         assert not torch.equal(single, half)
         # 8 bits of mantissa: 2^-8 a rounding
         assert (half - single).norm() < 0.05 * single.norm()
+
+    @pytest.mark.parametrize(
+        ('pipeline', 'algorithm', 'checkpoint'),
+        [
+            ('pretrain', 'fomaml', False),
+            ('meta', 'fomaml', False),
+            ('meta', 'maml', False),
+            ('meta', 'maml', True),
+            ('meta', 'reptile', False),
+        ],
+    )
+    @pytest.mark.parametrize('weights', [(1.0, 1.0), (0.5, 1.5)])
+    def test_backward_passes_run_outside_autocast(
+        self, build, quick_opt, monkeypatch, pipeline, algorithm, checkpoint, weights
+    ):
+        """In steps with their target term, in the relations that take gradients, and in adaptation."""
+        monkeypatch.setattr(AutocastRecord, 'forwards', [])
+        monkeypatch.setattr(AutocastRecord, 'backwards', [])
+        quick_opt['train']['amp'] = 'bf16'
+        quick_opt['drtl'].update(pipeline=pipeline, hooks=[], target_weight=0.5)
+        quick_opt['drtl']['inner'].update(algorithm=algorithm, steps=2, checkpoint=checkpoint)
+        quick_opt['drtl']['weighting']['relation'] = 'transfer'
+        model = build(quick_opt)
+        model.net_g.register_forward_hook(lambda net, inputs, output: AutocastRecord.apply(output))
+        model.net_g_ema.register_forward_hook(lambda net, inputs, output: AutocastRecord.apply(output))
+        model._started = True
+        model.weights = torch.tensor([*weights, 1.0, 1.0])
+
+        def assert_only_forward_passes_were_in_it():
+            assert AutocastRecord.forwards and all(AutocastRecord.forwards)
+            assert AutocastRecord.backwards and not any(AutocastRecord.backwards)
+            AutocastRecord.forwards.clear()
+            AutocastRecord.backwards.clear()
+
+        model.feed_data(episodes(model, [0, 1]))
+        model.optimize_parameters(1)
+        assert_only_forward_passes_were_in_it()
+        evidence = model.relation_evidence(4)
+        ask = RelationQuestion(
+            *(model.library.labels, lambda: evidence, None, model.net_g, model.criterion, 1),
+            precision=model.precision,
+        )
+        for relation in ('gradient', 'transfer'):
+            ESTIMATORS[relation](ask)
+            assert_only_forward_passes_were_in_it()
+        model.adapt_to_target()
+        assert_only_forward_passes_were_in_it()
 
     def test_adaptation_and_relations_use_it(self, build, quick_opt):
         results = []
