@@ -42,7 +42,7 @@ from drtl_plugin.errors import DRTLError, OptionError, unknown
 from drtl_plugin.options import number
 from drtl_plugin.relation.drn_training import train_drn
 from drtl_plugin.relation.estimators import ESTIMATORS, NEED_TRAINED_NETWORK, RelationQuestion
-from drtl_plugin.relation.graph import KnowledgeGraph, relation_table
+from drtl_plugin.relation.graph import KnowledgeGraph, NonFiniteRelationError, relation_table
 
 META_HOOK_REGISTRY = Registry('meta_hook')
 
@@ -72,7 +72,8 @@ class RelationHook(MetaTrainerHook):
 
     For the relation ``embedding`` it first trains the DRN, unless ``path.pretrain_network_r`` names one, and keeps it
     as ``models/net_r_0.pth``. It measures the graph before training (``gradient`` and ``transfer`` only where
-    ``path.pretrain_network_g`` names a network that has learned something) and every ``interval`` iterations.
+    ``path.pretrain_network_g`` names a network that has learned something) and every ``interval`` iterations. A
+    relation that is not finite ends the run before training; during training, it is warned of and the weights stay.
 
     Args:
         interval (int): Iterations between two measurements, each as dear as some hundred. Default: 10000.
@@ -144,7 +145,11 @@ class RelationHook(MetaTrainerHook):
         runner.save_network(runner.net_r, 'net_r', 0)
 
     def measure(self, runner) -> None:
-        """Measure the graph, and set the model's graph and weights."""
+        """Measure the graph, and set the model's graph and weights.
+
+        Raises:
+            NonFiniteRelationError: If a relation is NaN or infinite; graph and weights stay as they are.
+        """
         estimate = ESTIMATORS[runner.drtl.weighting.relation]
         question = RelationQuestion(
             runner.library.labels,
@@ -159,9 +164,12 @@ class RelationHook(MetaTrainerHook):
         runner.set_graph(of_first_process(lambda: estimate(question)))
 
     def after_train_iter(self, runner, batch_idx: int, data_batch: DATA_BATCH = None, outputs=None) -> None:
-        """Measure the graph anew every ``interval`` iterations."""
+        """Measure the graph anew every ``interval`` iterations; where it is not finite, the weights stay."""
         if runner.target_pairs is not None and self.every_n_train_iters(runner, self.interval):
-            self.measure(runner)
+            try:
+                self.measure(runner)
+            except NonFiniteRelationError as error:
+                get_root_logger().warning(f'iteration {batch_idx + 1}: {error} The weights stay as they are.')
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         """Put the graph's labels and edges into the training state."""

@@ -15,12 +15,13 @@ from torch import nn
 from torch._dynamo import lookup_backend
 from torch.utils.data import default_collate
 
+from drtl_plugin import cli
 from drtl_plugin.errors import DataError, OptionError
 from drtl_plugin.meta.learner import functional_loss, outer_gradient, trainable_parameters
 from drtl_plugin.models import drtl_model
 from drtl_plugin.models.drtl_model import DRTLModel
 from drtl_plugin.options import load_option_file, parse_options
-from drtl_plugin.relation.estimators import ESTIMATORS, RelationQuestion
+from drtl_plugin.relation.estimators import ESTIMATORS, RelationQuestion, relation_estimator
 from drtl_plugin.relation.graph import KnowledgeGraph
 from tests.fetches import watch_fetches
 from tests.test_options import arguments
@@ -342,6 +343,47 @@ class TestRelation:
         model.optimize_parameters(1)
         assert model.graph is None
         assert torch.equal(model.weights, torch.ones(4))
+
+    def test_a_measurement_that_is_not_finite_leaves_the_weights_in_training(self, build, quick_opt, monkeypatch):
+        warnings = []
+        monkeypatch.setattr(get_root_logger(), 'warning', warnings.append)
+        quick_opt['drtl']['weighting']['mode'] = 'sampling'
+        model = build(quick_opt)
+        model.feed_data(episodes(model, [0, 1]))
+        graph, weights = model.graph, model.weights
+        distort = type(model.library.tasks[2]).__call__
+
+        def spoilt(task, gt, generator):
+            return distort(task, gt, generator) * (float('nan') if task is model.library.tasks[2] else 1)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(type(model.library.tasks[2]), '__call__', spoilt)
+            for step in (1, 2):
+                model.optimize_parameters(step)
+        assert model.graph is graph and model.weights is weights
+        (line,) = warnings
+        name = model.library.labels[2]
+        assert line.startswith(f'iteration 2: drtl.weighting.relation: the relation measured for {name} is not finite')
+        for step in (3, 4):
+            model.feed_data(episodes(model, [0, 1]))
+            model.optimize_parameters(step)
+        assert model.graph is not graph
+        assert len(warnings) == 1
+
+    def test_a_measurement_that_is_not_finite_is_refused_before_training(self, workdir, quick_opt, write_opt, capsys):
+        @relation_estimator('broken')
+        def broken(question):
+            edges = torch.eye(5)
+            edges[-1, 1] = edges[1, -1] = float('nan')
+            return KnowledgeGraph(tuple(question.labels), edges)
+
+        quick_opt['drtl']['weighting'].update(relation='broken', mode='sampling')
+        try:
+            assert cli.main(['train', '-opt', write_opt(quick_opt)]) == 2
+        finally:
+            del ESTIMATORS['broken']
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert error.startswith('basicsr: error: drtl.weighting.relation: the relation measured for gaussian_blur')
 
     def test_graph_sets_weights_by_the_options(self, build, quick_opt):
         quick_opt['drtl']['weighting'].update(temperature=1.0, floor=0.0)
