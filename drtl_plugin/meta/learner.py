@@ -133,7 +133,7 @@ def inner_loop(
     return adapted
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class OuterGradient:
     """What an episode says.
 

@@ -54,7 +54,7 @@ _BAND = (0.1, 0.35)
 _WORTHWHILE = 0.05
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CameraFit:
     """A fitted camera, which degrades other photographs as the camera would.
 
@@ -281,7 +281,7 @@ def _fit_correction(
     return correction, share_left(correction, parts), left_of_unseen
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Equations:
     """Normal equations of the kernel over a part of the pairs, for each colour.
 

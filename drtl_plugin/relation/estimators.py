@@ -32,7 +32,7 @@ from drtl_plugin.meta.learner import Criterion, Precision, gradients_of, trainab
 from drtl_plugin.relation.graph import KnowledgeGraph, graph_from_embeddings, require_finite, uniform_graph
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RelationEvidence:
     """Pairs that an estimator looks at.
 
@@ -48,7 +48,7 @@ class RelationEvidence:
     target_gt: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RelationQuestion:
     """What an estimator may use; each uses what it needs.
 

@@ -44,7 +44,7 @@ def require_finite(labels: Iterable[str], finite: Tensor) -> None:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class KnowledgeGraph:
     """Auxiliary tasks and the target as nodes, their relations as edges.
 
