@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import errno
+import copy
 import functools
 import importlib
 import logging
@@ -13,10 +13,14 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Collection, Iterator
+from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType, ModuleType
 
+import filelock
 from basicsr.utils import AvgTimer, MessageLogger, set_random_seed
 from torch import distributed
 from torch.utils.data import Sampler
@@ -26,12 +30,6 @@ from drtl_plugin.compat import restore_wandb_generate_id
 from drtl_plugin.distributed import any_process
 from drtl_plugin.errors import DataError
 from drtl_plugin.progress import Pulse, aside, seconds_aside, to_stderr
-
-try:
-    import fcntl
-except ImportError:  # Windows: nothing keeps two runs of a name apart there
-    fcntl = None
-
 
 # Seconds in which a second signal is taken for the first one again.
 _SAME_SIGNAL = 2
@@ -90,37 +88,41 @@ class Interrupted(SystemExit):
 
 @contextlib.contextmanager
 def exclusive(folder: str | Path, name: str) -> Iterator[None]:
-    """Keep a name to this process for as long as the context lasts, or the process lives.
+    """Keep a name to this run for as long as the context lasts, or the process lives.
+
+    Where the file system has no locks, nothing keeps two runs of a name apart.
 
     Args:
         folder (str | Path): Of the runs of all names; it is created where it is missing.
         name (str): Of the run.
 
     Raises:
-        DataError: If another process has the name, or the folder cannot be written.
+        DataError: If another run, in this process or another one, has the name, or the folder cannot be written.
     """
-    path = Path(folder, f'.{name}.lock')
+    # Beside the lock, since Windows lets nobody else read a file that is locked.
+    owner = Path(folder, f'.{name}.owner')
+    # Forked loader processes that outlive a killed run do not keep the lock: filelock closes it in them.
+    lock = filelock.FileLock(Path(folder, f'.{name}.lock'), timeout=0, fallback_to_soft=False)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, 'a+', encoding='utf-8')  # noqa: SIM115  open for as long as the name is ours
+        owner.parent.mkdir(parents=True, exist_ok=True)
+        with open(owner, 'a', encoding='utf-8'):
+            pass
     except OSError as error:
         raise DataError(f'{folder}: cannot be written ({error.strerror}); run it in a folder of your own.') from None
-    with file:
-        if fcntl is not None:
-            try:
-                # Of the process, not of the file: loader processes that outlive a killed run don't keep it.
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                file.seek(0)
-                if error.errno in (errno.EAGAIN, errno.EACCES):  # others: the file system knows no locks
-                    raise DataError(
-                        f'{Path(folder, name)}: another run of this name ({file.read().strip()}) is at work; wait for '
-                        'it, stop it, or choose another name.'
-                    ) from None
-        file.truncate(0)
-        file.write(f'process {os.getpid()} of {socket.gethostname()}')
-        file.flush()
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise DataError(
+            f'{Path(folder, name)}: another run of this name ({owner.read_text(encoding="utf-8")}) is at work; wait '
+            'for it, stop it, or choose another name.'
+        ) from None
+    except OSError:  # the file system knows no locks
+        pass
+    try:
+        owner.write_text(f'process {os.getpid()} of {socket.gethostname()}', encoding='utf-8')
         yield
+    finally:
+        lock.release()
 
 
 class TrainingRun:
@@ -150,6 +152,7 @@ class TrainingRun:
         self._validated_at: dict = {}  # iteration of the last validation by loader
         self._tb_logger = None
         self._sampler: Sampler | None = None
+        self._loader_processes: weakref.WeakSet[BaseProcess] = weakref.WeakSet()
         self._first_iter: int | None = None  # of this process; None before there is any
         self._may_stop_now = False  # in validation, adaptation included, which changes nothing that is saved
         self._signal: signal.Signals | None = None
@@ -186,7 +189,7 @@ class TrainingRun:
         self._stack.close()
         if kind is not Interrupted:  # else the process is to end by its exit code, not by the signal once more
             self._restore_signals()
-        _end_loaders()
+        _end_loaders(self._loader_processes)
         if self._tb_logger is not None:
             self._tb_logger.close()
 
@@ -220,6 +223,7 @@ class TrainingRun:
         loader = build(*arguments, **options)
         if loader.num_workers:
             loader.worker_init_fn = _StayThroughSignals(loader.worker_init_fn)
+            loader.multiprocessing_context = _noting_context(self._loader_processes)
         return loader
 
     def _build_model(self, build, opt: dict):
@@ -366,9 +370,26 @@ def _is_not_about_training(record: logging.LogRecord) -> bool:
     return not str(record.msg).startswith(('Start training from', 'End of training.', 'Save the latest model.'))
 
 
-def _end_loaders() -> None:
-    """End the loader processes: an error, or a prefetcher, leaves them waiting for work, and Python waits for them."""
-    loaders = [child for child in multiprocessing.active_children() if child.daemon]
+def _noting_context(processes: weakref.WeakSet[BaseProcess]) -> BaseContext:
+    """The context that processes are started in by default, which also adds each of them to a set."""
+    context = copy.copy(multiprocessing.get_context())
+    make_process = context.Process
+
+    def make_and_note(*args, **kwargs) -> BaseProcess:
+        process = make_process(*args, **kwargs)
+        processes.add(process)
+        return process
+
+    context.Process = make_and_note
+    return context
+
+
+def _end_loaders(started: Collection[BaseProcess]) -> None:
+    """End the loader processes that a run has started, and no others.
+
+    After an error, or with a prefetcher, they wait for work, and Python would wait for them.
+    """
+    loaders = [child for child in multiprocessing.active_children() if child in started]
     if not loaders or threading.current_thread() is not threading.main_thread():
         return
     # torch would raise the death of a loader as an error. (Windows has no such signal.)

@@ -18,7 +18,7 @@ from drtl_plugin.errors import DataError, OptionError, registered
 from drtl_plugin.options import load_option_file, number
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TrainedNetwork:
     """A network with its weights.
 

@@ -7,6 +7,7 @@ import os
 import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -150,6 +151,28 @@ def test_a_run_that_is_killed_ends_as_one_that_is_not(workdir, long_opt, times):
     assert len(list((workdir / 'experiments/whole/training_states').glob('*.state'))) in (3, 4, 5)
 
 
+def test_a_state_that_a_gpu_saved_resumes_on_the_cpu(workdir, quick_opt, write_opt, monkeypatch):
+    """As older versions saved it, too: with the state of a CUDA generator, of 16 bytes; a CPU's has 5056."""
+    quick_opt['train']['total_iter'] = 4
+    quick_opt['logger']['save_checkpoint_freq'] = 2
+    path = write_opt(quick_opt)
+    assert cli.main(['train', '-opt', path]) == 0
+    root = workdir / 'experiments/drtl_x4'
+    whole = {name: torch.load(root / name, weights_only=True) for name in ('models/net_g_4.pth', 'models/net_r_4.pth')}
+    for file in [*root.glob('*/*_4.pth'), root / 'training_states/4.state']:
+        file.unlink()
+    state = torch.load(root / 'training_states/2.state', weights_only=True)
+    cuda_state = torch.zeros(16, dtype=torch.uint8)
+    state.update(generator=cuda_state, patch_generator=torch.Generator().get_state())
+    state['random']['cuda'] = [cuda_state]
+    with monkeypatch.context() as patch:
+        patch.setattr('torch.serialization.location_tag', lambda storage: 'cuda:0')
+        torch.save(state, root / 'training_states/2.state')
+    monkeypatch.chdir(workdir)
+    assert cli.main(['train', '-opt', path, '--auto_resume']) == 0
+    assert all(equal(torch.load(root / name, weights_only=True), content) for name, content in whole.items())
+
+
 def test_an_error_leaves_no_loader_behind(workdir, long_opt):
     (workdir / 'dice.py').write_text(_DICE_HOOK.replace('noise = ', 'noise = batch_idx // 0 + '))
     path = workdir / 'failing.yml'
@@ -158,6 +181,41 @@ def test_an_error_leaves_no_loader_behind(workdir, long_opt):
     process.join(60)
     assert process.exitcode == 1, (workdir / 'output.txt').read_text()
     wait_for_the_end_of(process)
+
+
+# A process that has a pool of its own beside a run, as a notebook may; a pool whose worker was killed never ends.
+_NOTEBOOK = """
+import multiprocessing, os, sys
+from drtl_plugin import cli
+
+try:
+    pool = multiprocessing.get_context('fork').Pool(1)
+    worker = pool.apply(os.getpid)
+    try:
+        print('code', cli.main(sys.argv[1:]))
+    except ZeroDivisionError:
+        print('failed')
+    print('only the pool is left:', [process.pid for process in multiprocessing.active_children()] == [worker])
+    print('the pool works:', pool.apply_async(os.getpid).get(timeout=10) == worker)
+finally:
+    for process in multiprocessing.active_children():
+        process.kill()
+    sys.stdout.flush()
+    os._exit(0)
+"""
+
+
+@pytest.mark.parametrize('fails', [False, True])
+@pytest.mark.parametrize('prefetch_mode', [None, 'cpu'])
+def test_a_run_ends_its_own_loaders_and_no_other_process(workdir, quick_opt, write_opt, fails, prefetch_mode):
+    quick_opt['datasets']['train'].update(num_worker_per_gpu=1, prefetch_mode=prefetch_mode)
+    quick_opt['val'] = None
+    if fails:
+        quick_opt['drtl']['hooks'].append({'type': 'DiceHook'})
+    (workdir / 'dice.py').write_text(_DICE_HOOK.replace('noise = ', 'noise = batch_idx // 0 + '))
+    command = [sys.executable, '-c', _NOTEBOOK, 'train', '-opt', write_opt(quick_opt), '--import', 'dice']
+    output = subprocess.run(command, capture_output=True, text=True, timeout=100).stdout.strip().splitlines()
+    assert output[-3:] == ['failed' if fails else 'code 0', 'only the pool is left: True', 'the pool works: True']
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
@@ -279,6 +337,44 @@ def test_the_second_run_of_a_name_is_turned_away(workdir, quick_opt, write_opt, 
         assert not (workdir / 'experiments/drtl_x4').exists()
         other.kill()
     assert cli.main(['train', '-opt', path]) == 0
+
+
+def test_a_name_is_given_once_in_a_process_and_given_back(workdir):
+    owner = rf'process {os.getpid()} of {re.escape(socket.gethostname())}'
+    with (
+        exclusive('experiments', 'x'),
+        exclusive('experiments', 'y'),
+        pytest.raises(DataError, match=rf'experiments/x: another run of this name \({owner}\) is at work'),
+        exclusive('experiments', 'x'),
+    ):
+        pass
+    with pytest.raises(KeyError), exclusive('experiments', 'x'):
+        raise KeyError
+    with exclusive('experiments', 'x'):
+        pass
+
+
+def test_a_loader_that_outlives_a_killed_run_does_not_keep_its_name(workdir):
+    script = 'import os, time; from drtl_plugin.run import exclusive\nwith exclusive("experiments", "x"):\n'
+    script += '    child = os.fork()\n    if child: print(child, flush=True)\n    time.sleep(60)'
+    with subprocess.Popen([sys.executable, '-c', script], stdout=-1) as run:
+        child = int(run.stdout.readline())
+        run.kill()
+        run.wait()
+        with exclusive('experiments', 'x'):
+            os.kill(child, signal.SIGKILL)  # fails if it has ended already
+
+
+@pytest.mark.parametrize('number', [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_will_do(workdir, monkeypatch, number):
+    def flock(file, operation):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr('fcntl.flock', flock)
+    with exclusive('experiments', 'x'):
+        assert Path('experiments').is_dir()
+    with exclusive('experiments', 'x'):  # nothing of the first is left that would count as a lock
+        pass
 
 
 def test_a_folder_that_cannot_be_written_is_named(workdir):

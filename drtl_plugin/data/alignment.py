@@ -28,7 +28,7 @@ _MARGIN = 0.05
 _HOPELESS = 0.6
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Alignment:
     """Where the low-quality image lies in the reduced ground truth.
 

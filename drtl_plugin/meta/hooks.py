@@ -43,7 +43,7 @@ from drtl_plugin.options import number
 from drtl_plugin.progress import aside, progress, stage
 from drtl_plugin.relation.drn_training import train_drn
 from drtl_plugin.relation.estimators import ESTIMATORS, NEED_TRAINED_NETWORK, RelationQuestion
-from drtl_plugin.relation.graph import KnowledgeGraph, relation_table
+from drtl_plugin.relation.graph import KnowledgeGraph, NonFiniteRelationError, relation_table
 
 META_HOOK_REGISTRY = Registry('meta_hook')
 
@@ -73,7 +73,8 @@ class RelationHook(MetaTrainerHook):
 
     For the relation ``embedding`` it first trains the DRN, unless ``path.pretrain_network_r`` names one, and keeps it
     as ``models/net_r_0.pth``. It measures the graph before training (``gradient`` and ``transfer`` only where
-    ``path.pretrain_network_g`` names a network that has learned something) and every ``interval`` iterations.
+    ``path.pretrain_network_g`` names a network that has learned something) and every ``interval`` iterations. A
+    relation that is not finite ends the run before training; during training, it is warned of and the weights stay.
 
     Args:
         interval (int): Iterations between two measurements, each as dear as some hundred. Default: 10000.
@@ -135,16 +136,20 @@ class RelationHook(MetaTrainerHook):
     @master_only
     def _train_drn(self, runner) -> None:
         with stage(f'Training the DRN ({len(runner.library)} auxiliary tasks, {self.drn_steps} steps)'):
-            gt, lq = runner.auxiliary_pairs(self.drn_contents)
-            generator = runner.patch_generator
-            losses = train_drn(runner.net_r, gt, lq, self.drn_steps, self.drn_lr, self.drn_patches, generator)
+            patch_generator, distortion_generator = runner.generators('DRN training')
+            gt, lq = runner.auxiliary_pairs(self.drn_contents, patch_generator, distortion_generator)
+            losses = train_drn(runner.net_r, gt, lq, self.drn_steps, self.drn_lr, self.drn_patches, patch_generator)
             *_, last = progress(losses, 'DRN', self.drn_steps)
         get_root_logger().info(f'The DRN is trained; last loss {last:.3f}.')
         runner.net_r_is_trained = True
         runner.save_network(runner.net_r, 'net_r', 0)
 
     def measure(self, runner) -> None:
-        """Measure the graph, and set the model's graph and weights."""
+        """Measure the graph, and set the model's graph and weights.
+
+        Raises:
+            NonFiniteRelationError: If a relation is NaN or infinite; graph and weights stay as they are.
+        """
         relation = runner.drtl.weighting.relation
         estimate = ESTIMATORS[relation]
         question = RelationQuestion(
@@ -161,9 +166,12 @@ class RelationHook(MetaTrainerHook):
             runner.set_graph(of_first_process(lambda: estimate(question)))
 
     def after_train_iter(self, runner, batch_idx: int, data_batch: DATA_BATCH = None, outputs=None) -> None:
-        """Measure the graph anew every ``interval`` iterations."""
+        """Measure the graph anew every ``interval`` iterations; where it is not finite, the weights stay."""
         if runner.target_pairs is not None and self.every_n_train_iters(runner, self.interval):
-            self.measure(runner)
+            try:
+                self.measure(runner)
+            except NonFiniteRelationError as error:
+                get_root_logger().warning(f'iteration {batch_idx + 1}: {error} The weights stay as they are.')
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         """Put the graph's labels and edges into the training state."""

@@ -201,8 +201,6 @@ class DRTLModel(SRModel):
             self._fit_camera()
         if self.drtl.adapt.early_stop and self.target_pairs is not None and len(self.target_pairs) < 2:
             raise OptionError('drtl.adapt.early_stop: holding pairs out takes at least 2 pairs; there is 1.')
-        self.generator = torch.Generator(self.device).manual_seed(self.opt['manual_seed'])
-        self.patch_generator = torch.Generator().manual_seed(self.opt['manual_seed'])
         self.graph: KnowledgeGraph | None = None
         self.weights = self._with_fit_share(torch.ones(len(self.library)))
         self.iter, self.max_iters = 0, int(self.opt['train']['total_iter'])
@@ -382,22 +380,49 @@ class DRTLModel(SRModel):
         sequence = np.random.SeedSequence([self.opt['manual_seed'], self.num_update, index])
         return [int(word) >> 1 for word in sequence.generate_state(2, np.uint64)]
 
-    def auxiliary_pairs(self, num: int) -> tuple[Tensor, Tensor]:
+    def generators(self, purpose: str) -> tuple[torch.Generator, torch.Generator]:
+        """New generators, whose draws depend only on ``manual_seed``, the number of updates and the purpose.
+
+        So a training state need not hold a generator's state, which differs in size between CPU and GPU.
+
+        Args:
+            purpose (str): Draws for different purposes are independent.
+
+        Returns:
+            tuple[torch.Generator, torch.Generator]: One on the CPU, which draws patches, and one on the model's
+            device, which draws distortions.
+        """
+        entropy = [self.opt['manual_seed'], self.num_update]
+        sequence = np.random.SeedSequence(entropy, spawn_key=tuple(purpose.encode()))
+        patch_seed, distortion_seed = (int(word) >> 1 for word in sequence.generate_state(2, np.uint64))
+        return (
+            torch.Generator().manual_seed(patch_seed),
+            torch.Generator(self.device).manual_seed(distortion_seed),
+        )
+
+    def auxiliary_pairs(
+        self, num: int, patch_generator: torch.Generator, distortion_generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
         """The same contents under every auxiliary task.
 
         Args:
             num (int): P, number of contents.
+            patch_generator, distortion_generator (torch.Generator): From :meth:`generators`.
 
         Returns:
             tuple[Tensor, Tensor]: gt ``(P, 3, s h, s w)`` and lq ``(N, P, 3, h, w)``.
         """
-        gt = self._auxiliary_gt(self.task_data.gt_patches(num, self.patch_generator))
-        return gt, torch.stack([task(gt, self.generator) for task in self.library.tasks])
+        gt = self._auxiliary_gt(self.task_data.gt_patches(num, patch_generator))
+        return gt, torch.stack([task(gt, distortion_generator) for task in self.library.tasks])
 
     def relation_evidence(self, num: int) -> RelationEvidence:
-        """Auxiliary and target pairs for the relation estimators; ``num`` contents of each."""
-        gt, lq = self.auxiliary_pairs(num)
-        target_lq, target_gt = self._target_patches(num, self.patch_generator)
+        """Auxiliary and target pairs for the relation estimators; ``num`` contents of each.
+
+        They depend on ``manual_seed`` and the number of updates, so a resumed run draws the same ones.
+        """
+        patch_generator, distortion_generator = self.generators('relation evidence')
+        gt, lq = self.auxiliary_pairs(num, patch_generator, distortion_generator)
+        target_lq, target_gt = self._target_patches(num, patch_generator)
         return RelationEvidence(lq, gt, target_lq, target_gt)
 
     def _target_patches(
@@ -429,7 +454,10 @@ class DRTLModel(SRModel):
         return weights
 
     def precision(self) -> torch.autocast:
-        """The context that networks are trained in, by ``train.amp``: autocast to bfloat16, or plain."""
+        """The context for a forward pass and its loss, by ``train.amp``: autocast to bfloat16, or plain.
+
+        Backward passes run outside of it: autograd computes each gradient in the type of its forward operation.
+        """
         # Weights change between the inner loop's forward passes: no copies of them may be kept.
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp, cache_enabled=False)
 
@@ -458,13 +486,13 @@ class DRTLModel(SRModel):
         sampling = self.drtl.weighting.mode == 'sampling'
         weights = [1.0 if sampling else self.weights[task].item() for task in self.episode_tasks]
         step = self._pretrain_step if self.drtl.pipeline == 'pretrain' else self._meta_step
-        with self.precision():
-            losses = step(weights)
-            if self.drtl.target_weight > 0:
-                lq, gt = self.target_batch
+        losses = step(weights)
+        if self.drtl.target_weight > 0:
+            lq, gt = self.target_batch
+            with self.precision():
                 loss, _ = self._losses(self.net_g(lq), gt)
-                (self.drtl.target_weight * loss).backward()
-                losses['l_target'] = loss.detach()
+            (self.drtl.target_weight * loss).backward()
+            losses['l_target'] = loss.detach()
         average_gradients(self.trained_parameters())
         self.losses_of_step = losses
         self.log_dict = OrderedDict(**losses, effective_tasks=effective_number(self.weights))
@@ -494,23 +522,23 @@ class DRTLModel(SRModel):
 
         The paper (arXiv 2111.13078) names this pipeline; the formula is our reconstruction.
         """
-        output = self.net_g(self.episode_lq.flatten(0, 1))
         # With equal weights, one loss over all patches, as SRModel takes it, is the mean of the tasks' losses, unless
         # losses are sums.
         averaged = (self.opt['train'].get('pixel_opt') or {}).get('reduction', 'mean') == 'mean'
-        if averaged and all(weight == 1 for weight in weights):
-            total, losses = self._losses(output, self.episode_gt.flatten(0, 1))
-            total.backward()
-            return OrderedDict((name, loss.detach()) for name, loss in losses.items())
         log: OrderedDict = OrderedDict()
-        total = 0
-        for weight, out, gt in zip(weights, output.view_as(self.episode_gt), self.episode_gt):
-            loss, losses = self._losses(out, gt)
-            total = total + weight / len(weights) * loss
-            for name, value in losses.items():
-                log[name] = log.get(name, 0) + value.detach() / len(weights)
+        with self.precision():
+            output = self.net_g(self.episode_lq.flatten(0, 1))
+            if averaged and all(weight == 1 for weight in weights):
+                total, log = self._losses(output, self.episode_gt.flatten(0, 1))
+            else:
+                total = 0
+                for weight, out, gt in zip(weights, output.view_as(self.episode_gt), self.episode_gt):
+                    loss, losses = self._losses(out, gt)
+                    total = total + weight / len(weights) * loss
+                    for name, value in losses.items():
+                        log[name] = log.get(name, 0) + value.detach() / len(weights)
         total.backward()
-        return log
+        return OrderedDict((name, value.detach()) for name, value in log.items())
 
     def _meta_step(self, weights: list[float]) -> OrderedDict:
         """``g = (1/B) Σ w_i ∇_θ L_i^qry(θ_i')`` task by task.
@@ -520,7 +548,7 @@ class DRTLModel(SRModel):
         inner = self.drtl.inner
         net = self.get_bare_model(self.net_g)
         parameters = trainable_parameters(net)
-        loss = functional_loss(net, self.criterion)
+        loss = functional_loss(net, self.criterion, self.precision)
         mean_query_loss = 0
         for weight, lq, gt in zip(weights, self.episode_lq, self.episode_gt):
             support, query = ((lq[part], gt[part]) for part in (slice(self.num_support), slice(self.num_support, None)))
@@ -726,25 +754,25 @@ class DRTLModel(SRModel):
             checkpoints.save({'params': rates}, Path(self.opt['path']['models'], name))
 
     def save_training_state(self, epoch: int, current_iter: int) -> None:
-        """BasicSR's training state, with the hooks' state and the generators'."""
+        """BasicSR's training state, with the hooks' state and the learned step sizes."""
         super().save_training_state(
             epoch,
             current_iter,
             **self._hook_state,
-            generator=self.generator.get_state(),
-            patch_generator=self.patch_generator.get_state(),
             inner_rates={name: rate.detach() for name, rate in self.inner_rates.items() if self.learns_rates},
         )
 
     def resume_training(self, resume_state: dict) -> None:
-        """Take up BasicSR's training state, the generators', the learned step sizes and the hooks' state.
+        """Take up BasicSR's training state, the learned step sizes and the hooks' state.
+
+        The ``generator`` and ``patch_generator`` that older versions saved are ignored.
 
         Raises:
             OptionError: If it is the state of another model, of other tasks, or of other step sizes.
         """
-        if 'patch_generator' not in resume_state:
+        if 'inner_rates' not in resume_state:
             raise OptionError('path.resume_state is not a training state of a DRTLModel.')
-        rates = resume_state.get('inner_rates', {})
+        rates = resume_state['inner_rates']
         if bool(rates) != self.learns_rates:
             raise OptionError(
                 'drtl.inner.rate_lr: the run to resume did not learn step sizes, or did; leave it as it was.'
@@ -753,8 +781,6 @@ class DRTLModel(SRModel):
         position = ('last_epoch', '_step_count', '_last_lr', 'base_lrs')
         schedulers = [{key: state[key] for key in position} for state in resume_state['schedulers']]
         super().resume_training({**resume_state, 'schedulers': schedulers})
-        self.generator.set_state(resume_state['generator'].cpu())
-        self.patch_generator.set_state(resume_state['patch_generator'].cpu())
         if rates:
             self._set_inner_rates(rates)
         self.num_update = resume_state['iter']

@@ -20,7 +20,7 @@ from drtl_plugin.models.report import busiest
 _CROP, _SHOWN = 256, 512
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Comparison:
     """An image before and after adaptation.
 

@@ -30,10 +30,10 @@ from drtl_plugin.data.distortions import bicubic
 from drtl_plugin.errors import OptionError
 from drtl_plugin.meta.learner import Criterion, Precision, gradients_of, trainable_parameters
 from drtl_plugin.progress import progress
-from drtl_plugin.relation.graph import KnowledgeGraph, graph_from_embeddings, uniform_graph
+from drtl_plugin.relation.graph import KnowledgeGraph, graph_from_embeddings, require_finite, uniform_graph
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RelationEvidence:
     """Pairs that an estimator looks at.
 
@@ -49,7 +49,7 @@ class RelationEvidence:
     target_gt: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RelationQuestion:
     """What an estimator may use; each uses what it needs.
 
@@ -230,7 +230,15 @@ def graph_from_gains(labels: list[str], gains: Tensor) -> KnowledgeGraph:
     Args:
         labels (list[str]): Names of the N auxiliary tasks.
         gains (Tensor): ``(N, N + 1)``.
+
+    Raises:
+        NonFiniteRelationError: If a gain is NaN or infinite; it names the task, or the target.
     """
+    finite = gains.isfinite()
+    # Where every gain on a task is broken, that task is to blame, and not those that were learned.
+    judged = finite.any(dim=0)
+    learned = (finite | ~judged).all(dim=1)
+    require_finite(labels, torch.cat([judged[:-1] & learned, judged[-1:]]))
     gains = gains - gains.mean(dim=0)
     between, target = gains[:, :-1], gains[:, -1:]
     between = (between + between.T) / 2

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,18 +19,49 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from drtl_plugin.errors import DataError
 
-@dataclass(frozen=True)
+
+class NonFiniteRelationError(DataError):
+    """A relation is NaN or infinite, so no weights follow from it."""
+
+
+def require_finite(labels: Iterable[str], finite: Tensor) -> None:
+    """Refuse a relation that is not finite.
+
+    Args:
+        labels (Iterable[str]): Names of the N auxiliary tasks.
+        finite (Tensor): Boolean; whether each task's measurement is finite, ``(N,)``, or with the target's last,
+            ``(N + 1,)``.
+
+    Raises:
+        NonFiniteRelationError: If one is not; it names the tasks.
+    """
+    if not finite.all():
+        names = (name for name, is_finite in zip((*labels, 'the target'), finite.tolist()) if not is_finite)
+        raise NonFiniteRelationError(
+            f'drtl.weighting.relation: the relation measured for {", ".join(names)} is not finite; check these tasks '
+            'in datasets.train.distortions and the pairs of datasets.train.target, or choose another relation.'
+        )
+
+
+@dataclass(frozen=True, eq=False)
 class KnowledgeGraph:
     """Auxiliary tasks and the target as nodes, their relations as edges.
 
     Attributes:
         labels (tuple[str, ...]): Names of the N auxiliary tasks.
         edges (Tensor): ``(N + 1, N + 1)``, symmetric, in [-1, 1]; the last row and column are the target's.
+
+    Raises:
+        NonFiniteRelationError: If an edge is NaN or infinite; it names the tasks.
     """
 
     labels: tuple[str, ...]
     edges: Tensor
+
+    def __post_init__(self) -> None:
+        require_finite(self.labels, self.edges[:-1].isfinite().all(dim=1))
 
     @property
     def relation(self) -> Tensor:
@@ -96,8 +128,13 @@ def graph_from_embeddings(labels: list[str], auxiliary: Tensor, target: Tensor) 
 
     Returns:
         KnowledgeGraph
+
+    Raises:
+        NonFiniteRelationError: If an embedding is NaN or infinite; it names the task, or the target.
     """
-    centred = torch.cat([auxiliary, target[None]]) - auxiliary.mean(dim=0)
+    embeddings = torch.cat([auxiliary, target[None]])
+    require_finite(labels, embeddings.isfinite().all(dim=1))  # centring would spread NaN to all tasks
+    centred = embeddings - auxiliary.mean(dim=0)
     nodes = F.normalize(centred.double(), dim=1)
     return KnowledgeGraph(tuple(labels), (nodes @ nodes.T).clamp(-1, 1).float().cpu())
 

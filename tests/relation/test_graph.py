@@ -5,7 +5,9 @@ import cv2
 import pytest
 import torch
 
+from drtl_plugin.errors import DataError
 from drtl_plugin.relation.graph import (
+    KnowledgeGraph,
     effective_number,
     graph_from_embeddings,
     relation_weights,
@@ -68,6 +70,21 @@ class TestGraph:
         moved = graph_from_embeddings(list('abcde'), auxiliary + 3, target + 3)
         assert torch.allclose(graph.edges, moved.edges, atol=1e-5)
         assert torch.equal(graph.edges, graph.edges.T)
+
+    @pytest.mark.parametrize('number', [math.nan, math.inf])
+    def test_relations_that_are_not_finite_are_refused_by_name(self, number):
+        edges = torch.eye(4)
+        edges[1, -1] = edges[-1, 1] = number
+        with pytest.raises(DataError, match=r'drtl\.weighting\.relation: the relation measured for b is not finite'):
+            KnowledgeGraph(('a', 'b', 'c'), edges)
+
+    def test_only_the_bad_embedding_is_named(self, generator):
+        embeddings = torch.randn(4, 8, generator=generator)
+        embeddings[2, 5] = math.nan
+        with pytest.raises(DataError, match='measured for c is not finite'):
+            graph_from_embeddings(['a', 'b', 'c'], embeddings[:3], embeddings[3])
+        with pytest.raises(DataError, match='measured for the target is not finite'):
+            graph_from_embeddings(['a', 'b', 'c'], embeddings[[0, 1, 3]], embeddings[2])
 
     def test_uniform_graph_weights_all_tasks_alike(self):
         assert torch.equal(relation_weights(uniform_graph(list('abc')).relation, effective_tasks=2), torch.ones(3))
