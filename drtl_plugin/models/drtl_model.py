@@ -39,7 +39,15 @@ from drtl_plugin.meta.learner import (
     trainable_parameters,
 )
 from drtl_plugin.models.html_report import Comparison, curves_of_folder, write_html
-from drtl_plugin.models.report import AFTER, BEFORE, BICUBIC, comparison_picture, results_table
+from drtl_plugin.models.report import (
+    AFTER,
+    BEFORE,
+    BICUBIC,
+    ComparedCrop,
+    compared_crop,
+    comparison_picture,
+    results_table,
+)
 from drtl_plugin.models.tiles import restore
 from drtl_plugin.options import DRTLOptions
 from drtl_plugin.relation.camera_fit import CameraFit, fit_camera
@@ -79,14 +87,23 @@ def _watched(course: Iterator[nn.Module], watch: Callable[[int, nn.Module], None
 
 
 class _RenamedLoader:
-    """A validation loader under another dataset name, so that BasicSR logs each pass under a name of its own."""
+    """A validation loader under another dataset name, so that BasicSR logs each pass under a name of its own.
+
+    Attributes:
+        name (str): Of the dataset, with the pass.
+        image_name (str): File name, without extension, of the low-quality image that was loaded last.
+    """
 
     def __init__(self, dataloader, name: str) -> None:
         self._dataloader = dataloader
+        self.name = name
         self.dataset = SimpleNamespace(opt={**dataloader.dataset.opt, 'name': name})
+        self.image_name = ''
 
-    def __iter__(self):
-        return iter(self._dataloader)
+    def __iter__(self) -> Iterator[dict]:
+        for data in self._dataloader:
+            self.image_name = Path(data['lq_path'][0]).stem
+            yield data
 
     def __len__(self) -> int:
         return len(self._dataloader)
@@ -118,7 +135,7 @@ class DRTLModel(SRModel):
         weights (Tensor): Gradient weights of the auxiliary tasks, ``(N,)``, mean 1.
         net_g_adapted (nn.Module | None): Set by the FewShotAdaptHook.
         validation_results (dict): Metrics by dataset name (with the pass), of the last validation.
-        compared (dict): Of the first images of the same, ``(result, gt)``, uint8 BGR, by dataset name and pass.
+        compared (dict[str, list[ComparedCrop]]): Crops of the first images of the same, by dataset name and pass.
         tb_logger (SummaryWriter | None): For hooks to write to; set by a training run, in its first process.
         iter, max_iters (int): As in mmengine: the number of the current iteration, from 0, and of all.
         losses_of_step (dict): Of the last step, by name, as tensors on the device.
@@ -137,7 +154,7 @@ class DRTLModel(SRModel):
         self.validation_results: dict[str, dict[str, float]] = {}
         self.net_g_adapted: nn.Module | None = None
         self._pass = BEFORE
-        self.compared: dict[str, list] = {}
+        self.compared: dict[str, list[ComparedCrop]] = {}
         self.tb_logger: SummaryWriter | None = None
         super().__init__(opt)
         if not self.is_train:
@@ -602,20 +619,22 @@ class DRTLModel(SRModel):
             self.compared[name + self._pass] = []
             # BasicSR names a training run's images by image and iteration; each pass needs a folder of its own.
             self.opt['path']['visualization'] = visualization + self._pass
-            self._validated = name + self._pass
-            loader = _RenamedLoader(dataloader, self._validated)
+            loader = self._validated = _RenamedLoader(dataloader, name + self._pass)
             super().nondist_validation(loader, current_iter, tb_logger, save_img and self._pass != BICUBIC)
-            self.validation_results[self._validated] = dict(getattr(self, 'metric_results', {}))
+            self.validation_results[loader.name] = dict(getattr(self, 'metric_results', {}))
             if self._pass == BICUBIC:  # there is no best iteration of it
-                getattr(self, 'best_metric_results', {}).pop(self._validated, None)
+                getattr(self, 'best_metric_results', {}).pop(loader.name, None)
         self.opt['path']['visualization'] = visualization
         self._pass = BEFORE
         self.call_hook('after_val')
 
     def get_current_visuals(self) -> OrderedDict:
         visuals = super().get_current_visuals()
-        if self.is_train and 'gt' in visuals and len(self.compared[self._validated]) < _NUM_COMPARED:
-            self.compared[self._validated].append((tensor2img(visuals['result']), tensor2img(visuals['gt'])))
+        if self.is_train and 'gt' in visuals:
+            crops = self.compared[self._validated.name]
+            if len(crops) < _NUM_COMPARED:
+                images = (tensor2img(visuals[key]) for key in ('result', 'gt'))
+                crops.append(compared_crop(self._validated.image_name, *images))
         return visuals
 
     # ---- saving, resuming, ending ----------------------------------------------------------------------------- #
@@ -695,8 +714,8 @@ class DRTLModel(SRModel):
         for name in (name for name in self.compared if name.endswith(AFTER)):
             dataset = name[: -len(AFTER)]
             pairs = zip(self.compared[dataset + BEFORE], self.compared[name])
-            for number, ((before, gt), (after, _)) in enumerate(pairs, 1):
-                comparisons.append(Comparison(f'{dataset} {number}', before, after, gt))
+            for number, (before, after) in enumerate(pairs, 1):
+                comparisons.append(Comparison(f'{dataset} {number}', before.result, after.result, before.gt))
         options = ''.join(path.read_text(encoding='utf-8') for path in sorted(root.glob('*.yml')))
         write_html(root / 'report.html', self.opt['name'], results, comparisons, curves_of_folder(root), options)
         weights = root / 'models' / f'net_g{AFTER if self.net_g_adapted is not None else ""}_latest.pth'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -12,6 +13,39 @@ BICUBIC, BEFORE, AFTER = '_bicubic', '', '_adapted'
 PASSES = {BICUBIC: 'bicubic upsampling', BEFORE: 'before adaptation', AFTER: 'after adaptation'}
 _TILE = 192
 _CAPTION = 22
+# Side of the crops that are kept of validated images: a tile, and some of what surrounds it.
+_CROP = 320
+
+
+class ComparedCrop(NamedTuple):
+    """A crop of a validated image, where its ground truth has most detail.
+
+    Attributes:
+        name (str): The image's file name without extension.
+        result, gt (np.ndarray): Restored image and ground truth in the same place; uint8 BGR ``(H, W, 3)``, H and W at
+            most 320.
+    """
+
+    name: str
+    result: np.ndarray
+    gt: np.ndarray
+
+
+def compared_crop(name: str, result: np.ndarray, gt: np.ndarray) -> ComparedCrop:
+    """Crop a restored image and its ground truth; the place depends on the ground truth only.
+
+    The crops are copies, so that nothing keeps the whole images in memory.
+
+    Args:
+        name (str): The image's file name without extension.
+        result, gt (np.ndarray): uint8 BGR ``(H, W, 3)``.
+    """
+    starts = (
+        max(min(corner - (_CROP - _TILE) // 2, extent - _CROP), 0)
+        for corner, extent in zip(busiest(gt, _TILE), gt.shape)
+    )
+    rows, columns = (slice(start, start + _CROP) for start in starts)
+    return ComparedCrop(name, result[rows, columns].copy(), gt[rows, columns].copy())
 
 
 def results_table(results: Mapping[str, Mapping[str, float]]) -> str:
@@ -35,13 +69,11 @@ def results_table(results: Mapping[str, Mapping[str, float]]) -> str:
     return '\n'.join(tables)
 
 
-def comparison_picture(
-    images: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]], dataset: str
-) -> np.ndarray | None:
+def comparison_picture(images: Mapping[str, Sequence[ComparedCrop]], dataset: str) -> np.ndarray | None:
     """Crops side by side, where the ground truth has most detail: a row for each image, each pass and the ground truth.
 
     Args:
-        images (Mapping): ``(result, gt)`` of some images, by dataset name and pass; uint8 BGR ``(H, W, 3)``.
+        images (Mapping): Crops of some images, by dataset name and pass.
         dataset (str): The validation set.
 
     Returns:
@@ -49,10 +81,10 @@ def comparison_picture(
     """
     shown = {suffix: images[dataset + suffix] for suffix in PASSES if images.get(dataset + suffix)}
     rows = []
-    for results in zip(*shown.values()):
-        gt = results[0][1]
+    for crops in zip(*shown.values()):
+        gt = crops[0].gt
         top, left = busiest(gt, _TILE)
-        tiles = [result for result, _ in results] + [gt]
+        tiles = [crop.result for crop in crops] + [gt]
         rows.append(np.hstack([tile[top : top + _TILE, left : left + _TILE] for tile in tiles]))
     if not rows:
         return None
