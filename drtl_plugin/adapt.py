@@ -9,6 +9,7 @@ import logging
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +30,16 @@ from drtl_plugin.data.alignment import Alignment, estimate_alignment, find_pairs
 from drtl_plugin.data.image_files import image_names, image_size, read_image
 from drtl_plugin.errors import DataError, OptionError
 from drtl_plugin.models.drtl_model import DRTLModel
-from drtl_plugin.models.html_report import Comparison, Curves, write_html
-from drtl_plugin.models.report import busiest, command_line
+from drtl_plugin.models.html_report import (
+    Comparison,
+    Curves,
+    Page,
+    Table,
+    illustrate,
+    illustrations_of_folder,
+    write_html,
+)
+from drtl_plugin.models.report import Gain, busiest, command_line, compared_crop, duration_in_words, network_in_words
 from drtl_plugin.models.tiles import restore
 from drtl_plugin.options import parse_options
 from drtl_plugin.relation.graph import relation_table
@@ -58,7 +67,7 @@ class Evaluation:
         name (str): Of the pair.
         before (dict[str, float]): Metrics of the network that was given.
         after (dict[str, float]): Of the one that was adapted to the other pairs.
-        comparison (Comparison): What they have made of it.
+        comparison (Comparison): Crops of the restored images.
         course (list[tuple[float, float]]): Steps of adaptation, and PSNR-Y then, of the part with most detail.
     """
 
@@ -104,6 +113,7 @@ def adapt(
     """
     if steps < 1:
         raise OptionError('--steps must be at least 1.')
+    began = time.monotonic()
     target = Path(output)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise DataError(f'-o: {output} is there already; choose another folder.')
@@ -127,7 +137,7 @@ def adapt(
             raise
         lines += ['', '## Which synthetic distortions the camera is like', '', '```']
         lines += [relation_table(model.graph, model.weights), '```', '', '## What the pairs are worth', '']
-        evaluations = []
+        evaluations, unmeasured = [], ''
         if evaluates and len(images) > 1:
             try:
                 evaluations = list(_leave_one_out(opt, images, network))
@@ -137,8 +147,8 @@ def adapt(
                 raise
             lines += _evaluation_lines(evaluations)
         else:
-            reason = 'there is only one' if len(images) == 1 else '--no-evaluation'
-            lines.append(f'Not measured: {reason}.')
+            unmeasured = 'there is only one pair' if len(images) == 1 else '--no-evaluation'
+            lines.append(f'Not measured: {unmeasured}.')
     lines += ['', '## What to do next', '']
     adapted = target / 'net_g_adapted_latest.pth'
     restoring = command_line('upscale', '-i', 'IN', '-o', 'OUT', '--weights', adapted, modules=modules)
@@ -146,15 +156,8 @@ def adapt(
     lines += [f'- Restore photographs: `{restoring}`', f'- Repeat it, or change what was chosen: `{repeating}`']
     report = '\n'.join(lines) + '\n'
     (target / 'report.md').write_text(report, encoding='utf-8')
-    courses = {evaluation.name: evaluation.course for evaluation in evaluations}
-    write_html(
-        target / 'report.html',
-        target.name,
-        report,
-        [evaluation.comparison for evaluation in evaluations],
-        [Curves('Each pair, while a network is adapted to the others', 'steps', 'PSNR-Y of a detail, dB', courses)],
-        (target / 'adapt.yml').read_text(encoding='utf-8'),
-    )
+    duration = duration_in_words(time.monotonic() - began)
+    _write_page(target, report, evaluations, unmeasured, network, model, duration)
     return report
 
 
@@ -248,7 +251,7 @@ def _adapt_to_all(
     model = _adapted_model(opt, list(images))
     model.save_network(model.net_g_adapted, 'net_g_adapted', -1)
     model.graph.save(target / 'knowledge_graph.json', model.weights)
-    model.graph.draw(target / 'knowledge_graph.png', model.weights)
+    model.graph.draw(target / 'knowledge_graph.png', model.weights, model.fit_share)
     return opt, model
 
 
@@ -364,7 +367,9 @@ def _leave_one_out(
             model = _adapted_model({**opt, 'path': path}, others, str(photographs), watch)
         before, after = (_restored(net, lq, network) for net in (network.net.to(model.device), model.net_g_adapted))
         metrics = (_metrics(restored, gt, network) for restored in (before, after))
-        yield Evaluation(name, *metrics, Comparison(name, before, after, gt), course)
+        crops = [compared_crop(name, restored, gt) for restored in (before, after)]
+        comparison = Comparison(name, *(crop.result for crop in crops), crops[0].gt)
+        yield Evaluation(name, *metrics, comparison, course)
 
 
 def _link_others(source: Path, target: Path, held_out: np.ndarray) -> None:
@@ -401,19 +406,72 @@ def _metrics(restored: np.ndarray, gt: np.ndarray, network: TrainedNetwork) -> d
     }
 
 
-def _evaluation_lines(evaluations: Sequence[Evaluation]) -> list[str]:
-    """Markdown lines of the table, and what follows from it."""
-    lines = ['Each pair restored by the network that was adapted to the others (on luma; PSNR in dB):', '']
-    lines += ['| pair | PSNR before | PSNR after | SSIM before | SSIM after |', '|---|---|---|---|---|']
+def _write_page(
+    target: Path,
+    report: str,
+    evaluations: Sequence[Evaluation],
+    unmeasured: str,
+    network: TrainedNetwork,
+    model: DRTLModel,
+    duration: str,
+) -> None:
+    """Write ``report.html``."""
+    gains, tables, illustrations = [], [], []
+    if evaluations:
+        against = f'after adaptation, compared with before (mean of {len(evaluations)} pairs)'
+        gains = [Gain(f'{_gain(evaluations):+.2f} dB PSNR-Y', against)]
+        columns = ['pair', 'PSNR-Y before (dB)', 'PSNR-Y after (dB)', 'SSIM-Y before', 'SSIM-Y after']
+        title = 'Each pair, restored by a network adapted to the others'
+        tables = [Table(title, columns, _evaluation_rows(evaluations))]
+        caption = 'Each line is a pair, restored by a network that is adapted to the other pairs only.'
+        courses = {evaluation.name: evaluation.course for evaluation in evaluations}
+        curves = Curves('PSNR during adaptation', 'steps', 'PSNR-Y of the crop in dB', courses, caption)
+        illustrations = [illustrate(curves)]
+    page = Page(
+        target.absolute().name,
+        gains,
+        unmeasured,
+        {
+            'Network': network_in_words(network.options, network.net),
+            'Adaptation': f'{model.drtl.adapt.steps} steps on {len(model.target_pairs)} pairs',
+            'Duration': duration,
+        },
+        tables,
+        [evaluation.comparison for evaluation in evaluations],
+        [*illustrations, *illustrations_of_folder(target, {}, model.fit_share)],
+        {
+            'Report as text: report.md': report,
+            'Options: adapt.yml': (target / 'adapt.yml').read_text(encoding='utf-8'),
+        },
+    )
+    write_html(target / 'report.html', page)
+
+
+def _evaluation_rows(evaluations: Sequence[Evaluation]) -> list[list[str]]:
+    """Cells of the table: a row for each pair, and one for their mean."""
+    rows = [(e.name, e.before, e.after) for e in evaluations]
     before, after = (
         {key: float(np.mean([getattr(e, side)[key] for e in evaluations])) for key in _METRICS}
         for side in ('before', 'after')
     )
-    rows = [(e.name, e.before, e.after) for e in evaluations] + [('**mean**', before, after)]
-    for name, first, second in rows:
-        psnr, ssim = (f'{first[key]:.{d}f} | {second[key]:.{d}f}' for key, d in (('psnr_y', 2), ('ssim_y', 4)))
-        lines.append(f'| {name} | {psnr} | {ssim} |')
-    gain = after['psnr_y'] - before['psnr_y']
+    return [
+        [name, *(f'{metrics[key]:.{d}f}' for key, d in (('psnr_y', 2), ('ssim_y', 4)) for metrics in (first, second))]
+        for name, first, second in [*rows, ('mean', before, after)]
+    ]
+
+
+def _gain(evaluations: Sequence[Evaluation]) -> float:
+    """Mean gain in PSNR-Y, in dB."""
+    return float(np.mean([e.after['psnr_y'] - e.before['psnr_y'] for e in evaluations]))
+
+
+def _evaluation_lines(evaluations: Sequence[Evaluation]) -> list[str]:
+    """Markdown lines of the table, and what follows from it."""
+    lines = ['Each pair restored by the network that was adapted to the others (on luma; PSNR in dB):', '']
+    lines += ['| pair | PSNR before | PSNR after | SSIM before | SSIM after |', '|---|---|---|---|---|']
+    *rows, mean = _evaluation_rows(evaluations)
+    lines += [f'| {" | ".join(row)} |' for row in [*rows, ['**mean**', *mean[1:]]]]
+    gain = _gain(evaluations)
     verdict = f'Adapting gains {gain:.2f} dB.'
     if gain <= 0:
         verdict = f'Adapting loses {-gain:.2f} dB: the pairs teach the network nothing; keep the weights that you had.'

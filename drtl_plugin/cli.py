@@ -385,7 +385,7 @@ def _relation(args: argparse.Namespace) -> None:
         model = build_model(opt)
         model.start()
         model.graph.save(folder / 'knowledge_graph.json', model.weights)
-        model.graph.draw(folder / 'knowledge_graph.png', model.weights)
+        model.graph.draw(folder / 'knowledge_graph.png', model.weights, model.fit_share)
     print(f'Relation to the target ({relation}), and the weight that follows from it:')
     print(relation_table(model.graph, model.weights))
     print(f'The knowledge graph is in {folder}.')

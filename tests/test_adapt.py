@@ -1,5 +1,6 @@
 """``basicsr adapt``: from a folder of pairs to weights of one's own camera."""
 
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -80,6 +81,11 @@ def test_from_pairs_to_weights(folder, quick, capsys):
     assert before == pytest.approx(psnr, abs=0.0051)
     assert after > before  # by a network that knew nothing
     assert 'Adapting gains' in report
+    gain = re.search(r'Adapting gains (\S+) dB', report)[1]
+    page = (folder / 'mine/report.html').read_text()
+    assert re.search(r'<li><strong>(.*?)</strong>', page)[1] == f'+{gain} dB PSNR-Y'
+    assert re.findall('<h3>(.*)</h3>', page) == ['a', 'b', 'c']
+    assert f'<th scope="row">b</th><td>{before:.2f}</td><td>{after:.2f}</td>' in page
 
     # The option file repeats it.
     assert cli.main(['train', '-opt', 'mine/adapt.yml']) == 0
@@ -228,6 +234,7 @@ def test_pairs_that_lie_apart(folder, quick):
     (row,) = (line for line in report.splitlines() if line.startswith('| d |'))
     assert [float(cell) for cell in row.split('|')[2:5]] == pytest.approx([5, 3, 1], abs=0.03)
     assert 'Not measured: --no-evaluation.' in report
+    assert 'The gain was not measured: --no-evaluation.' in (folder / 'mine/report.html').read_text()
     poor, good = (cv2.imread(f'mine/pairs/{side}/d.png') for side in ('lq', 'gt'))
     reduced = cv2.resize(good, poor.shape[1::-1], interpolation=cv2.INTER_AREA).astype(float)
     assert np.abs(reduced - poor).mean() < 3
@@ -292,7 +299,7 @@ def test_the_folder_of_the_weights_scale_is_found(folder, quick):
 def test_one_pair_is_not_judged(folder, quick):
     for name in ('b_LR', 'b_HR', 'c_LR', 'c_HR'):
         (folder / f'pairs/{name}.png').unlink()
-    assert 'Not measured: there is only one.' in module.adapt('pairs', 'w.pth', 'mine', steps=1)
+    assert 'Not measured: there is only one pair.' in module.adapt('pairs', 'w.pth', 'mine', steps=1)
 
 
 @pytest.mark.parametrize(

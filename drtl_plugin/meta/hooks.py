@@ -270,7 +270,7 @@ class GraphRecordHook(MetaTrainerHook):
         with open(folder / 'weights.csv', 'w', newline='', encoding='utf-8') as file:
             csv.writer(file).writerows([['iteration', 'task', 'relation', 'weight'], *self._rows])
         graph.save(folder / 'knowledge_graph.json', weights)
-        graph.draw(folder / 'knowledge_graph.png', weights)
+        graph.draw(folder / 'knowledge_graph.png', weights, runner.fit_share)
         # Figures are circles of references, of megabytes each, and a training loop makes too few objects for Python to
         # go and look for them.
         gc.collect()

@@ -38,16 +38,22 @@ from drtl_plugin.meta.learner import (
     outer_gradient,
     trainable_parameters,
 )
-from drtl_plugin.models.html_report import Comparison, curves_of_folder, write_html
+from drtl_plugin.models.html_report import Comparison, Page, Table, illustrations_of_folder, write_html
 from drtl_plugin.models.report import (
     AFTER,
     BEFORE,
     BICUBIC,
+    PASSES,
     TEST_PASSES,
     ComparedCrop,
     command_line,
     compared_crop,
     comparison_picture,
+    duration_in_words,
+    gains_of_results,
+    network_in_words,
+    psnr_names,
+    results_by_pass,
     results_table,
     write_image_metrics,
 )
@@ -177,6 +183,7 @@ class DRTLModel(SRModel):
     """
 
     def __init__(self, opt: dict) -> None:
+        self._began, self._resumed_at = time.monotonic(), 0
         self.drtl = DRTLOptions.from_opt(opt)
         self.validation_results: dict[str, dict[str, float]] = {}
         self.net_g_adapted: nn.Module | None = None
@@ -444,11 +451,16 @@ class DRTLModel(SRModel):
         weights = relation_weights(graph.relation, weighting.effective_tasks, weighting.temperature, weighting.floor)
         self.weights = self._with_fit_share(weights)
 
+    @property
+    def fit_share(self) -> float | None:
+        """Share of the total weight that the camera fit, the last task, has whatever its relation; None without fit."""
+        return None if self.camera_fit is None else self.drtl.weighting.fit_share
+
     def _with_fit_share(self, weights: Tensor) -> Tensor:
         """Weights of mean 1, of which the camera fit, the last task, has its share beforehand."""
-        if self.camera_fit is None:
+        share = self.fit_share
+        if share is None:
             return weights
-        share = self.drtl.weighting.fit_share
         weights = (1 - share) * weights
         weights[-1] += share * len(weights)
         return weights
@@ -783,7 +795,7 @@ class DRTLModel(SRModel):
         super().resume_training({**resume_state, 'schedulers': schedulers})
         if rates:
             self._set_inner_rates(rates)
-        self.num_update = resume_state['iter']
+        self.num_update = self._resumed_at = resume_state['iter']
         self.call_hook('after_load_checkpoint', checkpoint=resume_state)
 
     def finish(self, modules: Sequence[str] = ()) -> str:
@@ -801,18 +813,46 @@ class DRTLModel(SRModel):
             picture = comparison_picture(self.compared, dataset)
             if picture is not None:
                 (root / f'comparison_{dataset}.png').write_bytes(cv2.imencode('.png', picture)[1].tobytes())
-        results = results_table(self.validation_results)
-        comparisons = []
-        for name in (name for name in self.compared if name.endswith(AFTER)):
-            dataset = name[: -len(AFTER)]
-            pairs = zip(self.compared[dataset + BEFORE], self.compared[name])
-            for number, (before, after) in enumerate(pairs, 1):
-                comparisons.append(Comparison(f'{dataset} {number}', before.result, after.result, before.gt))
-        options = ''.join(path.read_text(encoding='utf-8') for path in sorted(root.glob('*.yml')))
-        write_html(root / 'report.html', self.opt['name'], results, comparisons, curves_of_folder(root), options)
+        self._write_page(root)
         weights = root / 'models' / f'net_g{AFTER if self.net_g_adapted is not None else ""}_latest.pth'
         command = command_line('upscale', '-i', 'IN', '-o', 'OUT', '--weights', weights, modules=modules)
         return (
             f'Weights, knowledge graph, pictures and report.html are in {root}.\n'
-            f'Restore photographs: {command}\n{results}'
+            f'Restore photographs: {command}\n{results_table(self.validation_results)}'
         )
+
+    def _write_page(self, root: Path) -> None:
+        """Write ``report.html`` from the last validation and the records in the experiment's folder."""
+        names = psnr_names((self.opt.get('val') or {}).get('metrics') or {})
+        tables = []
+        for dataset, rows in results_by_pass(self.validation_results).items():
+            metrics = list(rows[BICUBIC])
+            columns = ['', *(f'{names[metric]} (dB)' if metric in names else metric for metric in metrics)]
+            cells = [[PASSES[suffix], *(f'{row[metric]:.4f}' for metric in metrics)] for suffix, row in rows.items()]
+            tables.append(Table(f'Results on {dataset}', columns, cells))
+        comparisons = []
+        for name in (name for name in self.compared if name.endswith(AFTER)):
+            dataset = name[: -len(AFTER)]
+            for before, after in zip(self.compared[dataset + BEFORE], self.compared[name]):
+                comparisons.append(Comparison(f'{before.name} ({dataset})', before.result, after.result, before.gt))
+        facts = {'Network': network_in_words(self.opt['network_g'], self.net_g)}
+        if self.num_update:
+            facts['Training'] = f'{self.num_update} iterations'
+        if self.net_g_adapted is not None:
+            adapt = self.drtl.adapt
+            most = 'up to ' if adapt.early_stop else ''
+            facts['Adaptation'] = f'{most}{adapt.steps} steps on {len(self.target_pairs)} pairs'
+        facts['Duration'] = duration_in_words(time.monotonic() - self._began)
+        if self._resumed_at:
+            facts['Duration'] += f' since the run was resumed at iteration {self._resumed_at}'
+        page = Page(
+            self.opt['name'],
+            gains_of_results(self.validation_results, names),
+            'no validation set has ground truth and metrics',
+            facts,
+            tables,
+            comparisons,
+            illustrations_of_folder(root, names, self.fit_share),
+            {f'Options: {path.name}': path.read_text(encoding='utf-8') for path in sorted(root.glob('*.yml'))},
+        )
+        write_html(root / 'report.html', page)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+from torch import nn
 
 # What a training run validates: the suffix that names its results after the dataset, and its name in words.
 BICUBIC, BEFORE, AFTER = '_bicubic', '', '_adapted'
@@ -20,6 +21,18 @@ _TILE = 192
 _CAPTION = 22
 # Side of the crops that are kept of validated images: a tile, and some of what surrounds it.
 _CROP = 320
+
+
+class Gain(NamedTuple):
+    """A difference to report first.
+
+    Attributes:
+        value (str): Signed number with its unit.
+        against (str): What is compared with what, and on which images.
+    """
+
+    value: str
+    against: str
 
 
 class ComparedCrop(NamedTuple):
@@ -64,13 +77,10 @@ def results_table(results: Mapping[str, Mapping[str, float]], passes: Mapping[st
         str: A table for each dataset; a row for each pass, a column for each metric, 4 decimals.
     """
     tables = []
-    for dataset in (name[: -len(BICUBIC)] for name in results if name.endswith(BICUBIC)):
-        rows = {words: results[dataset + suffix] for suffix, words in passes.items() if dataset + suffix in results}
-        metrics = list(rows[passes[BICUBIC]])
-        if not metrics:
-            continue
+    for dataset, rows in results_by_pass(results).items():
+        metrics = list(rows[BICUBIC])
         lines = [f'{dataset:<24}' + ''.join(f'{metric:>12}' for metric in metrics)]
-        lines += [f'  {words:<22}' + ''.join(f'{row[m]:>12.4f}' for m in metrics) for words, row in rows.items()]
+        lines += [f'  {passes[s]:<22}' + ''.join(f'{row[m]:>12.4f}' for m in metrics) for s, row in rows.items()]
         tables.append('\n'.join(lines))
     return '\n'.join(tables)
 
@@ -90,6 +100,74 @@ def write_image_metrics(path: Path, images: Mapping[str, Sequence[tuple[str, Map
     metric_names = next(iter(images.values()))[0][1]
     with open(path, 'w', newline='', encoding='utf-8') as file:
         csv.writer(file).writerows([['image', 'method', *metric_names], *sorted(rows)])
+
+
+def results_by_pass(results: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, Mapping[str, float]]]:
+    """The metrics of each pass by dataset name, then by suffix of the pass; datasets without metrics are left out.
+
+    Args:
+        results (Mapping): Metrics by dataset name and pass.
+    """
+    datasets = [name[: -len(BICUBIC)] for name, metrics in results.items() if name.endswith(BICUBIC) and metrics]
+    return {
+        dataset: {suffix: results[dataset + suffix] for suffix in PASSES if dataset + suffix in results}
+        for dataset in datasets
+    }
+
+
+def gains_of_results(results: Mapping[str, Mapping[str, float]], psnr_names: Mapping[str, str]) -> list[Gain]:
+    """The gain on each validation set: over the network before adaptation, and over bicubic upsampling.
+
+    Args:
+        results (Mapping): Metrics by dataset name and pass.
+        psnr_names (Mapping): See :func:`psnr_names`; the first of them is reported, or else the first metric.
+
+    Returns:
+        list[Gain]: Without adaptation, only the gain of the trained network over bicubic upsampling.
+    """
+    gains = []
+    for dataset, rows in results_by_pass(results).items():
+        metric = next((name for name in rows[BICUBIC] if name in psnr_names), next(iter(rows[BICUBIC])))
+        best = AFTER if AFTER in rows else BEFORE
+        for suffix in (BEFORE, BICUBIC):
+            if suffix != best:
+                difference = rows[best][metric] - rows[suffix][metric]
+                value = f'{difference:+.4f} {metric}'
+                if metric in psnr_names:
+                    value = f'{difference:+.2f} dB {psnr_names[metric]}'
+                gains.append(Gain(value, f'{PASSES[best]}, compared with {PASSES[suffix]} ({dataset})'))
+    return gains
+
+
+def psnr_names(metrics: Mapping[str, Mapping]) -> dict[str, str]:
+    """The metrics whose unit is dB: ``PSNR-Y``, where computed on luma, or ``PSNR``, by name in the option file.
+
+    Args:
+        metrics (Mapping): ``val.metrics`` of the option file.
+    """
+    return {
+        name: 'PSNR-Y' if section.get('test_y_channel') else 'PSNR'
+        for name, section in metrics.items()
+        if section['type'] == 'calculate_psnr'
+    }
+
+
+def network_in_words(options: Mapping, net: nn.Module) -> str:
+    """Type and number of parameters of a network.
+
+    Args:
+        options (Mapping): ``network_g`` of the option file.
+        net (nn.Module): The network.
+    """
+    return f'{options["type"]}, {sum(parameter.numel() for parameter in net.parameters()):,} parameters'
+
+
+def duration_in_words(seconds: float) -> str:
+    """Hours, minutes and seconds, with the units that are needed."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    parts = ((hours, 'h'), (minutes, 'min'), (seconds, 's'))
+    return ' '.join(f'{number} {unit}' for number, unit in parts if number) or '0 s'
 
 
 def comparison_picture(images: Mapping[str, Sequence[ComparedCrop]], dataset: str) -> np.ndarray | None:

@@ -1,7 +1,9 @@
 import json
 import math
+import re
 
 import cv2
+import matplotlib
 import pytest
 import torch
 
@@ -101,3 +103,17 @@ class TestGraph:
         assert content['relation'][2] == pytest.approx(1)
         graph.draw(tmp_path / 'graph.png', weights)
         assert cv2.imread(str(tmp_path / 'graph.png')).std() > 1  # a picture with something on it
+
+    @pytest.mark.parametrize('fixed_share', [None, 0.75])
+    def test_the_picture_is_explained(self, tmp_path, generator, fixed_share):
+        """In words, which SVG keeps: also which task has its weight whatever its relation, and names as they are."""
+        labels = ['a', r'$\nothing$', '_c', 'camera fit']
+        graph = graph_from_embeddings(labels, torch.randn(4, 8, generator=generator), torch.ones(8))
+        with matplotlib.rc_context({'svg.fonttype': 'none'}):
+            graph.draw(tmp_path / 'graph.svg', torch.tensor([0.1, 0.2, 0.3, 3.4]), fixed_share)
+        texts = re.findall(r'>([^<>]+)</(?:text|tspan)>', (tmp_path / 'graph.svg').read_text())
+        assert {*labels, 'target', 'target camera', 'relation to the target', '×0.10'} <= set(texts)
+        assert 'task: closer = more related, larger = more weight' in texts
+        assert 'joins a task to its most related task' in texts
+        assert ('×3.40, fixed share 75%' in texts) == (fixed_share is not None)
+        assert ('task with a fixed share of the weight' in texts) == (fixed_share is not None)
