@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import copy
+import itertools
 import logging
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,18 +20,27 @@ import torch
 import yaml
 from basicsr.metrics import calculate_metric
 from basicsr.models import build_model
-from basicsr.utils import imfrombytes, tensor2img
+from basicsr.utils import tensor2img
 from torch import nn
 from tqdm import tqdm
 
 from drtl_plugin import preflight
+from drtl_plugin.compat import quiet_basicsr_log
 from drtl_plugin.data.alignment import Alignment, estimate_alignment, find_pairs, register
-from drtl_plugin.data.image_files import image_names, image_size
+from drtl_plugin.data.image_files import image_names, image_size, read_image
 from drtl_plugin.data.photographs import has_16_bits, require_same_profile
 from drtl_plugin.errors import DataError, OptionError
 from drtl_plugin.models.drtl_model import DRTLModel
-from drtl_plugin.models.html_report import Comparison, Curves, write_html
-from drtl_plugin.models.report import busiest
+from drtl_plugin.models.html_report import (
+    Comparison,
+    Curves,
+    Page,
+    Table,
+    illustrate,
+    illustrations_of_folder,
+    write_html,
+)
+from drtl_plugin.models.report import Gain, busiest, command_line, compared_crop, duration_in_words, network_in_words
 from drtl_plugin.models.tiles import restore
 from drtl_plugin.options import parse_options
 from drtl_plugin.relation.graph import relation_table
@@ -38,6 +48,10 @@ from drtl_plugin.trained import TrainedNetwork, load_trained
 
 # Low-quality pixels that the images of a pair may lie apart, in their worst corner, if they are not registered.
 _APART = 2
+# How far the ratio of GT to LQ size may be from a whole number to count as the scale of the pair.
+_NEARLY = 0.1
+# How far the measured scale of a pair whose sizes fit another scale may be from that of the weights, as a share.
+_ZOOM = 0.1
 # Side of the low-quality patches, where the photographs are large enough.
 _LQ_SIZE = 48
 _TILE = 512
@@ -54,7 +68,7 @@ class Evaluation:
         name (str): Of the pair.
         before (dict[str, float]): Metrics of the network that was given.
         after (dict[str, float]): Of the one that was adapted to the other pairs.
-        comparison (Comparison): What they have made of it.
+        comparison (Comparison): Crops of the restored images.
         course (list[tuple[float, float]]): Steps of adaptation, and PSNR-Y then, of the part with most detail.
     """
 
@@ -74,6 +88,7 @@ def adapt(
     steps: int = 200,
     registers: bool = False,
     evaluates: bool = True,
+    modules: Sequence[str] = (),
 ) -> str:
     """Find pairs, check how they lie upon each other, adapt, judge by leaving each pair out, and write what came of it.
 
@@ -88,6 +103,7 @@ def adapt(
         steps (int): Steps of adaptation.
         registers (bool): Lay each ground truth upon its low-quality image first.
         evaluates (bool): Adapt once more for each pair, to the others, and judge by it.
+        modules (Sequence[str]): Modules that were imported by ``--import``; the commands in the report need them, too.
 
     Returns:
         str: The report, in Markdown.
@@ -98,13 +114,14 @@ def adapt(
     """
     if steps < 1:
         raise OptionError('--steps must be at least 1.')
+    began = time.monotonic()
     target = Path(output)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise DataError(f'-o: {output} is there already; choose another folder.')
     if auxiliary is not None:
         image_names(auxiliary, '--auxiliary')
     network = load_trained(weights, option_file)
-    found = find_pairs(pairs_folder)
+    found = find_pairs(pairs_folder, network.scale)
     lines = [f'# {len(found)} pairs of {pairs_folder}', '']
     lines += ['Where the poor photograph lies in the good one, in its pixels:', '']
     lines += ['| pair | right | down | scale | correlation |', '|---|---|---|---|---|']
@@ -113,8 +130,9 @@ def adapt(
         lines.append(_alignment_row(name, alignment))
         images[name] = pair
     if any(has_16_bits(path) for paths in found.values() for path in paths):
-        lines += ['', 'Photographs of 16 bits are reduced to 8, with which BasicSR trains.']
-    with _quietly():
+        lines += ['', '16-bit photographs were reduced to 8 bits, since BasicSR trains on 8 bits.']
+    # BasicSR's logger tells what it builds; here that would be once for each pair.
+    with quiet_basicsr_log(logging.INFO):
         try:
             opt, model = _adapt_to_all(network, weights, images, target, auxiliary, steps)
         except BaseException:
@@ -122,7 +140,7 @@ def adapt(
             raise
         lines += ['', '## Which synthetic distortions the camera is like', '', '```']
         lines += [relation_table(model.graph, model.weights), '```', '', '## What the pairs are worth', '']
-        evaluations = []
+        evaluations, unmeasured = [], ''
         if evaluates and len(images) > 1:
             try:
                 evaluations = list(_leave_one_out(opt, images, network))
@@ -132,39 +150,45 @@ def adapt(
                 raise
             lines += _evaluation_lines(evaluations)
         else:
-            reason = 'there is only one' if len(images) == 1 else '--no-evaluation'
-            lines.append(f'Not measured: {reason}.')
+            unmeasured = 'there is only one pair' if len(images) == 1 else '--no-evaluation'
+            lines.append(f'Not measured: {unmeasured}.')
     lines += ['', '## What to do next', '']
-    lines += [f'- Restore photographs: `basicsr upscale -i IN -o OUT --weights {target}/net_g_adapted_latest.pth`']
-    lines += [f'- Repeat it, or change what was chosen: `basicsr train -opt {target}/adapt.yml`']
+    adapted = target / 'net_g_adapted_latest.pth'
+    restoring = command_line('upscale', '-i', 'IN', '-o', 'OUT', '--weights', adapted, modules=modules)
+    repeating = command_line('train', '-opt', target / 'adapt.yml', modules=modules)
+    lines += [f'- Restore photographs: `{restoring}`', f'- Repeat it, or change what was chosen: `{repeating}`']
     report = '\n'.join(lines) + '\n'
     (target / 'report.md').write_text(report, encoding='utf-8')
-    courses = {evaluation.name: evaluation.course for evaluation in evaluations}
-    write_html(
-        target / 'report.html',
-        target.name,
-        report,
-        [evaluation.comparison for evaluation in evaluations],
-        [Curves('Each pair, while a network is adapted to the others', 'steps', 'PSNR-Y of a detail, dB', courses)],
-        (target / 'adapt.yml').read_text(encoding='utf-8'),
-    )
+    duration = duration_in_words(time.monotonic() - began)
+    _write_page(target, report, evaluations, unmeasured, network, model, duration)
     return report
 
 
 def _aligned(
     found: dict[str, tuple[Path, Path]], scale: int, registers: bool
 ) -> Iterator[tuple[str, Alignment, tuple[np.ndarray, np.ndarray]]]:
-    """Name, alignment and images ``(gt, lq)`` of each pair."""
+    """Name, alignment and images ``(gt, lq)`` of each pair.
+
+    Raises:
+        DataError: If a pair does not fit, with the likely reason.
+    """
     for name, paths in tqdm(found.items(), desc='alignment', unit='pair', leave=False, disable=None):
-        gt, lq = (_read(path) for path in paths)
+        gt, lq = (read_image(path) for path in paths)
         require_same_profile(*paths)
         fits = all(good == scale * poor for good, poor in zip(gt.shape[:2], lq.shape[:2]))
+        if scale > 1:
+            _require_order(*paths, gt, lq)
+        other_scale = _other_scale(*paths, gt, lq, scale)
         if not fits and not registers:
             raise DataError(
-                f'{paths[1]} is {lq.shape[1]}x{lq.shape[0]}, so {paths[0]} should be {scale} times as large, not '
+                other_scale
+                or f'{paths[1]} is {lq.shape[1]}x{lq.shape[0]}, so {paths[0]} should be {scale} times as large, not '
                 f'{gt.shape[1]}x{gt.shape[0]}; --register crops both to what they share.'
             )
         alignment = estimate_alignment(lq, gt, scale)
+        # A cropped GT may fit another scale by chance; then the pair still aligns at the scale of the weights.
+        if other_scale is not None and (alignment.is_hopeless or abs(alignment.scale - 1) > _ZOOM):
+            raise DataError(other_scale)
         if alignment.is_hopeless:
             raise DataError(
                 f'{paths[0]} and {paths[1]} do not show the same (correlation {alignment.correlation:.2f}); remove '
@@ -183,9 +207,27 @@ def _aligned(
         yield name, alignment, (gt, lq)
 
 
-def _read(path: Path) -> np.ndarray:
-    image_size(str(path))  # names what is damaged
-    return imfrombytes(path.read_bytes())
+def _require_order(gt_path: Path, lq_path: Path, gt: np.ndarray, lq: np.ndarray) -> None:
+    """Raise DataError if the LQ image is clearly larger than the GT image, which registration cannot fix."""
+    if all(good < (1 - _NEARLY) * poor for good, poor in zip(gt.shape[:2], lq.shape[:2])):
+        same = gt_path.parent == lq_path.parent
+        what = 'files' if same else f'folders {gt_path.parent} and {lq_path.parent}'
+        raise DataError(
+            f'--pairs: {lq_path}, the LQ, is {lq.shape[1]}x{lq.shape[0]}, larger than {gt_path}, its GT, of '
+            f'{gt.shape[1]}x{gt.shape[0]}; are the {what} swapped?'
+        )
+
+
+def _other_scale(gt_path: Path, lq_path: Path, gt: np.ndarray, lq: np.ndarray, scale: int) -> str | None:
+    """The error message for a pair whose width and height both fit another scale than that of the weights."""
+    ratios = [good / poor for good, poor in zip(gt.shape[:2], lq.shape[:2])]
+    found = round(ratios[0])
+    if found in (0, scale) or any(abs(ratio - found) > _NEARLY for ratio in ratios):
+        return None
+    return (
+        f'--pairs: {gt_path} is {gt.shape[1]}x{gt.shape[0]}, {lq_path} is {lq.shape[1]}x{lq.shape[0]}: these pairs are '
+        f'x{found}, the weights are for x{scale}; use weights for x{found}, or pairs for x{scale}.'
+    )
 
 
 def _alignment_row(name: str, alignment: Alignment) -> str:
@@ -213,7 +255,7 @@ def _adapt_to_all(
     model = _adapted_model(opt, list(images))
     model.save_network(model.net_g_adapted, 'net_g_adapted', -1)
     model.graph.save(target / 'knowledge_graph.json', model.weights)
-    model.graph.draw(target / 'knowledge_graph.png', model.weights)
+    model.graph.draw(target / 'knowledge_graph.png', model.weights, model.fit_share)
     return opt, model
 
 
@@ -239,7 +281,7 @@ def _options(
     sizes = [image_size(str(photographs / name)) for name in image_names(str(photographs), '--auxiliary')]
     gt_size = min(_LQ_SIZE * scale, min(min(size) for size in sizes) // scale * scale)
     return {
-        'name': target.absolute().name,
+        'name': _free_name(target.absolute().name),
         'model_type': 'DRTLAdaptModel',
         'scale': scale,
         'num_gpu': 'auto',
@@ -266,21 +308,20 @@ def _options(
         },
         'path': {
             'pretrain_network_g': str(Path(weights).absolute()),
-            'param_key_g': 'params_ema',
+            'param_key_g': network.param_key,
             'strict_load_g': True,
         },
         'train': {'pixel_opt': {'type': 'L1Loss', 'loss_weight': 1.0, 'reduction': 'mean'}},
     }
 
 
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """BasicSR's logger tells what it builds; here that would be once for each pair."""
-    logging.disable(logging.INFO)
-    try:
-        yield
-    finally:
-        logging.disable(logging.NOTSET)
+def _free_name(name: str) -> str:
+    """The name itself, or with a number appended, such that experiments/ has no folder of this name yet.
+
+    Repeating the adaptation under a name in use would archive that folder, which may hold its option file or weights.
+    """
+    names = itertools.chain([name], (f'{name}_{number}' for number in itertools.count(2)))
+    return next(free for free in names if not Path('experiments', free).exists())
 
 
 def _adapted_model(
@@ -330,14 +371,16 @@ def _leave_one_out(
             model = _adapted_model({**opt, 'path': path}, others, str(photographs), watch)
         before, after = (_restored(net, lq, network) for net in (network.net.to(model.device), model.net_g_adapted))
         metrics = (_metrics(restored, gt, network) for restored in (before, after))
-        yield Evaluation(name, *metrics, Comparison(name, before, after, gt), course)
+        crops = [compared_crop(name, restored, gt) for restored in (before, after)]
+        comparison = Comparison(name, *(crop.result for crop in crops), crops[0].gt)
+        yield Evaluation(name, *metrics, comparison, course)
 
 
 def _link_others(source: Path, target: Path, held_out: np.ndarray) -> None:
     """Put all photographs of a folder into another one, but those that show what is held out, pixel for pixel."""
     for name in image_names(str(source), 'auxiliary photographs'):
         path = source / name
-        if image_size(str(path)) == held_out.shape[:2] and np.array_equal(_read(path), held_out):
+        if image_size(str(path)) == held_out.shape[:2] and np.array_equal(read_image(path), held_out):
             continue
         try:
             os.symlink(path, target / name)
@@ -367,19 +410,72 @@ def _metrics(restored: np.ndarray, gt: np.ndarray, network: TrainedNetwork) -> d
     }
 
 
-def _evaluation_lines(evaluations: Sequence[Evaluation]) -> list[str]:
-    """Markdown lines of the table, and what follows from it."""
-    lines = ['Each pair restored by the network that was adapted to the others (on luma; PSNR in dB):', '']
-    lines += ['| pair | PSNR before | PSNR after | SSIM before | SSIM after |', '|---|---|---|---|---|']
+def _write_page(
+    target: Path,
+    report: str,
+    evaluations: Sequence[Evaluation],
+    unmeasured: str,
+    network: TrainedNetwork,
+    model: DRTLModel,
+    duration: str,
+) -> None:
+    """Write ``report.html``."""
+    gains, tables, illustrations = [], [], []
+    if evaluations:
+        against = f'after adaptation, compared with before (mean of {len(evaluations)} pairs)'
+        gains = [Gain(f'{_gain(evaluations):+.2f} dB PSNR-Y', against)]
+        columns = ['pair', 'PSNR-Y before (dB)', 'PSNR-Y after (dB)', 'SSIM-Y before', 'SSIM-Y after']
+        title = 'Each pair, restored by a network adapted to the others'
+        tables = [Table(title, columns, _evaluation_rows(evaluations))]
+        caption = 'Each line is a pair, restored by a network that is adapted to the other pairs only.'
+        courses = {evaluation.name: evaluation.course for evaluation in evaluations}
+        curves = Curves('PSNR during adaptation', 'steps', 'PSNR-Y of the crop in dB', courses, caption)
+        illustrations = [illustrate(curves)]
+    page = Page(
+        target.absolute().name,
+        gains,
+        unmeasured,
+        {
+            'Network': network_in_words(network.options, network.net),
+            'Adaptation': f'{model.drtl.adapt.steps} steps on {len(model.target_pairs)} pairs',
+            'Duration': duration,
+        },
+        tables,
+        [evaluation.comparison for evaluation in evaluations],
+        [*illustrations, *illustrations_of_folder(target, {}, model.fit_share)],
+        {
+            'Report as text: report.md': report,
+            'Options: adapt.yml': (target / 'adapt.yml').read_text(encoding='utf-8'),
+        },
+    )
+    write_html(target / 'report.html', page)
+
+
+def _evaluation_rows(evaluations: Sequence[Evaluation]) -> list[list[str]]:
+    """Cells of the table: a row for each pair, and one for their mean."""
+    rows = [(e.name, e.before, e.after) for e in evaluations]
     before, after = (
         {key: float(np.mean([getattr(e, side)[key] for e in evaluations])) for key in _METRICS}
         for side in ('before', 'after')
     )
-    rows = [(e.name, e.before, e.after) for e in evaluations] + [('**mean**', before, after)]
-    for name, first, second in rows:
-        psnr, ssim = (f'{first[key]:.{d}f} | {second[key]:.{d}f}' for key, d in (('psnr_y', 2), ('ssim_y', 4)))
-        lines.append(f'| {name} | {psnr} | {ssim} |')
-    gain = after['psnr_y'] - before['psnr_y']
+    return [
+        [name, *(f'{metrics[key]:.{d}f}' for key, d in (('psnr_y', 2), ('ssim_y', 4)) for metrics in (first, second))]
+        for name, first, second in [*rows, ('mean', before, after)]
+    ]
+
+
+def _gain(evaluations: Sequence[Evaluation]) -> float:
+    """Mean gain in PSNR-Y, in dB."""
+    return float(np.mean([e.after['psnr_y'] - e.before['psnr_y'] for e in evaluations]))
+
+
+def _evaluation_lines(evaluations: Sequence[Evaluation]) -> list[str]:
+    """Markdown lines of the table, and what follows from it."""
+    lines = ['Each pair restored by the network that was adapted to the others (on luma; PSNR in dB):', '']
+    lines += ['| pair | PSNR before | PSNR after | SSIM before | SSIM after |', '|---|---|---|---|---|']
+    *rows, mean = _evaluation_rows(evaluations)
+    lines += [f'| {" | ".join(row)} |' for row in [*rows, ['**mean**', *mean[1:]]]]
+    gain = _gain(evaluations)
     verdict = f'Adapting gains {gain:.2f} dB.'
     if gain <= 0:
         verdict = f'Adapting loses {-gain:.2f} dB: the pairs teach the network nothing; keep the weights that you had.'

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import pickle
 import random
 import re
 import sys
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
+from torch import nn
 
 from drtl_plugin.errors import DataError, DRTLError
 
@@ -90,29 +92,114 @@ def read(path: str | Path, key: str) -> Any:
         raise DataError(f'{key}: {path} is damaged, or holds no weights or state.') from None
 
 
-def weights_in(content: Any, path: str | Path, key: str, param_key: str | None = 'params') -> dict[str, torch.Tensor]:
+def weights_in(
+    content: Any, path: str | Path, where: str, keys: Sequence[str | None] = ('params', 'params_ema', None)
+) -> tuple[str | None, dict[str, torch.Tensor]]:
     """The weights that the content of a file holds, in one of the forms in which they are published.
 
     Args:
         content (Any): From :func:`read`.
-        path (str | Path), key (str): Of the file, for messages.
-        param_key (str | None): Where to look first; then under ``params_ema`` and ``params``, and last for weights
-            without a key. None for those only.
+        path (str | Path): The file, for messages.
+        where (str): The option that named the file or the key, for messages.
+        keys (Sequence[str | None]): Where to look, in this order; None: weights without a key.
 
     Returns:
-        dict[str, torch.Tensor]: By parameter name, without the ``module.`` of parallel networks.
+        tuple[str | None, dict[str, torch.Tensor]]: The key that has them, and the weights by parameter name, without
+        the ``module.`` of parallel networks.
 
     Raises:
-        DataError: If there are none.
+        DataError: If none of the keys has weights; names the keys that have some.
     """
-    weights = content
-    for name in (param_key, 'params_ema', 'params') if param_key is not None else ():
-        if isinstance(content, dict) and isinstance(content.get(name), dict):
-            weights = content[name]
-            break
-    if not isinstance(weights, dict) or not weights or not all(isinstance(w, torch.Tensor) for w in weights.values()):
-        raise DataError(f'{key}: {path} holds no weights, neither under params_ema or params, nor without a key.')
-    return {name[7 * name.startswith('module.') :]: w for name, w in weights.items()}
+    for name in keys:
+        weights = content if name is None else content.get(name) if isinstance(content, dict) else None
+        if _are_weights(weights):
+            return name, {parameter[7 * parameter.startswith('module.') :]: w for parameter, w in weights.items()}
+    if len(keys) > 1:
+        raise DataError(f'{where}: {path} holds no weights, neither under params_ema or params, nor without a key.')
+    wanted = 'without a key' if keys[0] is None else f'under {keys[0]!r}'
+    found = [str(name) for name in content if _are_weights(content[name])] if isinstance(content, dict) else []
+    if found:
+        hint = f'; it has {", ".join(found)}.'
+    else:
+        hint = '; it has some without a key (null).' if _are_weights(content) else ', nor under another key.'
+    raise DataError(f'{where}: {path} holds no weights {wanted}{hint}')
+
+
+def _are_weights(content: Any) -> TypeGuard[dict[str, torch.Tensor]]:
+    return isinstance(content, dict) and bool(content) and all(isinstance(w, torch.Tensor) for w in content.values())
+
+
+def load_weights(
+    net: nn.Module,
+    weights: dict[str, torch.Tensor],
+    content: Any,
+    options: dict | None,
+    where: str,
+    strict: bool = True,
+) -> None:
+    """Load weights into a network.
+
+    Args:
+        net (nn.Module): The network.
+        weights (dict[str, Tensor]): From :func:`weights_in`.
+        content (Any): From :func:`read`; checkpoints that this plug-in wrote record their network.
+        options (dict | None): The network's type and arguments, as in the option file, where they are known.
+        where (str): What the message begins with, e.g. ``path.pretrain_network_g: w.pth does not fit network_g``.
+        strict (bool): Whether the weights must be exactly those of the network.
+
+    Raises:
+        DataError: If they belong to another network; names it, or counts the weights that differ.
+    """
+    try:
+        net.load_state_dict(weights, strict=strict)
+    except RuntimeError as error:
+        recorded = content.get('network') if isinstance(content, dict) else None
+        other = _other_network(recorded, options, type(net)) if isinstance(recorded, dict) and options else None
+        reason = other or _other_weights(net, weights) or ' '.join(str(error).split())[:300]
+        raise DataError(f'{where}: {reason}.') from None
+
+
+def _other_network(recorded: dict, options: dict, network: type) -> str | None:
+    """How the network that a checkpoint records differs from the one that it is loaded into."""
+    if recorded.get('type') != options['type']:
+        return f'it holds {recorded.get("type")}, not {options["type"]}'
+    parameters = inspect.signature(network).parameters
+    defaults = {name: p.default for name, p in parameters.items() if p.default is not p.empty}
+    recorded, options = ({**plain(defaults), **plain(arguments)} for arguments in (recorded, options))
+    differences = [
+        f'{key} {recorded.get(key)}, not {options.get(key)}'
+        for key in dict.fromkeys([*options, *recorded])
+        if recorded.get(key) != options.get(key)
+    ]
+    return f'it holds {options["type"]} with {", ".join(differences)}' if differences else None
+
+
+def _other_weights(net: nn.Module, weights: dict[str, torch.Tensor]) -> str | None:
+    """How weights differ from a network's, in numbers, with two examples of each kind."""
+    wanted = net.state_dict()
+    shapes = [
+        f'{name} is {tuple(weights[name].shape)}, not {tuple(weight.shape)}'
+        for name, weight in wanted.items()
+        if name in weights and weights[name].shape != weight.shape
+    ]
+    kinds = {
+        'missing': [name for name in wanted if name not in weights],
+        'unexpected': [name for name in weights if name not in wanted],
+        'of another shape': shapes,
+    }
+    counts = [
+        f'{len(names)} {kind} ({", ".join(names[:2])}{", …" * (len(names) > 2)})'
+        for kind, names in kinds.items()
+        if names
+    ]
+    return f'weights: {", ".join(counts)}' if counts else None
+
+
+def plain(options: Any) -> Any:
+    """Options as plain dictionaries and lists, which every reader of a checkpoint takes."""
+    if isinstance(options, dict):
+        return {key: plain(value) for key, value in options.items()}
+    return [plain(value) for value in options] if isinstance(options, (list, tuple)) else options
 
 
 def newest_valid_state(folder: Path, models: Path, labels: Iterable[str]) -> tuple[Path, dict] | None:

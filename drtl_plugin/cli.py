@@ -73,6 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.run(args)
         end_dist()
     except DRTLError as error:
+        if getattr(args, 'debug', False):
+            traceback.print_exc()
         *others, line = str(error).strip().splitlines()
         if others:  # of a loader process, in front of the error
             line = line.partition('Error: ')[2]
@@ -116,7 +118,9 @@ def _parser() -> argparse.ArgumentParser:
         )
         command.add_argument('--auto_resume', action='store_true', help='go on from the last saved training state')
         command.add_argument(
-            '--debug', action='store_true', help='log each iteration, validate every 8, no TensorBoard'
+            '--debug',
+            action='store_true',
+            help='log each iteration, validate every 8, no TensorBoard; show the traceback of errors',
         )
         command.add_argument('--local_rank', type=int, default=0, help='set by torch.distributed.launch; not used')
 
@@ -126,7 +130,11 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser('adapt', help='from pairs of photographs to weights of your camera', description=doc)
     command.set_defaults(run=_adapt)
     command.add_argument(
-        '--pairs', required=True, metavar='DIR', help='with folders gt and lq in it, or names that end in _HR and _LR'
+        '--pairs',
+        required=True,
+        metavar='DIR',
+        help='folder with gt and lq, HR and LR, or HR and LR_x4 (for x4 weights) in it, or names that end in _HR and '
+        '_LR',
     )
     _add_weights(command)
     command.add_argument('-o', '--output', required=True, metavar='OUT', help='folder to write')
@@ -137,8 +145,8 @@ def _parser() -> argparse.ArgumentParser:
         '--no-evaluation', action='store_true', help='save the time of adapting once more for each pair'
     )
 
-    doc = 'Restore photographs by a trained network: an image, or all images of a folder; grey, alpha and 16 bits are '
-    doc += 'kept. Images that fail are named, and the others go on.'
+    doc = 'Restore photographs by a trained network: an image, or all images of a folder. Grey, alpha, 16 bits, colour '
+    doc += 'profile, EXIF and XMP are kept. Images that fail are named, and the others go on.'
     command = commands.add_parser('upscale', help='restore photographs by trained weights', description=doc)
     command.set_defaults(run=_upscale)
     command.add_argument('-i', '--input', required=True, metavar='IN', help='image or folder')
@@ -228,6 +236,10 @@ def _add_option_file(command: argparse.ArgumentParser) -> None:
         help='change options of the file, e.g. train:total_iter=500 network_g:num_feat=32 '
         '(values are read as YAML; a number among the keys is a place in a list)',
     )
+    _add_import(command)
+
+
+def _add_import(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         '--import',
         dest='modules',
@@ -244,25 +256,45 @@ def _add_weights(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         '-opt', dest='opt', metavar='FILE', help='option file with network_g and scale, for weights from elsewhere'
     )
+    _add_import(command)
 
 
-def _prepare_run(args: argparse.Namespace, is_train: bool) -> dict:
-    """Options that are checked, with the sample data in place if they want it."""
-    if args.modules:
+def _import_modules(modules: Sequence[str]) -> None:
+    """Import modules named by ``--import``, from the current folder too.
+
+    Raises:
+        OptionError: If there is no such module.
+    """
+    if modules:
         sys.path.insert(0, os.getcwd())
-    for module in args.modules:
+    for module in modules:
         try:
             importlib.import_module(module)
         except ModuleNotFoundError as error:
             raise OptionError(f'--import {module}: {error}.') from None
+
+
+def _read_options(args: argparse.Namespace, is_train: bool) -> dict:
+    """The parsed option file, after the user's modules are imported."""
+    _import_modules(args.modules)
     close_basicsr_logs()
-    opt = parse_options(args, os.getcwd(), is_train)
+    return parse_options(args, os.getcwd(), is_train)
+
+
+def _check_run(opt: dict) -> None:
+    """Write the sample data if the options name it, then check the options."""
     if f"'{SAMPLE_ROOT}/" in str(opt['datasets']):
         of_first_process(prepare_sample_data)
     preflight.check(opt)
     if opt.get('val') and opt['val'].get('pbar') is None:
         opt['val']['pbar'] = sys.stderr.isatty()
-    return opt
+
+
+def _resumes(opt: dict) -> bool:
+    """Whether a training run resumes an older one, whose folder BasicSR then keeps instead of archiving it."""
+    if opt['auto_resume']:
+        return any(Path(opt['path']['training_states']).glob('[0-9]*.state'))
+    return bool(opt['path'].get('resume_state'))
 
 
 def _alone(opt: dict, folder: str) -> contextlib.AbstractContextManager:
@@ -271,16 +303,21 @@ def _alone(opt: dict, folder: str) -> contextlib.AbstractContextManager:
 
 
 def _train(args: argparse.Namespace) -> None:
-    opt = _prepare_run(args, is_train=True)
+    opt = _read_options(args, is_train=True)
+    if not _resumes(opt):
+        preflight.check_archiving(opt, args.opt, opt['path']['experiments_root'])
+    _check_run(opt)
     parsed = mock.patch.object(basicsr.train, 'parse_options', lambda *_, **__: (opt, args))
     with _alone(opt, 'experiments'), parsed, without_gpu(), processes_without_gpu(), TrainingRun(opt) as run:
         basicsr.train.train_pipeline(os.getcwd())
         if hasattr(run.model, 'finish') and opt['rank'] == 0:
-            print(run.model.finish())
+            print(run.model.finish(args.modules))
 
 
 def _test(args: argparse.Namespace) -> None:
-    opt = _prepare_run(args, is_train=False)
+    opt = _read_options(args, is_train=False)
+    preflight.check_archiving(opt, args.opt, opt['path']['results_root'])
+    _check_run(opt)
     parsed = mock.patch.object(basicsr.test, 'parse_options', lambda *_, **__: (opt, args))
     with _alone(opt, 'results'), parsed, without_gpu(), processes_without_gpu():
         basicsr.test.test_pipeline(os.getcwd())
@@ -290,16 +327,19 @@ def _test(args: argparse.Namespace) -> None:
 
 
 def _adapt(args: argparse.Namespace) -> None:
+    _import_modules(args.modules)
     with without_gpu():
         report = adapt(
             *(args.pairs, args.weights, args.output, args.opt, args.auxiliary, args.steps, args.register),
             evaluates=not args.no_evaluation,
+            modules=args.modules,
         )
     print(report)
     print(f'All this is in {args.output}, with the weights: net_g_adapted_latest.pth.')
 
 
 def _upscale(args: argparse.Namespace) -> None:
+    _import_modules(args.modules)
     network = load_trained(args.weights, args.opt)
     options = {'tile': args.tile, 'overlap': args.overlap, 'suffix': args.suffix, 'ext': args.ext}
     written, failed = upscale(network, args.input, args.output, **options, full_precision=args.fp32)
@@ -313,6 +353,7 @@ def _upscale(args: argparse.Namespace) -> None:
 
 def _export(args: argparse.Namespace) -> None:
     require_other_file(args.onnx or args.spandrel, args.weights)
+    _import_modules(args.modules)
     network = load_trained(args.weights, args.opt)
     if args.spandrel is not None:
         export_spandrel(network, args.spandrel)
@@ -324,7 +365,10 @@ def _export(args: argparse.Namespace) -> None:
 
 
 def _relation(args: argparse.Namespace) -> None:
-    opt = _prepare_run(args, is_train=True)
+    opt = _read_options(args, is_train=True)
+    folder = Path('results', f'{opt["name"]}_relation')
+    preflight.check_archiving(opt, args.opt, folder)
+    _check_run(opt)
     if not issubclass(MODEL_REGISTRY.get(opt['model_type']), DRTLModel):
         raise OptionError(f'model_type: the relation is measured by DRTLModel, not by {opt["model_type"]}.')
     if not opt['datasets']['train'].get('target'):
@@ -335,14 +379,13 @@ def _relation(args: argparse.Namespace) -> None:
         raise OptionError("drtl.weighting.relation: 'uniform' measures nothing; choose another.")
     if relation in NEED_TRAINED_NETWORK and not opt['path'].get('pretrain_network_g'):
         raise OptionError(f'path.pretrain_network_g is missing: relation {relation!r} asks a trained network.')
-    folder = Path('results', f'{opt["name"]}_relation')
     with exclusive('results', folder.name), without_gpu():
         mkdir_and_rename(str(folder))
         opt['path'].update(experiments_root=str(folder), models=str(folder))
         model = build_model(opt)
         model.start()
         model.graph.save(folder / 'knowledge_graph.json', model.weights)
-        model.graph.draw(folder / 'knowledge_graph.png', model.weights)
+        model.graph.draw(folder / 'knowledge_graph.png', model.weights, model.fit_share)
     print(f'Relation to the target ({relation}), and the weight that follows from it:')
     print(relation_table(model.graph, model.weights))
     print(f'The knowledge graph is in {folder}.')

@@ -20,7 +20,6 @@ import tempfile
 import types
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import torch
@@ -233,7 +232,11 @@ def load_resume_state(opt: dict) -> dict | None:
         return None
     if not isinstance(state, dict) or not {'iter', 'epoch', 'optimizers', 'schedulers'} <= set(state):
         raise DataError(f'path.resume_state: {path} is no training state.')
+    written = {key: value for key, value in opt['path'].items() if key.startswith('param_key_')}
     check_resume(opt, state['iter'])
+    ignored = opt['path'].get('ignore_resume_networks') or ()
+    for key, value in written.items():  # the networks of a training state are under params
+        opt['path'][key] = value if key.replace('param_key', 'network') in ignored else 'params'
     for key, network in opt['path'].items():
         if key.startswith('pretrain_network_') and network and Path(network).exists():
             checkpoints.read(network, f'path.{key}')
@@ -250,6 +253,29 @@ def resume_on_any_device() -> bool:
     if train.load_resume_state is load_resume_state:
         return False
     train.load_resume_state = load_resume_state
+    return True
+
+
+def make_no_folders_of_files() -> bool:
+    """Let ``make_exp_dirs`` leave alone the files that ``path.pretrain_…`` names.
+
+    Fault: it makes a folder of every key of ``path`` except ``pretrain_network…`` and a few others, after it has
+    archived the previous run. With ``pretrain_camera_fit`` it ended in "File exists", or for None in a TypeError.
+
+    Returns:
+        bool: Whether something had to be repaired.
+    """
+    pipelines = [importlib.import_module(f'basicsr.{name}') for name in ('train', 'test')]
+    make_exp_dirs = pipelines[0].make_exp_dirs
+    if make_exp_dirs.__module__ == __name__:
+        return False
+
+    def make_exp_dirs_only(opt):
+        folders = {key: path for key, path in opt['path'].items() if not key.startswith('pretrain_')}
+        make_exp_dirs({**opt, 'path': folders})
+
+    for pipeline in pipelines:
+        pipeline.make_exp_dirs = make_exp_dirs_only
     return True
 
 
@@ -277,7 +303,7 @@ def save_whole_checkpoints() -> bool:
     def save_network(self, net, net_label, current_iter, param_key='params'):
         """Save networks, each under its key, as ``models/NET_LABEL_ITERATION.pth``."""
         options = self.opt.get(f'network_{net_label.partition("_")[2].split("_")[0]}')
-        content = {} if options is None else {'network': _plain(options), 'scale': self.opt.get('scale', 1)}
+        content = {} if options is None else {'network': checkpoints.plain(options), 'scale': self.opt.get('scale', 1)}
         for one, key in zip(*(value if isinstance(value, list) else [value] for value in (net, param_key))):
             state = self.get_bare_model(one).state_dict()
             content[key] = OrderedDict((name[7 * name.startswith('module.') :], w.cpu()) for name, w in state.items())
@@ -315,23 +341,27 @@ def save_whole_checkpoints() -> bool:
             self.best_metric_results = resume_state['best_metric_results']
 
     def load_network(self, net, load_path, strict=True, param_key='params'):
-        """Load weights, whichever key they have or lack."""
-        content = checkpoints.read(load_path, 'path.pretrain_network_*')
-        weights = checkpoints.weights_in(content, load_path, 'path.pretrain_network_*', param_key)
-        get_root_logger().info(f'Loading {type(self.get_bare_model(net)).__name__} from {load_path}.')
+        """Load weights. A ``param_key_…`` of the option file must be in the file; a default need not."""
+        options = self.opt['path']
+        prefix = 'pretrain_network_'
+        names = [key for key, path in options.items() if key.startswith(prefix) and path == load_path]
+        label = names[0][len(prefix) :] if names else '*'
+        network, where, written = f'network_{label}', f'path.{prefix}{label}', f'param_key_{label}'
+        keys = [param_key, options.get(written, param_key), 'params_ema', 'params', None]
+        content = checkpoints.read(load_path, where)
+        if written in options and options[written] == param_key:
+            key, weights = checkpoints.weights_in(content, load_path, f'path.{written}', [param_key])
+        else:
+            key, weights = checkpoints.weights_in(content, load_path, where, keys)
+        taken = 'without a key' if key is None else f'key {key}'
+        get_root_logger().info(f'Loading {type(self.get_bare_model(net)).__name__} from {load_path}, {taken}.')
         self._print_different_keys_loading(net, weights, strict)
-        self.get_bare_model(net).load_state_dict(weights, strict=strict)
+        fault = f'{where}: {load_path} does not fit {network}'
+        checkpoints.load_weights(self.get_bare_model(net), weights, content, self.opt.get(network), fault, strict)
 
     for method in (load_network, save_network, save_training_state, resume_training):
         setattr(BaseModel, method.__name__, method)
     return True
-
-
-def _plain(options: Any) -> Any:
-    """Options as plain dictionaries and lists, which every reader of a checkpoint takes."""
-    if isinstance(options, dict):
-        return {key: _plain(value) for key, value in options.items()}
-    return [_plain(value) for value in options] if isinstance(options, (list, tuple)) else options
 
 
 def name_unreadable_images() -> bool:
@@ -385,6 +415,21 @@ def close_basicsr_logs() -> None:
             handler.close()
             logger.removeHandler(handler)
     initialized.clear()
+
+
+@contextlib.contextmanager
+def quiet_basicsr_log(level: int):
+    """Drop the lines of BasicSR's logger up to a level; other loggers go on."""
+
+    def is_above(record: logging.LogRecord) -> bool:
+        return record.levelno > level
+
+    logger = logging.getLogger('basicsr')
+    logger.addFilter(is_above)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_above)
 
 
 @contextlib.contextmanager
@@ -454,5 +499,6 @@ def apply() -> None:
     share_lmdb_environments()
     let_filter2d_take_any_layout()
     resume_on_any_device()
+    make_no_folders_of_files()
     save_whole_checkpoints()
     name_unreadable_images()

@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import inspect
 import math
+import os
 import re
 import sys
 import typing
@@ -178,6 +179,12 @@ class TaskDatasetOptions:
     distortions: Any = option('default', "The auxiliary tasks: a list, or 'default' for the shipped library.")
     target: Optional[TargetOptions] = option(None, 'The support set of the target camera.')
     camera_fit: bool = option(False, 'Set from drtl.camera_fit.')
+    image_cache_mb: float = option(
+        512,
+        'Memory in MiB for decoded images, which the loader processes and the model share (those of each GPU, with '
+        'several). Images that fit are decoded once.',
+        low=0,
+    )
     batch_size_per_gpu: int = option(4, 'Episodes a step: the meta batch.', low=1)
     num_worker_per_gpu: int = option(1, 'Loader processes.', low=0)
     prefetch_mode: Optional[str] = option(None, 'As in BasicSR.')
@@ -222,7 +229,11 @@ class PathOptions:
     """``path``: where a run begins; where it writes is BasicSR's to say."""
 
     pretrain_network_g: Optional[str] = option(None, 'Weights to begin with, or to test.')
-    param_key_g: Optional[str] = option('params', 'Which weights of that file: params or params_ema.')
+    param_key_g: Optional[str] = option(
+        'params',
+        'Which weights of that file: params, params_ema, or null for weights without a key. If this is not written and '
+        'the file has no params, params_ema is taken, then weights without a key; the log names the key.',
+    )
     strict_load_g: bool = option(True, 'Whether the weights must be exactly those of network_g.')
     pretrain_network_r: Optional[str] = option(None, 'A trained DRN.')
     strict_load_r: bool = option(True, 'Whether its weights must be exactly those of network_r.')
@@ -299,7 +310,9 @@ class FileOptions:
     val: Optional[dict] = option(None, 'Validation, or the test: a section.')
     logger: Optional[dict] = option(None, 'What is written when: a section.')
     dist_params: Optional[dict] = option(None, 'For several processes: a section.')
-    find_unused_parameters: bool = option(False, "BasicSR's models in several processes: as in torch.")
+    find_unused_parameters: bool = option(
+        False, "BasicSR's models in several processes: as in torch. Not for DRTLModel."
+    )
 
 
 SECTIONS = {
@@ -310,7 +323,7 @@ SECTIONS = {
     'dist_params': DistOptions,
 }
 # What BasicSR's parse_options adds.
-_COMPUTED = {
+COMPUTED = {
     *('dist', 'rank', 'world_size', 'auto_resume', 'is_train', 'root_path'),
     *('experiments_root', 'models', 'training_states', 'log', 'visualization', 'results_root'),
 }
@@ -329,12 +342,20 @@ def check_sections(opt: dict) -> None:
         OptionError: Unknown key, wrong type, value out of range.
     """
     others = None
-    if opt['model_type'] not in ('DRTLModel', 'DRTLAdaptModel'):
-        others = _source_of(MODEL_REGISTRY._obj_map.get(opt['model_type']))
+    if not is_a(MODEL_REGISTRY, opt['model_type'], 'DRTLModel'):
+        others = _source_of(MODEL_REGISTRY._obj_map.get(str(opt['model_type'])))
+    elif opt.get('find_unused_parameters'):
+        raise OptionError(
+            f'find_unused_parameters: {opt["model_type"]} averages gradients without DistributedDataParallel, so that '
+            'this has no meaning; remove it.'
+        )
     _check_section(FileOptions, opt, '', others)
     for name, cls in SECTIONS.items():
         if opt.get(name) is not None:
             _check_section(cls, opt[name], f'{name}.', others)
+    for key, section in (opt.get('train') or {}).items():
+        if key.startswith('optim_') and isinstance(section, dict) and 'lr' in section:
+            section['lr'] = number(section['lr'], float, f'train.{key}.lr', 0)
     for phase, dataset in opt['datasets'].items():
         known = ('train', 'val') if opt['is_train'] else ('val', 'test')
         if phase.split('_')[0] not in known:
@@ -354,7 +375,7 @@ def _check_section(cls: type, section: dict, where: str, others: Optional[str]) 
     for key, value in section.items():
         if key in fields:
             section[key] = _convert(value, hints[key], fields[key].metadata, f'{where}{key}')
-        elif key not in _COMPUTED:
+        elif key not in COMPUTED:
             near = difflib.get_close_matches(str(key), fields, n=1, cutoff=0.7)
             if others is None or (near and not re.search(rf'[\'"]{re.escape(str(key))}[\'"]', others)):
                 raise unknown('key', key, fields, where.rstrip('.') or 'option file')
@@ -435,16 +456,16 @@ def _convert(value: Any, hint: Any, metadata: typing.Mapping, where: str) -> Any
 
 
 def number(value: Any, kind: type, where: str, low: float = -math.inf, high: float = math.inf) -> Any:
-    """Check that an option is a number of a kind (int or float) within a range, and convert it.
+    """Check that an option is a finite number of a kind (int or float) within a range, and convert it.
 
     Raises:
         OptionError: If it is not; names ``where``.
     """
     try:
         converted = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         converted = math.nan
-    if isinstance(value, bool) or math.isnan(converted) or (kind is int and not converted.is_integer()):
+    if isinstance(value, bool) or not math.isfinite(converted) or (kind is int and not converted.is_integer()):
         raise OptionError(f'{where}: expected {"a whole number" if kind is int else "a number"}, got {value!r}.')
     if not low <= converted <= high:
         bounds = f'at least {low:g}' if high == math.inf else f'between {low:g} and {high:g}'
@@ -530,9 +551,10 @@ def parse_options(args: argparse.Namespace, root_path: str, is_train: bool) -> d
     """
     opt = load_option_file(args.opt)
     force_yml(opt, args.force_yml or [])
-    if opt.get('model_type') == 'DRTLAdaptModel' and is_train:
+    if is_a(MODEL_REGISTRY, opt.get('model_type'), 'DRTLAdaptModel') and is_train:
         _complete_adaptation(opt)
     _check_shape(opt, args.opt, is_train)
+    _expand_home(opt)
     _fit_device(opt)
     argv = ['basicsr', '-opt', args.opt, '--launcher', args.launcher]
     argv += ['--auto_resume'] * args.auto_resume + ['--debug'] * args.debug
@@ -545,9 +567,20 @@ def parse_options(args: argparse.Namespace, root_path: str, is_train: bool) -> d
     set_random_seed(parsed['manual_seed'] + parsed['rank'])
     check_sections(parsed)
     train = parsed['datasets'].get('train', {})
-    if train.get('type') == 'DistortionTaskDataset':
+    if _task_options(train) is not None:
         _complete_task_dataset(train, parsed)
     return parsed
+
+
+def is_a(registry: Any, name: object, base: str) -> bool:
+    """Whether the class that a registry of BasicSR has under a name is, or derives from, the one named ``base``."""
+    return isinstance(name, str) and name in registry and issubclass(registry.get(name), registry.get(base))
+
+
+def _task_options(dataset: dict) -> Optional[type]:
+    """The declared options of a dataset that is, or derives from, ``DistortionTaskDataset``; None for other types."""
+    is_ours = is_a(DATASET_REGISTRY, dataset.get('type'), 'DistortionTaskDataset')
+    return DATASET_REGISTRY.get(dataset['type']).options_class if is_ours else None
 
 
 # What BasicSR's pipelines look up without asking whether it is there.
@@ -597,7 +630,7 @@ def _check_shape(opt: dict, path: str, is_train: bool) -> None:
         section = sections.get(name)
         for key in keys if section is not None else ():
             # The datasets of this plug-in have defaults for the loader's keys.
-            if key not in section and section.get('type') != 'DistortionTaskDataset':
+            if key not in section and _task_options(section) is None:
                 raise OptionError(f'{name}.{key} is missing.')
 
 
@@ -643,21 +676,30 @@ def _complete_adaptation(opt: dict) -> None:
 def _complete_task_dataset(train: dict, opt: dict) -> None:
     """Give BasicSR's loader the defaults, and numbers for numbers, of a DistortionTaskDataset's options."""
     train.setdefault('seed', opt['manual_seed'])
-    for root in ('dataroot_gt', 'dataroot_lq'):
-        target = train.get('target')
-        if isinstance(target, dict) and isinstance(target.get(root), str):
-            target[root] = str(Path(target[root]).expanduser())
     train['camera_fit'] = DRTLOptions.from_opt(opt).camera_fit and train.get('target') is not None
-    options = parse_section(TaskDatasetOptions, train, 'datasets.train')
+    options = parse_section(_task_options(train), train, 'datasets.train')
     train.update({key: value for key, value in vars(options).items() if key != 'target'})
     if opt['is_train'] and not opt['dist'] and opt['num_gpu'] > 1:
-        if opt['model_type'] != 'DRTLAdaptModel':  # for which one is enough
+        if not is_a(MODEL_REGISTRY, opt['model_type'], 'DRTLAdaptModel'):  # for which one is enough
             print(
                 f'num_gpu {opt["num_gpu"]} becomes 1, since each GPU wants a process of its own: '
                 f'torchrun --nproc_per_node={opt["num_gpu"]} -m drtl_plugin.cli train -opt … --launcher pytorch.',
                 file=sys.stderr,
             )
         opt['num_gpu'] = 1
+
+
+def _expand_home(opt: dict) -> None:
+    """Expand ``~`` in all files and folders of ``path`` and ``datasets``; BasicSR expands it in some of them."""
+    sections = [(opt['path'], [key for key in opt['path'] if key.startswith('pretrain_') or key == 'resume_state'])]
+    for dataset in opt['datasets'].values():
+        for section in (dataset, dataset.get('target')):
+            if isinstance(section, dict):
+                sections.append((section, ['dataroot_gt', 'dataroot_lq', 'meta_info_file']))
+    for section, keys in sections:
+        for key in keys:
+            if isinstance(section.get(key), str):
+                section[key] = os.path.expanduser(section[key])
 
 
 def _fit_device(opt: dict) -> None:

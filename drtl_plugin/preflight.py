@@ -6,37 +6,55 @@ import contextlib
 import importlib.util
 import inspect
 import logging
+import os
 import random
+import sys
+import traceback
+from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import basicsr.losses
 import basicsr.metrics  # noqa: F401  fills METRIC_REGISTRY
 import numpy as np
 import torch
 from basicsr.data.paired_image_dataset import PairedImageDataset
+from basicsr.data.realesrgan_paired_dataset import RealESRGANPairedDataset
 from basicsr.data.single_image_dataset import SingleImageDataset
 from basicsr.models.base_model import BaseModel
 from basicsr.utils import FileClient
 from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
 
 from drtl_plugin import checkpoints
-from drtl_plugin.compat import close_basicsr_logs, without_gpu
+from drtl_plugin.compat import close_basicsr_logs, quiet_basicsr_log, without_gpu
 from drtl_plugin.data.distortion_task_dataset import DistortionTaskDataset
-from drtl_plugin.data.distortions import DistortionLibrary
-from drtl_plugin.data.image_files import check_lmdb, check_pair_sizes, image_size, names_of_list, require
-from drtl_plugin.errors import DataError, OptionError, registered, unknown
+from drtl_plugin.data.image_files import (
+    check_lmdb,
+    check_pair_sizes,
+    check_paired_keys,
+    image_size,
+    names_of_list,
+    require,
+)
+from drtl_plugin.distributed import of_first_process
+from drtl_plugin.errors import DataError, DRTLError, OptionError, registered, unknown
 from drtl_plugin.meta.hooks import RelationHook, build_hooks
 from drtl_plugin.metrics import calculate_pyiqa, check_pyiqa
 from drtl_plugin.models import DRTLAdaptModel, DRTLModel
-from drtl_plugin.options import DRTLOptions, number
+from drtl_plugin.models.drtl_model import EPISODE_INTERFACE
+from drtl_plugin.options import COMPUTED, DRTLOptions, number
 from drtl_plugin.relation.estimators import NEED_TRAINED_NETWORK
 
 # What BasicSR's models build by name, without a registry.
 _OPTIMIZERS = ('Adam',)
 _SCHEDULERS = ('MultiStepLR', 'MultiStepRestartLR', 'CosineAnnealingRestartLR')
+# Datasets that read LQ and GT from LMDBs under the same keys.
+_PAIRED = (PairedImageDataset, RealESRGANPairedDataset)
 # Side of the image that the rehearsal restores; as large as the windows of common networks.
 _SIZE = 32
+# Packages whose lines tell a user less than the line of their own module that called them.
+_LIBRARIES = {'basicsr', 'cv2', 'drtl_plugin', 'mmengine', 'numpy', 'torch', 'torchvision', *sys.stdlib_module_names}
 
 
 def check(opt: dict) -> None:
@@ -73,11 +91,46 @@ def check(opt: dict) -> None:
                     known = _SCHEDULERS if key == 'scheduler' else _OPTIMIZERS
                     if section.get('type') not in known:
                         raise unknown(key.split('_')[0], section.get('type'), known, f'train.{key}.type')
-    for phase, dataset_opt in opt['datasets'].items():
-        _check_dataset(dataset_opt, f'datasets.{phase}')
+    datasets = {
+        phase: _check_dataset(dataset_opt, f'datasets.{phase}', issubclass(model, DRTLModel) and phase == 'train')
+        for phase, dataset_opt in opt['datasets'].items()
+    }
     if issubclass(model, DRTLModel):
-        _check_drtl(opt)
+        _check_drtl(opt, datasets.get('train'))
     _rehearse(model, opt)
+
+
+def check_archiving(opt: dict, option_file: str, folder: str | Path) -> None:
+    """Check that nothing a run reads is in the folder that BasicSR renames when a run of its name begins.
+
+    Args:
+        opt (dict): What :func:`drtl_plugin.options.parse_options` returns.
+        option_file (str): The option file.
+        folder (str | Path): The folder of the run, in experiments/ or results/.
+
+    Raises:
+        DataError: If the option file, or a file or folder that it names, is in there.
+    """
+    opt = {**opt, 'path': {key: value for key, value in opt['path'].items() if key not in COMPUTED}}
+    for key, text in (('-opt', option_file), *_texts(opt)):
+        is_inside = any(
+            Path(place(text)).is_relative_to(place(folder)) for place in (os.path.abspath, os.path.realpath)
+        )
+        if is_inside and os.path.exists(text):
+            raise DataError(
+                f'{key}: {text} is in {os.path.relpath(folder)}, which a new run named {opt["name"]} would archive; '
+                'choose another name (--force_yml name=…), or move it elsewhere.'
+            )
+
+
+def _texts(section: dict | list, where: str = '') -> Iterator[tuple[str, str]]:
+    """All strings of an option section, with their keys."""
+    for key, value in section.items() if isinstance(section, dict) else enumerate(section):
+        place = f'{where}[{key}]' if isinstance(section, list) else f'{where}.{key}'.lstrip('.')
+        if isinstance(value, (dict, list)):
+            yield from _texts(value, place)
+        elif isinstance(value, str) and '\0' not in value:
+            yield place, value
 
 
 def _rehearse(model_class: type, opt: dict) -> None:
@@ -87,9 +140,13 @@ def _rehearse(model_class: type, opt: dict) -> None:
     of another scale.
     """
     random_state, numpy_state = random.getstate(), np.random.get_state()
-    logging.disable(logging.CRITICAL)
     try:
-        with torch.random.fork_rng(), contextlib.redirect_stdout(None), without_gpu():
+        with (
+            quiet_basicsr_log(logging.CRITICAL),
+            torch.random.fork_rng(),
+            contextlib.redirect_stdout(None),
+            without_gpu(),
+        ):
             model = model_class({**deepcopy(opt), 'dist': False, 'num_gpu': min(opt['num_gpu'], 1)})
             if isinstance(model, DRTLModel):
                 model.feed_data({'lq': torch.rand(1, 3, _SIZE, _SIZE)})
@@ -97,15 +154,31 @@ def _rehearse(model_class: type, opt: dict) -> None:
                 height, scale = model.output.shape[-2], opt.get('scale', 1)
                 if height != _SIZE * scale:
                     raise OptionError(f'network_g enlarges {height / _SIZE:g} times, but scale is {scale}.')
-    except KeyError as error:
-        raise OptionError(f'{opt["model_type"]} wants the option {error}, which is missing.') from None
-    except (TypeError, ValueError, RuntimeError, NotImplementedError, AttributeError, AssertionError) as error:
-        raise OptionError(f'{opt["model_type"]} cannot be built: {" ".join(str(error).split())}') from None
+    except DRTLError:
+        raise
+    except Exception as error:
+        place = _own_line(error)
+        if isinstance(error, KeyError) and not place:
+            raise OptionError(f'{opt["model_type"]} wants the option {error}, which is missing.') from error
+        raise OptionError(f'{opt["model_type"]} cannot be built: {_describe(error)}{place}') from error
     finally:
-        logging.disable(logging.NOTSET)
         close_basicsr_logs()
         random.setstate(random_state)
         np.random.set_state(numpy_state)
+
+
+def _describe(error: Exception) -> str:
+    """An exception in one line: its type and message."""
+    return f'{type(error).__name__}: {" ".join(str(error).split())}'.removesuffix(': ')
+
+
+def _own_line(error: Exception) -> str:
+    """``(FILE:LINE)``, the innermost line of an error that is in a user's own module; empty where there is none."""
+    place = ''
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        if frame.f_globals.get('__name__', '').partition('.')[0] not in _LIBRARIES:
+            place = f' ({frame.f_code.co_filename}:{line})'
+    return place
 
 
 def _check_metric(metric: object, where: str) -> None:
@@ -151,50 +224,71 @@ def _check_network(network_opt: dict, where: str) -> None:
         raise OptionError(f'{where}: {network_opt["type"]} needs {", ".join(missing)}.')
 
 
-def _check_dataset(dataset_opt: dict, where: str) -> None:
+def _check_dataset(dataset_opt: dict, where: str, yields_episodes: bool) -> Any:
+    """Check a dataset's options, and its data where its type is known; returns the dataset where it was built."""
     kind = registered(DATASET_REGISTRY, dataset_opt.get('type'), 'dataset', f'{where}.type')
-    for section, key in ((dataset_opt, where), (dataset_opt.get('target') or {}, f'{where}.target')):
+    for section, place in ((dataset_opt, where), (dataset_opt.get('target') or {}, f'{where}.target')):
         backend = section.get('io_backend')
         if backend is not None and (not isinstance(backend, dict) or backend.get('type') not in FileClient._backends):
             raise OptionError(
-                f'{key}.io_backend: expected a type of {", ".join(FileClient._backends)}, got {backend!r}.'
+                f'{place}.io_backend: expected a type of {", ".join(FileClient._backends)}, got {backend!r}.'
             )
     for section, place in ((dataset_opt, where), (dataset_opt.get('target') or {}, f'{where}.target')):
         is_lmdb = (section.get('io_backend') or {}).get('type') == 'lmdb'
         for key in ('dataroot_gt', 'dataroot_lq'):
             if section.get(key) is not None:
                 (check_lmdb if is_lmdb else require)(section[key], f'{place}.{key}')
+        roots = [section.get(f'dataroot_{side}') for side in ('lq', 'gt')]
+        if is_lmdb and all(roots) and (section is not dataset_opt or issubclass(kind, _PAIRED)):
+            check_paired_keys(*roots, place)
         if section.get('meta_info_file') is not None:
             names_of_list(section['meta_info_file'], f'{place}.meta_info_file')
-    if issubclass(kind, (DistortionTaskDataset, PairedImageDataset, SingleImageDataset)):
-        try:
-            dataset = kind(deepcopy(dataset_opt))
-            if len(dataset) == 0:
-                raise DataError(f'{where}.dataroot_lq: {dataset_opt["dataroot_lq"]} holds no images.')
-            if isinstance(dataset, PairedImageDataset):
-                check_pair_sizes(dataset)
-            elif isinstance(dataset, SingleImageDataset):
-                if dataset_opt['io_backend']['type'] == 'disk':
-                    for path in dataset.paths:
-                        image_size(path)
-            else:
-                dataset.check_image_sizes()
-        except KeyError as error:
-            raise OptionError(f'{where}.{error.args[0]} is missing.') from None
-        except (AssertionError, ValueError, OSError) as error:
-            raise DataError(f'{where}: {error}') from None
+    if not yields_episodes and not issubclass(kind, (DistortionTaskDataset, PairedImageDataset, SingleImageDataset)):
+        return None
+    try:
+        dataset = kind(deepcopy(dataset_opt))
+        if not yields_episodes and len(dataset) == 0:
+            raise DataError(f'{where}.dataroot_lq: {dataset_opt["dataroot_lq"]} holds no images.')
+        of_first_process(lambda: _check_images(dataset, dataset_opt))
+    except DRTLError:
+        raise
+    except Exception as error:
+        place = _own_line(error)
+        if isinstance(error, KeyError) and not place:
+            raise OptionError(f'{where}.{error.args[0]} is missing.') from error
+        if isinstance(error, (AssertionError, ValueError, OSError)) and not place:
+            raise DataError(f'{where}: {error}') from error
+        raise OptionError(f'{where}: {dataset_opt["type"]} cannot be built: {_describe(error)}{place}') from error
+    return dataset
 
 
-def _check_drtl(opt: dict) -> None:
+def _check_images(dataset: Any, dataset_opt: dict) -> None:
+    """Look at the images of a dataset as far as that takes seconds."""
+    if isinstance(dataset, PairedImageDataset):
+        check_pair_sizes(dataset)
+    elif isinstance(dataset, SingleImageDataset):
+        if dataset_opt['io_backend']['type'] == 'disk':
+            for path in dataset.paths:
+                image_size(path)
+    elif isinstance(dataset, DistortionTaskDataset):
+        dataset.check_image_sizes()
+
+
+def _check_drtl(opt: dict, train_set: Any) -> None:
+    """Check the ``drtl`` section; ``train_set`` is the dataset of ``datasets.train``."""
     drtl = DRTLOptions.from_opt(opt)
     hooks = build_hooks(drtl.hooks)
     if opt.get('network_g') is None:
         raise OptionError('network_g is missing.')
     if not opt['is_train']:
         return
-    train = opt['datasets'].get('train') or {}
-    if train.get('type') != 'DistortionTaskDataset':
-        raise OptionError(f'datasets.train.type: DRTLModel trains on DistortionTaskDataset, not {train.get("type")}.')
+    train = opt['datasets']['train']
+    lacking = [name for name in EPISODE_INTERFACE if not hasattr(train_set, name)]
+    if lacking:
+        raise OptionError(
+            f'datasets.train.type: DRTLModel trains on DistortionTaskDataset, not {train["type"]}, which lacks '
+            f'{", ".join(lacking)}.'
+        )
     if drtl.weighting.relation == 'embedding' and train.get('target') and opt.get('network_r') is None:
         raise OptionError("network_r is missing: drtl.weighting.relation 'embedding' needs a DRN.")
     waits = drtl.weighting.relation in NEED_TRAINED_NETWORK and not opt['path'].get('pretrain_network_g')
@@ -205,7 +299,7 @@ def _check_drtl(opt: dict) -> None:
             f'{opt["train"]["total_iter"]}; set a shorter interval for RelationHook.'
         )
     if train.get('target') and drtl.weighting.relation != 'uniform' and drtl.weighting.temperature is None:
-        num = len(DistortionLibrary(train.get('distortions', 'default'), opt['scale'])) + train['camera_fit']
+        num = len(train_set.library) + drtl.camera_fit
         wanted = drtl.weighting.effective_tasks
         if wanted >= num:
             raise OptionError(

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import errno
+import copy
 import functools
 import importlib
+import logging
 import multiprocessing
 import os
 import signal
 import socket
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Collection, Iterator
+from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType, ModuleType
-from unittest import mock
 
-from basicsr.utils import set_random_seed
+import filelock
+from basicsr.utils import AvgTimer, MessageLogger, set_random_seed
 from torch import distributed
 from torch.utils.data import Sampler
 
@@ -26,12 +29,7 @@ from drtl_plugin.checkpoints import random_state, set_random_state
 from drtl_plugin.compat import restore_wandb_generate_id
 from drtl_plugin.distributed import any_process
 from drtl_plugin.errors import DataError
-
-try:
-    import fcntl
-except ImportError:  # Windows: nothing keeps two runs of a name apart there
-    fcntl = None
-
+from drtl_plugin.progress import Pulse, aside, seconds_aside, to_stderr
 
 # Seconds in which a second signal is taken for the first one again.
 _SAME_SIGNAL = 2
@@ -55,43 +53,76 @@ class _StayThroughSignals:
             self.then(worker_id)
 
 
+class _StepTimer(AvgTimer):
+    """``AvgTimer`` that leaves out what is done :func:`~drtl_plugin.progress.aside`."""
+
+    def start(self) -> None:
+        super().start()
+        self._aside = seconds_aside()
+
+    def record(self) -> None:
+        self.tic += seconds_aside() - self._aside
+        super().record()
+        self._aside = seconds_aside()
+
+
+class _StepLogger(MessageLogger):
+    """``MessageLogger`` that also writes learning rates to TensorBoard, and whose ``eta`` is that of the steps left."""
+
+    def __init__(self, opt: dict, *arguments) -> None:
+        super().__init__(opt, *arguments)
+        self.max_iters += 1  # BasicSR's eta leaves out the last iteration, and is negative at it
+
+    def __call__(self, log_vars: dict) -> None:
+        # BasicSR's eta counts all seconds since start_time, divided by the iterations from start_iter on.
+        self.start_iter, self.start_time = log_vars['iter'], time.time() - log_vars['time']
+        if self.tb_logger is not None:
+            for group, lr in enumerate(log_vars['lrs']):
+                self.tb_logger.add_scalar(f'lr_{group}' if group else 'lr', lr, log_vars['iter'])
+        super().__call__(log_vars)
+
+
 class Interrupted(SystemExit):
     """The run was told to stop, and has; its code is what shells expect of the signal."""
 
 
 @contextlib.contextmanager
 def exclusive(folder: str | Path, name: str) -> Iterator[None]:
-    """Keep a name to this process for as long as the context lasts, or the process lives.
+    """Keep a name to this run for as long as the context lasts, or the process lives.
+
+    Where the file system has no locks, nothing keeps two runs of a name apart.
 
     Args:
         folder (str | Path): Of the runs of all names; it is created where it is missing.
         name (str): Of the run.
 
     Raises:
-        DataError: If another process has the name, or the folder cannot be written.
+        DataError: If another run, in this process or another one, has the name, or the folder cannot be written.
     """
-    path = Path(folder, f'.{name}.lock')
+    # Beside the lock, since Windows lets nobody else read a file that is locked.
+    owner = Path(folder, f'.{name}.owner')
+    # Forked loader processes that outlive a killed run do not keep the lock: filelock closes it in them.
+    lock = filelock.FileLock(Path(folder, f'.{name}.lock'), timeout=0, fallback_to_soft=False)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, 'a+', encoding='utf-8')  # noqa: SIM115  open for as long as the name is ours
+        owner.parent.mkdir(parents=True, exist_ok=True)
+        with open(owner, 'a', encoding='utf-8'):
+            pass
     except OSError as error:
         raise DataError(f'{folder}: cannot be written ({error.strerror}); run it in a folder of your own.') from None
-    with file:
-        if fcntl is not None:
-            try:
-                # Of the process, not of the file: loader processes that outlive a killed run don't keep it.
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                file.seek(0)
-                if error.errno in (errno.EAGAIN, errno.EACCES):  # others: the file system knows no locks
-                    raise DataError(
-                        f'{Path(folder, name)}: another run of this name ({file.read().strip()}) is at work; wait for '
-                        'it, stop it, or choose another name.'
-                    ) from None
-        file.truncate(0)
-        file.write(f'process {os.getpid()} of {socket.gethostname()}')
-        file.flush()
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise DataError(
+            f'{Path(folder, name)}: another run of this name ({owner.read_text(encoding="utf-8")}) is at work; wait '
+            'for it, stop it, or choose another name.'
+        ) from None
+    except OSError:  # the file system knows no locks
+        pass
+    try:
+        owner.write_text(f'process {os.getpid()} of {socket.gethostname()}', encoding='utf-8')
         yield
+    finally:
+        lock.release()
 
 
 class TrainingRun:
@@ -101,6 +132,9 @@ class TrainingRun:
     shared random generators where they were, and repeats the validation that belongs to the state's iteration, which
     draws from copies of these. SIGINT and SIGTERM end a run between two iterations, or in validation and adaptation,
     with its state saved; a second one (after two seconds), or one before there is anything to save, ends it at once.
+    The logged ``time`` and ``eta`` are those of training steps, without validation, saving, adaptation and measuring
+    the relation. Slow iterations are reported before BasicSR logs its first line. The last iteration is validated once.
+    TensorBoard also gets the learning rate and the option file.
 
     Args:
         opt (dict): Parsed options.
@@ -115,8 +149,10 @@ class TrainingRun:
         self._pipeline: ModuleType = importlib.import_module('basicsr.train')
         self._resume_state: dict | None = None
         self._val_loaders: list = []
+        self._validated_at: dict = {}  # iteration of the last validation by loader
         self._tb_logger = None
         self._sampler: Sampler | None = None
+        self._loader_processes: weakref.WeakSet[BaseProcess] = weakref.WeakSet()
         self._first_iter: int | None = None  # of this process; None before there is any
         self._may_stop_now = False  # in validation, adaptation included, which changes nothing that is saved
         self._signal: signal.Signals | None = None
@@ -127,13 +163,21 @@ class TrainingRun:
     def __enter__(self) -> TrainingRun:
         pipeline = self._pipeline
         with contextlib.ExitStack() as stack:
-            for name in (
-                *('load_resume_state', 'create_train_val_dataloader', 'build_dataloader', 'init_tb_loggers'),
-                'build_model',
-            ):
-                replaced = getattr(self, f'_{name}')
-                stack.enter_context(mock.patch.object(pipeline, name, _calling(replaced, getattr(pipeline, name))))
-            stack.enter_context(mock.patch.object(pipeline, 'EnlargedSampler', self._sampler_class()))
+            replacements = {
+                name: _calling(getattr(self, f'_{name}'), getattr(pipeline, name))
+                for name in (
+                    *('load_resume_state', 'create_train_val_dataloader', 'build_dataloader', 'init_tb_loggers'),
+                    *('build_model', 'copy_opt_file'),
+                )
+            }
+            replacements.update(EnlargedSampler=self._sampler_class(), AvgTimer=_StepTimer, MessageLogger=_StepLogger)
+            for name, replacement in replacements.items():
+                stack.callback(setattr, pipeline, name, getattr(pipeline, name))
+                setattr(pipeline, name, replacement)
+            if self.opt.get('train', {}).get('total_iter') == 0:  # adaptation only
+                logger = logging.getLogger('basicsr')
+                logger.addFilter(_is_not_about_training)
+                stack.callback(logger.removeFilter, _is_not_about_training)
             self._stack = stack.pop_all()
         # Where another thread runs it (in a notebook, say), signals are not ours to take.
         if threading.current_thread() is threading.main_thread():
@@ -145,7 +189,7 @@ class TrainingRun:
         self._stack.close()
         if kind is not Interrupted:  # else the process is to end by its exit code, not by the signal once more
             self._restore_signals()
-        _end_loaders()
+        _end_loaders(self._loader_processes)
         if self._tb_logger is not None:
             self._tb_logger.close()
 
@@ -154,6 +198,11 @@ class TrainingRun:
     def _load_resume_state(self, load, opt: dict) -> dict | None:
         self._resume_state = load(opt)
         return self._resume_state
+
+    def _copy_opt_file(self, copy, opt_file: str, experiments_root: str) -> None:
+        kept = Path(experiments_root, Path(opt_file).name)
+        if not (kept.exists() and kept.samefile(opt_file)):  # a run resumed by its own copy
+            copy(opt_file, experiments_root)
 
     def _create_train_val_dataloader(self, create, opt: dict, logger) -> tuple:
         result = create(opt, logger)
@@ -164,18 +213,23 @@ class TrainingRun:
         if (opt['logger'].get('wandb') or {}).get('project'):
             restore_wandb_generate_id()
         self._tb_logger = init(opt)
+        if self._tb_logger is not None:
+            for path in sorted(Path(opt['path']['experiments_root']).glob('*.yml')):
+                text = path.read_text(encoding='utf-8')
+                self._tb_logger.add_text(f'options/{path.name}', f'```yaml\n{text}\n```', self._resumed_iter)
         return self._tb_logger
 
     def _build_dataloader(self, build, *arguments, **options):
         loader = build(*arguments, **options)
         if loader.num_workers:
             loader.worker_init_fn = _StayThroughSignals(loader.worker_init_fn)
+            loader.multiprocessing_context = _noting_context(self._loader_processes)
         return loader
 
     def _build_model(self, build, opt: dict):
         model = self.model = build(opt)
         model.tb_logger = self._tb_logger
-        for name in ('resume_training', 'update_learning_rate', 'save', 'validation'):
+        for name in ('resume_training', 'update_learning_rate', 'optimize_parameters', 'save', 'validation'):
             setattr(model, name, _calling(getattr(self, f'_{name}'), getattr(model, name)))
         return model
 
@@ -212,27 +266,40 @@ class TrainingRun:
 
     def _update_learning_rate(self, update, current_iter: int, **arguments) -> None:
         if self._first_iter is None:
-            self._first_iter = current_iter
+            self._first_iter, self._pulse = current_iter, Pulse()
         else:
             self._stop_if_told(current_iter - 1)
         update(current_iter, **arguments)
+
+    def _optimize_parameters(self, optimize, current_iter: int) -> None:
+        optimize(current_iter)
+        print_freq = self.opt['logger']['print_freq']
+        if current_iter // print_freq == (self._first_iter - 1) // print_freq:  # before BasicSR's first line
+            line = f'Iteration {current_iter} of {self._last_iter} is done; '
+            self._pulse.beat(f'{line}the log has losses and times every {print_freq} iterations.')
 
     def _save(self, save, epoch: int, current_iter: int) -> None:
         is_last = current_iter == -1
         if is_last:
             self._stop_if_told(self._last_iter)
-        save(epoch, current_iter)
+        with aside():
+            save(epoch, current_iter)
         if is_last:  # a signal has cut its adaptation short
             self._stop_if_told(self._last_iter)
 
     def _validation(self, validate, dataloader, current_iter, *arguments) -> None:
+        # After the last iteration BasicSR's count is at least one too high, and it validates once more.
+        current_iter = min(current_iter, self._last_iter)
         before = random_state()
         try:
             # Of several processes, the first one validates alone; but they stop together.
             self._may_stop_now = not self.opt['dist']
             if self._signal is not None and self._may_stop_now:
                 raise _StopNow
-            validate(dataloader, current_iter, *arguments)
+            if self._validated_at.get(dataloader) != current_iter:
+                with aside():
+                    validate(dataloader, current_iter, *arguments)
+                self._validated_at[dataloader] = current_iter
             self._may_stop_now = False
         except _StopNow:
             set_random_state(before)
@@ -260,15 +327,18 @@ class TrainingRun:
             self._end('before there was anything to save')
         # Of several processes, the first one validates alone; to its end, since it tells the others nothing.
         self.model.stopping = not self.opt['dist']
-        _say(f'{self._signal.name}: the state is saved after this iteration; once more ends the run at once.')
+        to_stderr(f'{self._signal.name}: the state is saved after this iteration; once more ends the run at once.')
         if self._may_stop_now:
             self._may_stop_now = False
             raise _StopNow
 
     @property
+    def _resumed_iter(self) -> int:
+        return 0 if self._resume_state is None else self._resume_state['iter']
+
+    @property
     def _last_iter(self) -> int:
-        resumed = 0 if self._resume_state is None else self._resume_state['iter']
-        return max(int(self.opt['train']['total_iter']), resumed)
+        return max(int(self.opt['train']['total_iter']), self._resumed_iter)
 
     def _steps_of_epoch(self, sampler: Sampler) -> int:
         return sampler.num_samples // _loader_batch_size(self.opt)
@@ -279,8 +349,7 @@ class TrainingRun:
 
     def _stop(self, iteration: int) -> None:
         """Save the state after an iteration, and end the run."""
-        # In the end, BasicSR counts an iteration, and any number of epochs, too many.
-        iteration = min(iteration, self._last_iter)
+        # After the last iteration BasicSR goes on counting epochs.
         epoch = min(self._sampler.epoch, (iteration - 1) // max(1, self._steps_of_epoch(self._sampler)))
         for number in self._handlers:
             signal.signal(number, signal.SIG_IGN)
@@ -292,13 +361,35 @@ class TrainingRun:
 
     def _end(self, when: str) -> None:
         number = self._signal or signal.SIGTERM  # or another process's
-        _say(f'stopped by {number.name} {when}.')
+        to_stderr(f'stopped by {number.name} {when}.')
         raise Interrupted(128 + number)
 
 
-def _end_loaders() -> None:
-    """End the loader processes: an error, or a prefetcher, leaves them waiting for work, and Python waits for them."""
-    loaders = [child for child in multiprocessing.active_children() if child.daemon]
+def _is_not_about_training(record: logging.LogRecord) -> bool:
+    """A log filter for runs without iterations, which drops BasicSR's lines about a training that never was."""
+    return not str(record.msg).startswith(('Start training from', 'End of training.', 'Save the latest model.'))
+
+
+def _noting_context(processes: weakref.WeakSet[BaseProcess]) -> BaseContext:
+    """The context that processes are started in by default, which also adds each of them to a set."""
+    context = copy.copy(multiprocessing.get_context())
+    make_process = context.Process
+
+    def make_and_note(*args, **kwargs) -> BaseProcess:
+        process = make_process(*args, **kwargs)
+        processes.add(process)
+        return process
+
+    context.Process = make_and_note
+    return context
+
+
+def _end_loaders(started: Collection[BaseProcess]) -> None:
+    """End the loader processes that a run has started, and no others.
+
+    After an error, or with a prefetcher, they wait for work, and Python would wait for them.
+    """
+    loaders = [child for child in multiprocessing.active_children() if child in started]
     if not loaders or threading.current_thread() is not threading.main_thread():
         return
     # torch would raise the death of a loader as an error. (Windows has no such signal.)
@@ -308,12 +399,6 @@ def _end_loaders() -> None:
         loader.join()
     if handler is not None:
         signal.signal(signal.SIGCHLD, handler)
-
-
-def _say(line: str) -> None:
-    # What reads it may have been ended by the same signal.
-    with contextlib.suppress(OSError, RuntimeError, ValueError):
-        print(f'basicsr: {line}', file=sys.stderr, flush=True)
 
 
 def _calling(ours: Callable, theirs: Callable) -> Callable:

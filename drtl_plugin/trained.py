@@ -18,7 +18,7 @@ from drtl_plugin.errors import DataError, OptionError, registered
 from drtl_plugin.options import load_option_file, number
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TrainedNetwork:
     """A network with its weights.
 
@@ -26,11 +26,13 @@ class TrainedNetwork:
         net (nn.Module): In evaluation mode, on the CPU.
         options (dict): ``network_g`` of the option file: its type and arguments.
         scale (int): By how much it enlarges.
+        param_key (str | None): The key of the weights in their file; None: without a key.
     """
 
     net: nn.Module
     options: dict
     scale: int
+    param_key: str | None = None
 
     @property
     def window(self) -> int:
@@ -65,20 +67,20 @@ def load_trained(path: str, option_file: str | None = None) -> TrainedNetwork:
         OptionError: If nothing says which network it is, or it does not exist.
     """
     content = checkpoints.read(path, '--weights')
-    weights = checkpoints.weights_in(content, path, '--weights', 'params_ema')
+    key, weights = checkpoints.weights_in(content, path, '--weights', ('params_ema', 'params', None))
     network, scale, where = _description(content, path, option_file)
     if not isinstance(network, dict) or 'type' not in network:
         raise OptionError(f'{where}: network_g: expected a section with a type.')
     registered(ARCH_REGISTRY, network['type'], 'network', f'{where}: network_g.type')
     try:
         net = build_network(network)
-        net.load_state_dict(weights, strict=True)
     except (TypeError, RuntimeError) as error:
-        raise DataError(
-            f'--weights: {path} does not fit the network_g of {where} ({" ".join(str(error).split())[:300]}).'
-        ) from None
+        line = ' '.join(str(error).split())[:300]
+        raise OptionError(f'{where}: network_g: {network["type"]} cannot be built ({line}).') from None
+    fault = f'--weights: {path} does not fit the network_g of {where}'
+    checkpoints.load_weights(net, weights, content, network, fault)
     lay_out(net.eval(), torch.channels_last)
-    trained = TrainedNetwork(net, network, scale)
+    trained = TrainedNetwork(net, network, scale, key)
     _rehearse(trained, where)
     return trained
 

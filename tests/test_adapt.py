@@ -1,5 +1,10 @@
 """``basicsr adapt``: from a folder of pairs to weights of one's own camera."""
 
+import re
+import shlex
+import sys
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -7,6 +12,7 @@ import torch
 from basicsr.archs import build_network
 from basicsr.metrics import calculate_psnr
 from basicsr.utils import tensor2img
+from basicsr.utils.registry import ARCH_REGISTRY
 from PIL import Image
 
 from drtl_plugin import adapt as module
@@ -14,6 +20,7 @@ from drtl_plugin import cli
 from drtl_plugin.errors import DataError, OptionError
 from drtl_plugin.trained import load_trained
 from tests.data.test_alignment import pair
+from tests.data.test_bad_files import damaged_png
 from tests.data.test_photographs import display_p3
 
 NETWORK = {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 1, 'upscale': 4, 'res_scale': 1}
@@ -76,6 +83,11 @@ def test_from_pairs_to_weights(folder, quick, capsys):
     assert before == pytest.approx(psnr, abs=0.0051)
     assert after > before  # by a network that knew nothing
     assert 'Adapting gains' in report
+    gain = re.search(r'Adapting gains (\S+) dB', report)[1]
+    page = (folder / 'mine/report.html').read_text()
+    assert re.search(r'<li><strong>(.*?)</strong>', page)[1] == f'+{gain} dB PSNR-Y'
+    assert re.findall('<h3>(.*)</h3>', page) == ['a', 'b', 'c']
+    assert f'<th scope="row">b</th><td>{before:.2f}</td><td>{after:.2f}</td>' in page
 
     # The option file repeats it.
     assert cli.main(['train', '-opt', 'mine/adapt.yml']) == 0
@@ -90,6 +102,74 @@ def test_from_pairs_to_weights(folder, quick, capsys):
 
     assert cli.main(command) == 2
     assert 'basicsr: error: -o: mine is there already; choose another folder.' in capsys.readouterr().err
+
+
+def commands_in(report: str) -> dict[str, list[str]]:
+    """The commands that a report ends with, as a shell splits them, by subcommand."""
+    lines = (shlex.split(line.split('`')[1]) for line in report.splitlines() if '`basicsr ' in line)
+    return {words[1]: words[1:] for words in lines}
+
+
+@pytest.mark.parametrize('output', ['experiments/cam', 'my camera'])
+def test_the_printed_commands_work_wherever_the_output_is(folder, quick, capsys, output):
+    command = ['adapt', '--pairs', 'pairs', '--weights', 'w.pth', '-o', output, '--steps', '1', '--no-evaluation']
+    assert cli.main(command) == 0
+    commands = commands_in(capsys.readouterr().out)
+    before = {path: path.read_bytes() for path in (folder / output).rglob('*') if path.is_file()}
+    for _ in range(2):  # the second time, the folder of the first one is archived
+        assert cli.main(commands['train']) == 0
+    assert before == {path: path.read_bytes() for path in (folder / output).rglob('*') if path.is_file()}
+    (archived,) = (folder / 'experiments').glob('*_archived_*')
+    repeated = archived.with_name(archived.name.partition('_archived_')[0])
+    states = [torch.load(path)['params'] for path in folder.rglob('net_g_adapted_latest.pth')]
+    assert len(states) == 3 and (repeated / 'models').is_dir()
+    assert all(torch.equal(state[name], weight) for state in states for name, weight in states[0].items())
+    assert cli.main(['pairs/a_LR.png' if word == 'IN' else word for word in commands['upscale']]) == 0
+    assert (folder / 'OUT/a_LR.png').is_file()
+
+
+MY_NETWORK = """
+from basicsr.archs.edsr_arch import EDSR
+from basicsr.utils.registry import ARCH_REGISTRY
+
+@ARCH_REGISTRY.register()
+class MyNetwork(EDSR):
+    pass
+"""
+
+
+def test_networks_of_ones_own(folder, quick, capsys, monkeypatch):
+    """The architecture is imported by every command, and in the commands that are printed."""
+    network = {**NETWORK, 'type': 'MyNetwork'}
+    torch.save({**torch.load('w.pth'), 'network': network}, 'w.pth')
+    (folder / 'my_network.py').write_text(MY_NETWORK)
+    monkeypatch.setattr(ARCH_REGISTRY, '_obj_map', dict(ARCH_REGISTRY._obj_map))
+    monkeypatch.setattr(sys, 'path', list(sys.path))
+    shipped = dict(ARCH_REGISTRY._obj_map)
+
+    def call(*arguments):
+        sys.modules.pop('my_network', None)
+        monkeypatch.setattr(ARCH_REGISTRY, '_obj_map', dict(shipped))
+        return cli.main(list(arguments))
+
+    upscale = ('upscale', '-i', 'pairs/a_LR.png', '-o', 'a.png', '--weights', 'w.pth')
+    assert call(*upscale) == 2
+    error = capsys.readouterr().err
+    assert "w.pth: network_g.type: unknown network 'MyNetwork'" in error and '--import' in error
+    assert call(*upscale, '--import', 'nosuchmodule') == 2
+    assert "--import nosuchmodule: No module named 'nosuchmodule'" in capsys.readouterr().err
+    mine = ('--import', 'my_network')
+    assert call(*upscale, *mine) == 0
+    assert call('export', '--weights', 'w.pth', '--spandrel', 'mine.pth', *mine) == 0
+    adapt = ('adapt', '--pairs', 'pairs', '--weights', 'w.pth', '-o', 'mine', '--steps', '1', '--no-evaluation')
+    assert call(*adapt, *mine) == 0
+    commands = commands_in(capsys.readouterr().out)
+    assert call(*commands['train']) == 0
+    trained = capsys.readouterr().out.partition('Restore photographs: basicsr ')[2].splitlines()[0]
+    for command in (commands['upscale'], shlex.split(trained)):
+        assert command[-2:] == list(mine)
+        assert call(*('pairs/b_LR.png' if word == 'IN' else word for word in command)) == 0
+    sys.modules.pop('my_network')
 
 
 def test_a_pair_is_judged_by_networks_that_have_not_seen_it(folder, quick, monkeypatch):
@@ -156,13 +236,14 @@ def test_pairs_that_lie_apart(folder, quick):
     (row,) = (line for line in report.splitlines() if line.startswith('| d |'))
     assert [float(cell) for cell in row.split('|')[2:5]] == pytest.approx([5, 3, 1], abs=0.03)
     assert 'Not measured: --no-evaluation.' in report
+    assert 'The gain was not measured: --no-evaluation.' in (folder / 'mine/report.html').read_text()
     poor, good = (cv2.imread(f'mine/pairs/{side}/d.png') for side in ('lq', 'gt'))
     reduced = cv2.resize(good, poor.shape[1::-1], interpolation=cv2.INTER_AREA).astype(float)
     assert np.abs(reduced - poor).mean() < 3
 
 
 def test_pairs_of_16_bits(folder, quick):
-    note = 'Photographs of 16 bits are reduced to 8, with which BasicSR trains.'
+    note = '16-bit photographs were reduced to 8 bits, since BasicSR trains on 8 bits.'
     assert note not in module.adapt('pairs', 'w.pth', 'other', steps=1, evaluates=False)
     for path in (folder / 'pairs').iterdir():
         cv2.imwrite(str(path), cv2.imread(str(path)).astype(np.uint16) * 257)
@@ -181,10 +262,66 @@ def test_pairs_of_different_colours(folder, quick):
     assert not (folder / 'mine').exists()
 
 
+def resize(factor: float, pattern: str) -> None:
+    for path in Path('pairs').glob(pattern):
+        cv2.imwrite(str(path), cv2.resize(cv2.imread(str(path)), None, fx=factor, fy=factor))
+
+
+def swap() -> None:
+    """LQ for GT and GT for LQ, in two folders."""
+    for suffix, side in (('LR', 'gt'), ('HR', 'lq')):
+        Path('pairs', side).mkdir()
+        for path in Path('pairs').glob(f'*_{suffix}.png'):
+            path.rename(Path('pairs', side, path.name.replace(f'_{suffix}', '')))
+
+
+@pytest.mark.parametrize('registers', [False, True])
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (swap, r'pairs/lq/a\.png.* is 288x256, larger than .*72x64; are the folders pairs/gt and pairs/lq swapped\?$'),
+        (
+            lambda: resize(3 / 4, '*_HR.png'),
+            r'a_HR\.png is 216x192, .* is 72x64: these pairs are x3, the weights are for x4',
+        ),
+        (
+            lambda: resize(4, '*_LR.png'),
+            r'a_HR\.png is 288x256, .* is 288x256: these pairs are x1, the weights are for x4',
+        ),
+    ],
+)
+def test_sizes_that_tell_what_is_wrong(folder, quick, change, message, registers):
+    change()
+    with pytest.raises(DataError, match=message):
+        module.adapt('pairs', 'w.pth', 'mine', registers=registers)
+    assert not (folder / 'mine').exists()
+
+
+def test_cropped_photographs_are_registered(folder, quick):
+    """Although their sizes are those of x3 pairs."""
+    lq, gt = pair()
+    cv2.imwrite('pairs/d_LR.png', lq[:160, :160])
+    cv2.imwrite('pairs/d_HR.png', gt[:480, :480])
+    report = module.adapt('pairs', 'w.pth', 'mine', steps=1, registers=True, evaluates=False)
+    (row,) = (line for line in report.splitlines() if line.startswith('| d |'))
+    assert float(row.split('|')[4]) == pytest.approx(1, abs=1e-3)
+
+
+def test_the_folder_of_the_weights_scale_is_found(folder, quick):
+    """As City100 is laid out for several scales."""
+    for suffix, side in (('LR', 'lr_x4'), ('HR', 'hr')):
+        Path('pairs', side).mkdir()
+        for path in Path('pairs').glob(f'*_{suffix}.png'):
+            path.rename(Path('pairs', side, path.name.replace(f'_{suffix}', '')))
+    Path('pairs/lr_x3').mkdir()
+    module.adapt('pairs', 'w.pth', 'mine', steps=1, evaluates=False)
+    assert np.array_equal(cv2.imread('mine/pairs/lq/a.png'), cv2.imread('pairs/lr_x4/a.png'))
+
+
 def test_one_pair_is_not_judged(folder, quick):
     for name in ('b_LR', 'b_HR', 'c_LR', 'c_HR'):
         (folder / f'pairs/{name}.png').unlink()
-    assert 'Not measured: there is only one.' in module.adapt('pairs', 'w.pth', 'mine', steps=1)
+    assert 'Not measured: there is only one pair.' in module.adapt('pairs', 'w.pth', 'mine', steps=1)
 
 
 @pytest.mark.parametrize(
@@ -203,6 +340,8 @@ def test_one_pair_is_not_judged(folder, quick):
             'should be 4 times as',
         ),
         (lambda: open('pairs/a_HR.png', 'wb').close(), {}, DataError, r'a_HR\.png: cannot be read as an image'),
+        (lambda: damaged_png(Path('pairs/a_LR.png')), {}, DataError, r'^pairs/a_LR\.png: cannot be read as an image'),
+        (lambda: damaged_png(Path('pairs/b_HR.png')), {}, DataError, r'^pairs/b_HR\.png: cannot be read as an image'),
         (lambda: None, {'steps': 0}, OptionError, '--steps must be at least 1'),
         (lambda: None, {'auxiliary': 'none'}, DataError, '--auxiliary: there is no folder none'),
     ],

@@ -12,7 +12,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from basicsr.archs import build_network
 from basicsr.data.transforms import mod_crop
+from basicsr.metrics import calculate_psnr
+from basicsr.utils import img2tensor, tensor2img
 from basicsr.utils.matlab_functions import imresize
 
 import drtl_plugin
@@ -149,6 +152,12 @@ class TestTrain:
         weights = [events.Scalars(tag)[-1].value for tag in tags if tag.startswith('weights/')]
         assert np.mean(weights) == pytest.approx(1, abs=1e-5)
         crops = events.Images('comparison/sample_camera')[-1]
+        rates = [(event.step, event.value) for event in events.Scalars('lr')]
+        assert rates == [(1, pytest.approx(1e-3)), (2, pytest.approx(1e-3))]
+        (tag,) = (tag for tag in events.Tags()['tensors'] if tag.startswith('options/'))
+        (text,) = (event.tensor_proto.string_val[0].decode() for event in events.Tensors(tag))
+        shown = re.fullmatch(r'```yaml\n(.*)\n```', text, re.DOTALL)[1]
+        assert yaml.safe_load(shown) == quick_opt
         caption, tile = 22, 192
         assert (crops.width, crops.height) == (4 * tile, caption + 3 * tile)  # four columns, three photographs
 
@@ -221,6 +230,82 @@ class TestTrain:
         monkeypatch.chdir(tmp_path)
         assert cli.main(['train', '-opt', write_opt(quick_opt)]) == 0
         assert (tmp_path / SAMPLE_ROOT / 'camera/val/lq/coffee.png').is_file()
+
+
+class TestTest:
+    @pytest.fixture(params=['sample', 'set5'])
+    def tested(self, workdir, quick_opt, write_opt, request) -> Path:
+        """Test a network on bicubic reductions of some photographs; the folder has ``gt`` and ``lq``."""
+        source = workdir / SAMPLE_ROOT / 'camera/val/gt'
+        if request.param == 'set5':
+            source = request.getfixturevalue('real_data') / 'set5/hr'
+        folder = workdir / 'bench'
+        for side in ('gt', 'lq'):
+            (folder / side).mkdir(parents=True)
+        for path in sorted(source.iterdir()):
+            gt = mod_crop(cv2.imread(str(path)), 4)
+            lq = (imresize(gt / 255, 0.25) * 255).round().clip(0, 255)
+            cv2.imwrite(str(folder / 'gt' / path.name), gt)
+            cv2.imwrite(str(folder / 'lq' / path.name.replace('.png', 'x4.png')), lq)
+        cv2.imwrite(str(folder / 'gt/flat.png'), np.full((64, 64, 3), 128))  # upsampling is perfect
+        cv2.imwrite(str(folder / 'lq/flatx4.png'), np.full((16, 16, 3), 128))
+        torch.manual_seed(0)
+        torch.save({'params_ema': build_network(quick_opt['network_g']).state_dict()}, workdir / 'w.pth')
+        data = {'dataroot_gt': 'bench/gt', 'dataroot_lq': 'bench/lq', 'filename_tmpl': '{}x4', 'name': request.param}
+        opt = as_test(quick_opt, workdir / 'w.pth', **data)
+        opt['path']['param_key_g'] = 'params_ema'
+        assert cli.main(['test', '-opt', write_opt(opt)]) == 0
+        return folder
+
+    def test_images_are_compared_with_bicubic_upsampling(self, workdir, quick_opt, tested, request):
+        dataset = 'set5' if 'set5' in request.node.name else 'sample'
+        rows = (workdir / f'results/test_drtl_x4/metrics_{dataset}.csv').read_text().splitlines()
+        assert rows.pop(0) == 'image,method,psnr_y,ssim_y'
+        rows = [row.split(',') for row in rows]
+        values = {(name, method): float(psnr) for name, method, psnr, _ in rows}
+        names = sorted(path.stem for path in (tested / 'lq').iterdir())
+        assert [row[:2] for row in rows] == [[n, m] for n in names for m in ('bicubic upsampling', 'network')]
+        network = build_network(quick_opt['network_g']).eval()
+        network.load_state_dict(torch.load('w.pth')['params_ema'])
+        for name in names:
+            gt, lq = cv2.imread(f'bench/gt/{name[:-2]}.png'), cv2.imread(f'bench/lq/{name}.png')
+            with torch.no_grad():
+                restored = tensor2img(network(img2tensor(lq / np.float32(255))[None]))
+            options = {'crop_border': 4, 'test_y_channel': True}
+            assert values[name, 'network'] == pytest.approx(calculate_psnr(restored, gt, **options), abs=1e-3)
+            if name == 'flatx4':
+                assert values[name, 'bicubic upsampling'] == float('inf')
+                continue
+            upsampled = (imresize(lq / 255, 4) * 255).round().clip(0, 255)
+            expected = calculate_psnr(upsampled, gt, **options)
+            assert values[name, 'bicubic upsampling'] == pytest.approx(expected, abs=0.05)
+        bicubic = [value for (_, method), value in values.items() if method != 'network']
+        if dataset == 'set5':  # the figure of the literature
+            assert np.mean([value for value in bicubic if value < 100]) == pytest.approx(28.42, abs=0.05)
+
+    def test_the_log_has_a_table_of_means(self, workdir, tested):
+        results = workdir / 'results/test_drtl_x4'
+        log = next(results.glob('*.log')).read_text()
+        (csv_file,) = results.glob('metrics_*.csv')
+        assert f'each of them is in {csv_file}.' in log
+        head, bicubic, network = log[log.rindex('Mean over') :].splitlines()[1:4]
+        assert head.split()[1:] == ['psnr_y', 'ssim_y']
+        rows = [row.split(',') for row in csv_file.read_text().splitlines()[1:]]
+        for line, method in ((bicubic, 'bicubic upsampling'), (network, 'network')):
+            means = np.mean([[float(v) for v in row[2:]] for row in rows if row[1] == method], axis=0)
+            assert line.split() == [*method.split(), *(f'{mean:.4f}' for mean in means)]
+        metrics = logged_metrics(results)
+        assert network.split()[1:] == [metrics['psnr_y'], metrics['ssim_y']]
+
+    def test_without_ground_truth_only_the_network_is_tested(self, workdir, quick_opt, write_opt):
+        torch.save({'params': build_network(quick_opt['network_g']).state_dict()}, workdir / 'w.pth')
+        opt = as_test(quick_opt, workdir / 'w.pth', type='SingleImageDataset')
+        del opt['datasets']['test_1']['dataroot_gt']
+        opt['val'].update(metrics=None, save_img=True)
+        assert cli.main(['test', '-opt', write_opt(opt)]) == 0
+        results = workdir / 'results/test_drtl_x4'
+        assert len(list((results / 'visualization/sample_camera').iterdir())) == 3
+        assert not list(results.glob('*.csv'))
 
 
 class TestPlainBasicSR:
@@ -418,6 +503,24 @@ class TestAdapt:
         first, second = (torch.load(path, weights_only=True)['params'] for path in paths)
         assert all(torch.equal(first[name], second[name]) for name in first)
         assert json.loads((models.parent / 'knowledge_graph.json').read_text())['labels']
+
+    def test_its_log_says_what_it_does_in_order(self, workdir, quick_opt, adapt_opt, write_opt):
+        assert cli.main(['train', '-opt', write_opt(quick_opt)]) == 0
+        adapt_opt['drtl']['camera_fit'] = False
+        assert cli.main(['train', '-opt', write_opt(adapt_opt)]) == 0
+        log = next((workdir / 'experiments/adapt_x4').glob('*.log')).read_text()
+        lines = (
+            'Measuring the relation to the target (transfer).',
+            'Measuring the relation to the target (transfer) took ',
+            'Adapting to the target (5 pairs, 2 steps).',
+            'Adapting to the target (5 pairs, 2 steps) took ',
+            'The adapted network is saved in ',
+            'Validation sample_camera\n',
+            'Validation sample_camera_adapted\n',
+        )
+        assert sorted(lines, key=log.index) == list(lines)
+        assert not re.search('training|latest model', log.partition('Model [DRTLAdaptModel]')[2])
+        assert re.findall(r'@ (\d+) iter', log) == ['0'] * 6
 
     def test_what_it_needs_is_named(self, workdir, quick_opt, adapt_opt, write_opt, capsys):
         cli.main(['train', '-opt', write_opt(quick_opt)])

@@ -174,6 +174,17 @@ class TestParseOptions:
         opt = parse_options(arguments(write_opt(quick_opt)), str(workdir), is_train=True)
         assert opt['datasets']['train']['target']['dataroot_lq'] == '/home/someone/pairs'
 
+    def test_home_is_expanded_in_all_paths(self, workdir, quick_opt, write_opt, monkeypatch):
+        monkeypatch.setenv('HOME', '/home/someone')
+        keys = [f'pretrain_{name}' for name in ('network_g', 'network_r', 'camera_fit', 'inner_rates')]
+        quick_opt['path'] = dict.fromkeys([*keys, 'resume_state'], '~/a.pth')
+        quick_opt['datasets']['train']['meta_info_file'] = '~/list.txt'
+        quick_opt['datasets']['train']['target']['meta_info_file'] = '~/list.txt'
+        opt = parse_options(arguments(write_opt(quick_opt)), str(workdir), is_train=True)
+        assert {opt['path'][key] for key in quick_opt['path']} == {'/home/someone/a.pth'}
+        train = opt['datasets']['train']
+        assert train['meta_info_file'] == train['target']['meta_info_file'] == '/home/someone/list.txt'
+
     def test_suffix_is_wanted_only_for_images(self, workdir, write_opt):
         opt = {'name': 'n', 'model_type': 'm', 'num_gpu': 0, 'datasets': {}, 'path': {}, 'val': {'save_img': False}}
         assert parse_options(arguments(write_opt(opt)), str(workdir), is_train=False)['name'] == 'n'

@@ -1,13 +1,17 @@
 """What happens where the options or the data are wrong."""
 
+import logging
+import math
 import re
 import sys
 
+import cv2
 import pytest
 import torch
-from basicsr.utils.registry import METRIC_REGISTRY
+from basicsr.utils.registry import ARCH_REGISTRY, METRIC_REGISTRY
 
 from drtl_plugin import cli
+from drtl_plugin.data.image_files import image_size
 from drtl_plugin.data.sample_data import SAMPLE_ROOT
 from drtl_plugin.errors import OptionError
 from drtl_plugin.options import check_sections
@@ -46,6 +50,125 @@ def test_without_wandb_a_line_says_so(workdir, quick_opt, write_opt, monkeypatch
     quick_opt['logger'].update(use_tb_logger=True, wandb={'project': 'x'})
     assert cli.main(['train', '-opt', write_opt(quick_opt)]) == 2
     assert 'logger.wandb: wandb is missing; pip install wandb' in capsys.readouterr().err
+
+
+class TestNetworksOfOnesOwn:
+    NETWORK = """import logging
+
+import torch
+from basicsr.utils.registry import ARCH_REGISTRY
+
+
+@ARCH_REGISTRY.register()
+class OwnNet(torch.nn.Module):
+    def __init__(self, fault=None):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 48, 3, padding=1)
+        self.fault = fault
+        logging.getLogger('own').warning('building')
+
+    def forward(self, x):
+        if self.fault == 'key':
+            return {}['nothing']
+        if self.fault == 'number':
+            return 1 / 0
+        if self.fault == 'shape':
+            return torch.nn.functional.pixel_shuffle(self.conv(x), 5)
+        return torch.nn.functional.pixel_shuffle(self.conv(x), 4)
+"""
+
+    @pytest.fixture
+    def own_opt(self, workdir, quick_opt, monkeypatch) -> dict:
+        monkeypatch.setattr(ARCH_REGISTRY, '_obj_map', dict(ARCH_REGISTRY._obj_map))
+        monkeypatch.delitem(sys.modules, 'own_net', raising=False)
+        (workdir / 'own_net.py').write_text(self.NETWORK)
+        quick_opt['network_g'] = {'type': 'OwnNet'}
+        return quick_opt
+
+    @pytest.mark.parametrize(
+        ('fault', 'message', 'line'),
+        [
+            ('key', "KeyError: 'nothing'", 17),
+            ('number', 'ZeroDivisionError: division by zero', 19),
+            ('shape', 'RuntimeError: pixel_shuffle expects', 21),
+        ],
+    )
+    @pytest.mark.parametrize('debug', [False, True])
+    def test_errors_are_named_with_type_and_line(
+        self, workdir, own_opt, write_opt, capsys, fault, message, line, debug
+    ):
+        own_opt['network_g']['fault'] = fault
+        command = ['train', '-opt', write_opt(own_opt), '--import', 'own_net', *['--debug'] * debug]
+        assert cli.main(command) == 2
+        *others, last = [text for text in capsys.readouterr().err.splitlines() if text != 'building']
+        assert last.startswith(f'basicsr: error: DRTLModel cannot be built: {message}')
+        assert last.endswith(f' ({workdir}/own_net.py:{line})')
+        assert not (workdir / 'experiments').exists()
+        if debug:
+            assert f'  File "{workdir}/own_net.py", line {line}, in forward' in others
+        else:
+            assert not others
+
+    def test_their_logs_are_left_alone(self, own_opt, write_opt, caplog):
+        """Preflight silences BasicSR's logger only, and as long as it lasts."""
+        own_opt['network_g']['fault'] = 'number'
+        logging.disable(logging.INFO)
+        try:
+            assert cli.main(['train', '-opt', write_opt(own_opt), '--import', 'own_net']) == 2
+            assert logging.root.manager.disable == logging.INFO
+        finally:
+            logging.disable(logging.NOTSET)
+        assert [record.message for record in caplog.records if record.name == 'own'] == ['building'] * 2
+
+
+class TestManyAuxiliaryImages:
+    @pytest.fixture
+    def many_opt(self, workdir, quick_opt, monkeypatch) -> dict:
+        """Of 200 images, those that are not the first."""
+        (workdir / 'many').mkdir()
+        image = workdir / SAMPLE_ROOT / 'auxiliary/brick.png'
+        for i in range(200):
+            (workdir / f'many/{i:03}.png').symlink_to(image)
+        quick_opt['datasets']['train']['dataroot_gt'] = 'many'
+        return quick_opt
+
+    def test_not_all_are_looked_at_before_training(self, many_opt, write_opt, monkeypatch):
+        read = []
+        monkeypatch.setattr(
+            'drtl_plugin.data.distortion_task_dataset.image_size', lambda path: read.append(path) or image_size(path)
+        )
+        assert cli.main(['train', '-opt', write_opt(many_opt)]) == 0
+        assert 0 < len(read) <= 64
+
+    @pytest.mark.parametrize(
+        ('content', 'message'),
+        [
+            (b'', '.png of many: cannot be read as an image.'),
+            ('small', '.png: 20x20 is smaller than gt_size 64; remove it, or lower datasets.train.gt_size.'),
+            ('cut', '.jpg of many: cannot be read as an image.'),
+            (None, '.png: cannot be read (No such file or directory).'),
+        ],
+    )
+    @pytest.mark.parametrize('workers', [0, 1])
+    def test_a_bad_one_is_named_when_it_is_drawn(self, workdir, many_opt, write_opt, capsys, content, message, workers):
+        names = [f'{i:03}.png' for i in range(64)]
+        for i in range(64, 200):
+            path = workdir / f'many/{i:03}.png'
+            image = cv2.imread(str(path))
+            path.unlink()
+            if content == 'cut':
+                path = path.with_suffix('.jpg')
+                path.write_bytes(cv2.imencode('.jpg', image)[1].tobytes()[:-1000])
+            elif content == 'small':
+                cv2.imwrite(str(path), image[:20, :20])
+            elif content is not None:
+                path.write_bytes(content)
+            names.append(path.name)
+        (workdir / 'list.txt').write_text('\n'.join(names))
+        many_opt['datasets']['train'].update(num_worker_per_gpu=workers, meta_info_file='list.txt')
+        assert cli.main(['train', '-opt', write_opt(many_opt)]) == 2
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert re.fullmatch(rf'basicsr: error: many/\d\d\d{re.escape(message)}', last)
 
 
 class TestWrongInput:
@@ -151,6 +274,18 @@ class TestWrongInput:
         (['val', 'tile'], -1, 'val.tile: -1 is out of range'),
         (['manual_seed'], 'abc', "manual_seed: expected a whole number, got 'abc'"),
         (['drtl', 'hooks'], [{'type': 'RelationHook', 'interval': 'abc'}], 'interval: expected a whole number'),
+        (['drtl', 'hooks'], [{'type': 'RelationHook', 'drn_lr': math.inf}], 'drn_lr: expected a number, got inf'),
+        (
+            ['drtl', 'hooks'],
+            [{'type': 'RelationHook', 'interval': 2}, {'type': 'RelationHook', 'interval': 3}],
+            'drtl.hooks[1]: there can be only one RelationHook; write its arguments into one entry',
+        ),
+        (['drtl', 'adapt', 'lr'], math.inf, 'drtl.adapt.lr: expected a number, got inf'),
+        (['drtl', 'inner'], {'lr': 10**400}, 'drtl.inner.lr: expected a number, got 1000'),
+        (['train', 'optim_g', 'lr'], math.inf, 'train.optim_g.lr: expected a number, got inf'),
+        (['find_unused_parameters'], True, 'find_unused_parameters: DRTLModel averages gradients without'),
+        (['model_type'], ['DRTLModel'], "model_type: expected str, got ['DRTLModel']"),
+        (['datasets', 'train', 'type'], ['a'], 'datasets.train.type: unknown dataset'),
     ]
 
     @pytest.mark.parametrize(('keys', 'value', 'message'), CASES, ids=lambda case: None)
@@ -217,7 +352,8 @@ class TestWrongInput:
         torch.save({'params': {'other.weight': torch.zeros(1)}}, workdir / 'weights.pth')
         assert cli.main(['train', '-opt', write_opt(quick_opt)]) == 2
         error = capsys.readouterr().err
-        assert 'DRTLModel cannot be built: Error(s) in loading state_dict for EDSR' in error
+        assert 'path.pretrain_network_g: weights.pth does not fit network_g: weights: 14 missing (conv_first.' in error
+        assert error.endswith(', …), 1 unexpected (other.weight).\n')
         assert error.count('\n') == 1
 
     def test_images_that_loader_processes_cannot_decode(self, workdir, quick_opt, write_opt, capsys):

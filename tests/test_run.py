@@ -5,19 +5,23 @@ import errno
 import multiprocessing
 import os
 import random
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import basicsr.train
 import pytest
 import torch
 import yaml
 from torch.utils.data import DataLoader
 
-from drtl_plugin import cli
+from drtl_plugin import cli, progress
 from drtl_plugin.errors import DataError
+from drtl_plugin.relation import estimators
 from drtl_plugin.run import Interrupted, TrainingRun, exclusive
 
 # Draws from all generators that hooks and networks may draw from, and lets the weights depend on them.
@@ -147,6 +151,28 @@ def test_a_run_that_is_killed_ends_as_one_that_is_not(workdir, long_opt, times):
     assert len(list((workdir / 'experiments/whole/training_states').glob('*.state'))) in (3, 4, 5)
 
 
+def test_a_state_that_a_gpu_saved_resumes_on_the_cpu(workdir, quick_opt, write_opt, monkeypatch):
+    """As older versions saved it, too: with the state of a CUDA generator, of 16 bytes; a CPU's has 5056."""
+    quick_opt['train']['total_iter'] = 4
+    quick_opt['logger']['save_checkpoint_freq'] = 2
+    path = write_opt(quick_opt)
+    assert cli.main(['train', '-opt', path]) == 0
+    root = workdir / 'experiments/drtl_x4'
+    whole = {name: torch.load(root / name, weights_only=True) for name in ('models/net_g_4.pth', 'models/net_r_4.pth')}
+    for file in [*root.glob('*/*_4.pth'), root / 'training_states/4.state']:
+        file.unlink()
+    state = torch.load(root / 'training_states/2.state', weights_only=True)
+    cuda_state = torch.zeros(16, dtype=torch.uint8)
+    state.update(generator=cuda_state, patch_generator=torch.Generator().get_state())
+    state['random']['cuda'] = [cuda_state]
+    with monkeypatch.context() as patch:
+        patch.setattr('torch.serialization.location_tag', lambda storage: 'cuda:0')
+        torch.save(state, root / 'training_states/2.state')
+    monkeypatch.chdir(workdir)
+    assert cli.main(['train', '-opt', path, '--auto_resume']) == 0
+    assert all(equal(torch.load(root / name, weights_only=True), content) for name, content in whole.items())
+
+
 def test_an_error_leaves_no_loader_behind(workdir, long_opt):
     (workdir / 'dice.py').write_text(_DICE_HOOK.replace('noise = ', 'noise = batch_idx // 0 + '))
     path = workdir / 'failing.yml'
@@ -155,6 +181,41 @@ def test_an_error_leaves_no_loader_behind(workdir, long_opt):
     process.join(60)
     assert process.exitcode == 1, (workdir / 'output.txt').read_text()
     wait_for_the_end_of(process)
+
+
+# A process that has a pool of its own beside a run, as a notebook may; a pool whose worker was killed never ends.
+_NOTEBOOK = """
+import multiprocessing, os, sys
+from drtl_plugin import cli
+
+try:
+    pool = multiprocessing.get_context('fork').Pool(1)
+    worker = pool.apply(os.getpid)
+    try:
+        print('code', cli.main(sys.argv[1:]))
+    except ZeroDivisionError:
+        print('failed')
+    print('only the pool is left:', [process.pid for process in multiprocessing.active_children()] == [worker])
+    print('the pool works:', pool.apply_async(os.getpid).get(timeout=10) == worker)
+finally:
+    for process in multiprocessing.active_children():
+        process.kill()
+    sys.stdout.flush()
+    os._exit(0)
+"""
+
+
+@pytest.mark.parametrize('fails', [False, True])
+@pytest.mark.parametrize('prefetch_mode', [None, 'cpu'])
+def test_a_run_ends_its_own_loaders_and_no_other_process(workdir, quick_opt, write_opt, fails, prefetch_mode):
+    quick_opt['datasets']['train'].update(num_worker_per_gpu=1, prefetch_mode=prefetch_mode)
+    quick_opt['val'] = None
+    if fails:
+        quick_opt['drtl']['hooks'].append({'type': 'DiceHook'})
+    (workdir / 'dice.py').write_text(_DICE_HOOK.replace('noise = ', 'noise = batch_idx // 0 + '))
+    command = [sys.executable, '-c', _NOTEBOOK, 'train', '-opt', write_opt(quick_opt), '--import', 'dice']
+    output = subprocess.run(command, capture_output=True, text=True, timeout=100).stdout.strip().splitlines()
+    assert output[-3:] == ['failed' if fails else 'code 0', 'only the pool is left: True', 'the pool works: True']
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
@@ -278,6 +339,44 @@ def test_the_second_run_of_a_name_is_turned_away(workdir, quick_opt, write_opt, 
     assert cli.main(['train', '-opt', path]) == 0
 
 
+def test_a_name_is_given_once_in_a_process_and_given_back(workdir):
+    owner = rf'process {os.getpid()} of {re.escape(socket.gethostname())}'
+    with (
+        exclusive('experiments', 'x'),
+        exclusive('experiments', 'y'),
+        pytest.raises(DataError, match=rf'experiments/x: another run of this name \({owner}\) is at work'),
+        exclusive('experiments', 'x'),
+    ):
+        pass
+    with pytest.raises(KeyError), exclusive('experiments', 'x'):
+        raise KeyError
+    with exclusive('experiments', 'x'):
+        pass
+
+
+def test_a_loader_that_outlives_a_killed_run_does_not_keep_its_name(workdir):
+    script = 'import os, time; from drtl_plugin.run import exclusive\nwith exclusive("experiments", "x"):\n'
+    script += '    child = os.fork()\n    if child: print(child, flush=True)\n    time.sleep(60)'
+    with subprocess.Popen([sys.executable, '-c', script], stdout=-1) as run:
+        child = int(run.stdout.readline())
+        run.kill()
+        run.wait()
+        with exclusive('experiments', 'x'):
+            os.kill(child, signal.SIGKILL)  # fails if it has ended already
+
+
+@pytest.mark.parametrize('number', [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_will_do(workdir, monkeypatch, number):
+    def flock(file, operation):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr('fcntl.flock', flock)
+    with exclusive('experiments', 'x'):
+        assert Path('experiments').is_dir()
+    with exclusive('experiments', 'x'):  # nothing of the first is left that would count as a lock
+        pass
+
+
 def test_a_folder_that_cannot_be_written_is_named(workdir):
     (workdir / 'experiments').write_text('a file')
     with (
@@ -292,8 +391,6 @@ class TestResumingWithinAnEpoch:
 
     def samples(self, state) -> list[int]:
         """What a run trains on from a state to the end of the second epoch."""
-        import basicsr.train
-
         opt = {'dist': False, 'num_gpu': 0, 'datasets': {'train': {'batch_size_per_gpu': self.BATCH}}}
         with TrainingRun(opt):
             basicsr.train.load_resume_state(opt)
@@ -366,3 +463,93 @@ class SpoilHook(MetaTrainerHook):
         last = torch.load(models / 'net_g_2.pth', weights_only=True)['params']
         assert all(weight.isfinite().all() for weight in last.values())
         assert not (models / 'net_g_3.pth').exists()
+
+
+class TestWhatTheLogSays:
+    def test_steps_are_timed_without_what_is_done_beside_them(self, workdir, quick_opt, write_opt, monkeypatch):
+        measure = estimators.ESTIMATORS['embedding']
+
+        def measure_slowly(question):
+            time.sleep(3)
+            return measure(question)
+
+        monkeypatch.setitem(estimators.ESTIMATORS, 'embedding', measure_slowly)
+        assert cli.main(['train', '-opt', write_opt(quick_opt)]) == 0
+        log = next((workdir / 'experiments/drtl_x4').glob('*.log')).read_text()
+        # Measured before the first and in the second iteration.
+        times = [float(seconds) for seconds in re.findall(r'time \(data\): ([\d.]+)', log)]
+        assert len(times) == 2 and max(times) < 2
+        assert log.count('Measuring the relation to the target (embedding).\n') == 2
+        assert len(re.findall(r'Measuring the relation to the target \(embedding\) took [3-9]\.\d s\.', log)) == 2
+
+    @pytest.mark.parametrize(
+        ('iteration', 'eta'), [(1, '1:06:40'), (600, '0:13:20'), (799, '0:00:04'), (800, '0:00:00')]
+    )
+    def test_eta_is_the_time_of_the_steps_that_are_left(self, caplog, monkeypatch, iteration, eta):
+        opt = {'name': 'x', 'logger': {'print_freq': 1, 'use_tb_logger': False}, 'train': {'total_iter': 1001}}
+        opt['train']['total_iter'] = 1001 if iteration == 1 else 800
+        with TrainingRun(opt):
+            logger = basicsr.train.MessageLogger(opt, 0, None)
+        logger.start_time -= 10_000  # hours of validation
+        monkeypatch.setattr(logger.logger, 'propagate', True)
+        caplog.set_level('INFO', 'basicsr')
+        log = {'epoch': 0, 'iter': iteration, 'lrs': [1e-3], 'time': 4.0, 'data_time': 0.1}
+        logger(log)
+        assert f'[eta: {eta}, time (data): 4.000 (0.100)]' in caplog.messages[-1]
+
+    @pytest.mark.parametrize('waits', [True, False])
+    def test_slow_first_iterations_are_reported(self, workdir, quick_opt, write_opt, monkeypatch, waits):
+        if waits:
+            monkeypatch.setattr(progress, '_FIRST', 0)
+        monkeypatch.setattr(progress, '_INTERVAL', 0)
+        quick_opt['train']['total_iter'] = 6
+        quick_opt['logger']['print_freq'] = 4
+        quick_opt['drtl']['weighting']['relation'] = 'uniform'
+        assert cli.main(['train', '-opt', write_opt(quick_opt)]) == 0
+        log = next((workdir / 'experiments/drtl_x4').glob('*.log')).read_text()
+        lines = re.findall(r'Iteration (\d) of 6 is done; the log has losses and times every 4 iterations\.', log)
+        assert lines == (['1', '2', '3'] if waits else [])
+
+    @pytest.mark.parametrize(('total', 'expected'), [(4, [2, 4]), (5, [2, 4, 5])])
+    def test_validations_name_their_iteration_and_are_not_repeated(
+        self, workdir, quick_opt, write_opt, total, expected
+    ):
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        quick_opt['train']['total_iter'] = total
+        quick_opt['datasets']['train']['num_episodes'] = 4  # two iterations an epoch
+        quick_opt['val'].update(val_freq=2, save_img=True)
+        quick_opt['drtl']['weighting']['relation'] = 'uniform'
+        assert cli.main(['train', '-opt', write_opt(quick_opt)]) == 0
+        root = workdir / 'experiments/drtl_x4'
+        log = next(root.glob('*.log')).read_text()
+        assert log.count('Validation sample_camera\n') == len(expected)
+        assert set(map(int, re.findall(r'@ (\d+) iter', log))) <= set(expected)
+        events = EventAccumulator(str(workdir / 'tb_logger/drtl_x4')).Reload()
+        steps = [event.step for event in events.Scalars('metrics/sample_camera/psnr_y')]
+        assert steps == expected
+        rows = [line.split(',') for line in (root / 'metrics.csv').read_text().splitlines()]
+        assert [int(row[0]) for row in rows if row[1:3] == ['sample_camera', 'psnr_y']] == expected
+        images = (root / 'visualization/coffee').iterdir()
+        assert {path.stem for path in images} == {f'coffee_{iteration}' for iteration in expected}
+
+    def test_a_run_that_is_resumed_at_its_end_validates_once(self, workdir, quick_opt, write_opt):
+        quick_opt['val']['val_freq'] = 2
+        quick_opt['logger']['save_checkpoint_freq'] = 2
+        path = write_opt(quick_opt)
+        for _ in range(2):
+            assert cli.main(['train', '-opt', path, '--auto_resume']) == 0
+            log = max((workdir / 'experiments/drtl_x4').glob('*.log')).read_text()
+            assert log.count('Validation sample_camera\n') == 1
+
+    def test_the_camera_fit_before_a_run_is_shown(self, workdir, quick_opt, write_opt, capsys):
+        quick_opt['drtl']['camera_fit'] = True
+        quick_opt['datasets']['train']['target']['seed'] = 1
+        quick_opt['datasets']['train']['target']['num_shot'] = 2  # no other test has this fit
+        assert cli.main(['train', '-opt', write_opt(quick_opt)]) == 0
+        error = capsys.readouterr().err
+        assert error.index('basicsr: Fitting the camera (2 pairs).\n') < error.index(
+            'Fitting the camera (2 pairs) took'
+        )
+        log = next((workdir / 'experiments/drtl_x4').glob('*.log')).read_text()
+        assert re.search(r'The camera was fitted before this run started, in \d+\.\d s\.', log)

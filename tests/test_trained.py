@@ -116,6 +116,62 @@ class TestLoadTrained:
         after = torch.load(workdir / f'experiments/{quick_opt["name"]}/models/net_g_latest.pth')['params']
         assert all(torch.equal(after[name], weight) for name, weight in weights.items())
 
+    @pytest.mark.parametrize('model', ['SRModel', 'DRTLModel'])
+    @pytest.mark.parametrize(
+        'form, key, message',
+        [
+            ('both', 'parms_ema', "holds no weights under 'parms_ema'; it has params, params_ema."),
+            ('params', 'params_ema', "holds no weights under 'params_ema'; it has params."),
+            ('params', None, 'holds no weights without a key; it has params.'),
+            ('bare', 'params', "holds no weights under 'params'; it has some without a key (null)."),
+            ('none', 'params', "holds no weights under 'params', nor under another key."),
+        ],
+    )
+    def test_a_key_that_is_not_in_the_file(
+        self, workdir, quick_opt, write_opt, weights, write, capsys, model, form, key, message
+    ):
+        forms = {'both': {'params': weights, 'params_ema': weights}, 'bare': weights, 'none': {'x': 1}}
+        write(forms.get(form, {form: weights}))
+        assert self.run_test(workdir, quick_opt, write_opt, model, param_key_g=key) == 2
+        error = capsys.readouterr().err
+        assert error == f'basicsr: error: path.param_key_g: models/w.pth {message}\n'
+        assert not (workdir / 'results').exists()
+
+    @pytest.mark.parametrize('written', [True, False])
+    @pytest.mark.parametrize('key', ['params', 'params_ema', None])
+    def test_the_log_names_the_key(self, workdir, quick_opt, write_opt, weights, write, key, written):
+        write(weights if key is None else {key: weights})
+        assert self.run_test(workdir, quick_opt, write_opt, 'SRModel', **({'param_key_g': key} if written else {})) == 0
+        taken = 'without a key' if key is None else f'key {key}'
+        (log,) = (workdir / 'results').glob('*/*.log')
+        assert f'Loading EDSR from models/w.pth, {taken}.' in log.read_text()
+
+    def run_test(self, workdir, quick_opt, write_opt, model, **path) -> int:
+        """Run ``basicsr test`` on the weights."""
+        opt = {
+            **{key: quick_opt[key] for key in ('scale', 'num_gpu')},
+            'name': 't',
+            'model_type': model,
+            'datasets': {'test_1': quick_opt['datasets']['val']},
+            'network_g': self.network,
+            'path': {'pretrain_network_g': 'models/w.pth', **path},
+            'val': {'save_img': False},
+        }
+        return cli.main(['test', '-opt', write_opt(opt)])
+
+    @pytest.mark.parametrize('ignored', [None, ['network_g']])
+    def test_a_key_is_of_the_file_that_is_named_not_of_a_state(
+        self, workdir, quick_opt, write_opt, weights, write, ignored
+    ):
+        write(weights)
+        quick_opt['network_g'] = self.network
+        quick_opt['path'].update(pretrain_network_g='models/w.pth', param_key_g=None, ignore_resume_networks=ignored)
+        quick_opt['logger']['save_checkpoint_freq'] = 2
+        quick_opt['drtl']['weighting']['relation'] = 'uniform'
+        assert cli.main(['train', '-opt', write_opt(quick_opt)]) == 0
+        resumed = ['--auto_resume', '--force_yml', 'train:total_iter=3']
+        assert cli.main(['train', '-opt', write_opt(quick_opt), *resumed]) == 0
+
     @pytest.mark.parametrize(
         'content, error, message',
         [
@@ -159,6 +215,69 @@ class TestLoadTrained:
         write({'params': weights, 'network': self.network, 'scale': 4})
         with pytest.raises(DataError, match='infinite numbers, or none, of a grey image'):
             load_trained(str(workdir / 'models/w.pth'))
+
+
+class TestWeightsOfAnotherNetwork:
+    """One short line that says which network they are of."""
+
+    RRDB = NETWORKS[0]
+    EDSR = TestLoadTrained.network
+
+    def refusal(self, capsys, *arguments: str) -> str:
+        capsys.readouterr()
+        assert cli.main(list(arguments)) == 2
+        (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith('basicsr: error: '))
+        assert len(line) < 400
+        return line
+
+    @pytest.fixture
+    def refused(self, workdir, quick_opt, write_opt, capsys):
+        """The lines by which all commands refuse weights for a network_g."""
+
+        def refuse(content: dict, network: dict) -> list[str]:
+            torch.save(content, 'w.pth')
+            plain = {'network_g': network, 'scale': 4, 'num_gpu': 0, 'path': {'pretrain_network_g': 'w.pth'}}
+            quick_opt.update(plain)
+            test = {**plain, 'name': 't', 'model_type': 'SRModel', 'val': {'save_img': False}}
+            test['datasets'] = {'test_1': quick_opt['datasets']['val']}
+            weights = ('-opt', write_opt(plain, 'plain.yml'), '--weights', 'w.pth')
+            support = f'{SAMPLE_ROOT}/camera/support'
+            return [
+                self.refusal(capsys, 'train', '-opt', write_opt(quick_opt)),
+                self.refusal(capsys, 'test', '-opt', write_opt(test, 'test.yml')),
+                self.refusal(capsys, 'upscale', '-i', f'{support}/lq', '-o', 'out', *weights),
+                self.refusal(capsys, 'adapt', '--pairs', support, '-o', 'out', *weights),
+                self.refusal(capsys, 'export', '--spandrel', 'out.pth', *weights),
+            ]
+
+        return refuse
+
+    @pytest.mark.parametrize(
+        'recorded, wanted, message',
+        [
+            (RRDB, EDSR, 'it holds RRDBNet, not EDSR.'),
+            ({**EDSR, 'num_feat': 64}, {**EDSR, 'num_feat': 32}, 'it holds EDSR with num_feat 64, not 32.'),
+            # Arguments that are left out are the defaults of the network.
+            (
+                {**EDSR, 'num_block': 16, 'rgb_mean': [0.4488, 0.4371, 0.404]},
+                {name: value for name, value in EDSR.items() if name not in ('num_feat', 'num_block')},
+                'it holds EDSR with num_feat 4, not 64.',
+            ),
+        ],
+    )
+    def test_is_named_where_they_record_it(self, refused, recorded, wanted, message):
+        state = build_network(recorded).state_dict()
+        for line in refused({'params': state, 'network': recorded, 'scale': 4}, wanted):
+            assert 'w.pth does not fit' in line and line.endswith(message)
+
+    def test_is_counted_where_they_do_not(self, refused):
+        state, other = (build_network(network).state_dict() for network in (self.RRDB, self.EDSR))
+        both = state.keys() & other.keys()
+        reshaped = sum(state[name].shape != other[name].shape for name in both)
+        for line in refused(state, self.EDSR):
+            assert f'{len(other) - len(both)} missing (' in line
+            assert f'{len(state) - len(both)} unexpected (' in line
+            assert f'{reshaped} of another shape (conv_first.weight is (8, 3, 3, 3), not (4, 3, 3, 3), ' in line
 
 
 @pytest.mark.parametrize('kind', ['onnx', 'spandrel'])

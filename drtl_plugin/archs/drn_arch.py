@@ -75,8 +75,8 @@ class PairSpectrum(nn.Module):
 class MemoryBank(nn.Module):
     """Prior knowledge about distortions in learnable slots, read by attention.
 
-    ``a = softmax(q Mᵀ / √d)``, ``v = a M`` (arXiv 2111.13078, distortion relation network). A distortion that was never
-    seen is expressed in what the auxiliary tasks taught.
+    ``a = softmax(q Mᵀ / √d)``, ``v = a M``. The paper (arXiv 2111.13078) names a memory bank; the formula is our
+    reconstruction. An unseen distortion is expressed by those of the auxiliary tasks.
 
     Args:
         num_slot (int): m, number of slots.

@@ -14,7 +14,8 @@ from drtl_plugin.data.image_files import IMAGE_SUFFIXES, how_to_convert, is_unre
 from drtl_plugin.errors import DataError
 
 # What folders, and names after the last separator, are called: ground truth and low quality.
-_FOLDERS = ({'gt', 'hr', 'hq', 'h', 'good'}, {'lq', 'lr', 'l', 'poor'})
+_FOLDERS = (r'gt|hr|hq|h|good', r'lq|lr|l|poor')
+_LQ_FOLDER_OF_SCALE = r'(?:lq|lr)_?x{}'
 _SUFFIXES = (r'(?:[_-]?(?:gt|hr|hq)|[_-]?h)', r'(?:[_-]?(?:lq|lr)\d?|[_-]?l)')
 # Longest side of the images that the alignment is estimated on.
 _SIDE = 1200
@@ -27,7 +28,7 @@ _MARGIN = 0.05
 _HOPELESS = 0.6
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Alignment:
     """Where the low-quality image lies in the reduced ground truth.
 
@@ -58,9 +59,14 @@ class Alignment:
         return not self.correlation >= _HOPELESS
 
 
-def find_pairs(folder: str | Path) -> dict[str, tuple[Path, Path]]:
+def find_pairs(folder: str | Path, scale: int | None = None) -> dict[str, tuple[Path, Path]]:
     """Find pairs in a folder: in two folders in it (``gt`` and ``lq``, ``HR`` and ``LR``, ``H`` and ``L``), or by the
     ends of names (``_HR`` and ``_LR``, also ``_LR4``, ``_gt`` and ``_lq``, ``H`` and ``L``).
+
+    Args:
+        folder (str | Path): The folder.
+        scale (int | None): The scale of the pairs. A folder ``lr_x4`` or ``lrx4``, for scale 4, then comes before
+            ``lr``; those of other scales are left alone.
 
     Returns:
         dict[str, tuple[Path, Path]]: Ground truth and low quality by the name that they share, sorted.
@@ -71,7 +77,9 @@ def find_pairs(folder: str | Path) -> dict[str, tuple[Path, Path]]:
     root = Path(folder)
     if not root.is_dir():
         raise DataError(f'--pairs: there is no folder {folder}.')
-    folders = [[path for path in root.iterdir() if path.is_dir() and path.name.lower() in names] for names in _FOLDERS]
+    folders = [_folders(root, pattern) for pattern in _FOLDERS]
+    if scale is not None:
+        folders[1] = _folders(root, _LQ_FOLDER_OF_SCALE.format(scale)) or folders[1]
     if all(len(found) == 1 for found in folders):
         sides = [_by_name(found[0], '') for found in folders]
         # Names that both have are whole, whatever they end in.
@@ -83,12 +91,16 @@ def find_pairs(folder: str | Path) -> dict[str, tuple[Path, Path]]:
         raise DataError(f'--pairs: {folder}: {unread}')
     if not sides[0] and not sides[1]:
         raise DataError(
-            f'--pairs: {folder} holds no pairs; put them into two folders in it, gt (good) and lq (poor), by the same '
-            'names, or into one, with names that end in _HR and _LR.'
+            f'--pairs: {folder} holds no pairs; put them into two folders in it, with the same names in both: gt and '
+            f'lq, HR and LR, or HR and LR_x{scale or 4}; or into one folder, with names that end in _HR and _LR.'
         )
     for name in sorted(sides[0].keys() ^ sides[1].keys()):
         raise DataError(f'--pairs: {(sides[0].get(name) or sides[1].get(name))} has no partner.')
     return {name: (sides[0][name], sides[1][name]) for name in sorted(sides[0])}
+
+
+def _folders(root: Path, pattern: str) -> list[Path]:
+    return [path for path in root.iterdir() if path.is_dir() and re.fullmatch(pattern, path.name, re.IGNORECASE)]
 
 
 def _by_name(folder: Path, suffix: str, only: Collection[str] | None = None) -> dict[str, Path]:

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from basicsr.data.data_util import paths_from_lmdb
-from basicsr.utils import FileClient, imfrombytes, img2tensor
+from basicsr.utils import FileClient, img2tensor
 from basicsr.utils.registry import DATASET_REGISTRY
 from torch import Tensor
 from torch.utils import data
 
 from drtl_plugin.data.distortions import DistortionLibrary
 from drtl_plugin.data.few_shot_pair_dataset import FewShotPairDataset
-from drtl_plugin.data.image_files import check_lmdb, image_names, image_size, lmdb_sizes, names_of_list
+from drtl_plugin.data.image_files import check_lmdb, decode, image_names, image_size, lmdb_sizes, names_of_list
 from drtl_plugin.data.patches import augment, paired_patches, random_crop
 from drtl_plugin.errors import DataError, OptionError
 from drtl_plugin.options import TaskDatasetOptions, parse_section
 
-# Bytes of decoded images that a process keeps.
-_CACHE_SIZE = 512 * 1024**2
+# Headers that are read before training.
+_NUM_CHECKED = 64
 
 
 def build_target(opt: TaskDatasetOptions) -> FewShotPairDataset | None:
@@ -56,12 +56,19 @@ class DistortionTaskDataset(data.Dataset):
 
     Raises:
         OptionError: If an option is unknown, of the wrong type or out of range.
-        DataError: If a folder is missing, holds no images or unfit pairs; if an image is smaller than ``gt_size``.
+        DataError: If a folder is missing, holds no images or unfit pairs; when an image is drawn that is damaged or
+            smaller than ``gt_size``.
+
+    Attributes:
+        options_class (type): The dataclass of its options. A subclass with options of its own sets one that derives
+            from :class:`drtl_plugin.options.TaskDatasetOptions`.
     """
+
+    options_class = TaskDatasetOptions
 
     def __init__(self, opt: dict) -> None:
         self.opt = opt
-        options = parse_section(TaskDatasetOptions, opt, 'datasets.train')
+        options = parse_section(self.options_class, opt, 'datasets.train')
         self.options = options
         if options.gt_size % options.scale:
             raise OptionError(f'datasets.train.gt_size: {options.gt_size} is no multiple of scale {options.scale}.')
@@ -71,6 +78,8 @@ class DistortionTaskDataset(data.Dataset):
         target = build_target(options)
         self.target_pairs = target.pairs() if target is not None else None
         self._decoded: dict[int, np.ndarray] = {}
+        # The loader processes, or the process that loads, and the model have an object each.
+        self._cache_size = options.image_cache_mb * 2**20 / (max(1, options.num_worker_per_gpu) + 1)
 
     def _find_images(self) -> list[str]:
         options = self.options
@@ -81,16 +90,19 @@ class DistortionTaskDataset(data.Dataset):
             names = names_of_list(options.meta_info_file, 'datasets.train.meta_info_file')
         else:
             names = image_names(options.dataroot_gt, 'datasets.train.dataroot_gt')
-        return [str(Path(options.dataroot_gt, name)) for name in names]
+        root = str(Path(options.dataroot_gt))
+        return [os.path.join(root, name) for name in names]
 
     def _image(self, index: int) -> np.ndarray:
         """An image as uint8 ``(H, W, 3)``, BGR; decoding is most of a patch's cost, so that the last ones are kept."""
-        if index not in self._decoded:
-            image = self._read_image(index)
-            while self._decoded and sum(kept.nbytes for kept in self._decoded.values()) + image.nbytes > _CACHE_SIZE:
+        if index in self._decoded:
+            return self._decoded[index]
+        image = self._read_image(index)
+        if image.nbytes <= self._cache_size:
+            while sum(kept.nbytes for kept in self._decoded.values()) + image.nbytes > self._cache_size:
                 self._decoded.pop(next(iter(self._decoded)))
             self._decoded[index] = image
-        return self._decoded[index]
+        return image
 
     def _read_image(self, index: int) -> np.ndarray:
         backend = dict(self.options.io_backend)
@@ -99,11 +111,10 @@ class DistortionTaskDataset(data.Dataset):
                 backend.update(db_paths=[self.options.dataroot_gt], client_keys=['gt'])
             self.file_client = FileClient(backend.pop('type'), **backend)
         key = self.keys[index]
-        content = self.file_client.get(key, 'gt')
         try:
-            image = imfrombytes(content)
-        except (cv2.error, TypeError, AttributeError):  # of an empty file, of nothing, of something else
-            image = None
+            image = decode(self.file_client.get(key, 'gt'))
+        except OSError as error:
+            raise DataError(f'{key}: cannot be read ({error.strerror}).') from None
         if image is None:
             raise DataError(f'{key} of {self.options.dataroot_gt}: cannot be read as an image.')
         self._check_size(key, image.shape[:2])
@@ -111,18 +122,23 @@ class DistortionTaskDataset(data.Dataset):
 
     def _check_size(self, key: str, size: tuple[int, int]) -> None:
         if min(size) < self.options.gt_size:
-            raise DataError(f'{key}: {size[1]}x{size[0]} is smaller than gt_size {self.options.gt_size}.')
+            raise DataError(
+                f'{key}: {size[1]}x{size[0]} is smaller than gt_size {self.options.gt_size}; remove it, or lower '
+                'datasets.train.gt_size.'
+            )
 
     def check_image_sizes(self) -> None:
-        """Check every image's header, or an LMDB's list, before training.
+        """Check the headers of the first images, or an LMDB's list, before training.
+
+        Of thousands of images, to read each header takes minutes; those that are bad are named when they are drawn.
 
         Raises:
-            DataError: Names the first image that cannot be read or is smaller than ``gt_size``.
+            DataError: Names the first of these images that cannot be read or is smaller than ``gt_size``.
         """
         if self.options.io_backend['type'] == 'lmdb':
             sizes = lmdb_sizes(self.options.dataroot_gt)
         else:
-            sizes = {key: image_size(key) for key in self.keys}
+            sizes = {key: image_size(key) for key in self.keys[:_NUM_CHECKED]}
         for key, size in sizes.items():
             self._check_size(key, size)
 

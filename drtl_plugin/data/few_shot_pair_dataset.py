@@ -9,7 +9,7 @@ from basicsr.data.paired_image_dataset import PairedImageDataset
 from basicsr.utils.registry import DATASET_REGISTRY
 from torch import Tensor
 
-from drtl_plugin.data.image_files import check_pair_sizes, require
+from drtl_plugin.data.image_files import check_pair_sizes, check_paired_keys, require
 from drtl_plugin.errors import DataError, unknown
 from drtl_plugin.options import TargetOptions
 
@@ -34,6 +34,8 @@ class FewShotPairDataset(PairedImageDataset):
     def __init__(self, opt: dict) -> None:
         for key in ('dataroot_lq', 'dataroot_gt'):
             require(opt[key], key)
+        if opt['io_backend']['type'] == 'lmdb':
+            check_paired_keys(opt['dataroot_lq'], opt['dataroot_gt'], 'dataroot_lq')
         try:
             # PairedImageDataset empties the io_backend that it is given.
             super().__init__({'use_hflip': True, 'use_rot': True, **opt, 'io_backend': dict(opt['io_backend'])})

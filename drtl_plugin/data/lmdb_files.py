@@ -12,7 +12,7 @@ from unittest import mock
 from basicsr.utils import lmdb_util
 from tqdm import tqdm
 
-from drtl_plugin.data.image_files import image_names, image_size, is_turned, require_decodable
+from drtl_plugin.data.image_files import image_names, image_size, is_turned, read_image
 from drtl_plugin.errors import DataError
 
 
@@ -72,7 +72,7 @@ def write_lmdb(
                 )
         except AttributeError:  # of an image that is None
             for name in names:
-                require_decodable(os.path.join(folder, name))
+                read_image(os.path.join(folder, name))
             raise
         replaced = os.path.join(unfinished_root, 'replaced.lmdb')
         if target.exists():

@@ -100,7 +100,7 @@ def _by_opencv(path: Path) -> np.ndarray:
 
 
 def _by_pillow(path: Path) -> tuple[np.ndarray | None, Metadata, int]:
-    """Metadata, EXIF orientation that the pixels are still to be turned by, and pixels where OpenCV gets them wrong."""
+    """Pixels if OpenCV would decode them wrongly, metadata, and the EXIF orientation that is still to be applied."""
     img, metadata, orientation = None, Metadata(lost=frozenset({'unreadable metadata'})), 1
     # Pillow raises errors of all kinds for broken headers; OpenCV may still read the pixels.
     with contextlib.suppress(Exception), warnings.catch_warnings(), any_number_of_pixels(), open(path, 'rb') as file:
@@ -112,7 +112,7 @@ def _by_pillow(path: Path) -> tuple[np.ndarray | None, Metadata, int]:
 
 
 def _special_pixels(image: Image.Image, metadata: Metadata) -> tuple[np.ndarray | None, Metadata]:
-    """Pixels of what OpenCV gets wrong, with 8 bits: CMYK with a profile, and TIFF with CMYK or alpha; else None."""
+    """Pixels of 8-bit images that OpenCV decodes wrongly (CMYK with a profile, TIFF with CMYK or alpha), else None."""
     is_tiff = image.format == 'TIFF'
     if is_tiff and max(image.tag_v2.get(Base.BitsPerSample, (1,))) > 8:  # type: ignore[attr-defined]
         return None, metadata
@@ -132,7 +132,7 @@ def _special_pixels(image: Image.Image, metadata: Metadata) -> tuple[np.ndarray 
 
 
 def _metadata(image: Image.Image, file: BinaryIO) -> tuple[Metadata, int]:
-    """Metadata, and the EXIF orientation, from 1 to 8, that the decoded pixels are still to be turned by."""
+    """Metadata, and the EXIF orientation, from 1 to 8, that is still to be applied to the decoded pixels."""
     if image.format == 'PNG':
         image.load()  # EXIF and XMP may follow the pixels
     xmp = image.info.get('xmp') or image.info.get('XML:com.adobe.xmp')
@@ -177,7 +177,7 @@ def write_photograph(path: Path, img: np.ndarray, metadata: Metadata) -> set[str
         metadata (Metadata): Of the original.
 
     Returns:
-        set[str]: What the format cannot hold, or does not fit the pixels.
+        set[str]: Kinds of metadata that the format cannot hold, or that do not fit the pixels.
 
     Raises:
         DataError: If the file cannot be written.

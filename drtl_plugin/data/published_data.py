@@ -18,11 +18,10 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from basicsr.utils import imfrombytes
 from basicsr.utils.matlab_functions import imresize
 from tqdm import tqdm
 
-from drtl_plugin.data.image_files import image_names, image_size
+from drtl_plugin.data.image_files import image_names, image_size, read_image
 from drtl_plugin.errors import DataError
 
 # City100 has no split of its own: every tenth pair is held out, as are five others to adapt to.
@@ -164,7 +163,7 @@ def prepare_pairs(dataset: str, source: str | Path, target: str | Path, scale: i
 def _write_reduced(pair: SourcePair, folder: Path, scale: int) -> None:
     images = []
     for path in (pair.gt, pair.lq):
-        image = imfrombytes(path.read_bytes(), float32=True)
+        image = read_image(path).astype(np.float32) / 255
         height, width = (extent - extent % _CITY100_MULTIPLE for extent in image.shape[:2])
         images.append(image[:height, :width])
     gt, lq = images
@@ -204,9 +203,7 @@ def prepare_subimages(sources: list[str], target: str | Path, size: int = 480, s
     with _appearing(target) as folder:
 
         def cut(path: Path) -> int:
-            image = imfrombytes(path.read_bytes())
-            if image is None:
-                raise DataError(f'{path}: cannot be read as an image.')
+            image = read_image(path)
             corners = [[*range(0, extent - size, step), extent - size] for extent in image.shape[:2]]
             places = [(top, left) for top in corners[0] for left in corners[1]]
             for i, (top, left) in enumerate(places, 1):

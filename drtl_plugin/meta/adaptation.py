@@ -1,4 +1,7 @@
-"""Few-shot adaptation of a trained network to the target's support set (arXiv 2111.13078, few-shot adaptation)."""
+"""Few-shot adaptation of a trained network to the target's support set.
+
+The paper (arXiv 2111.13078) names the step; optimiser, warm-up, moving average and low-rank adapters are ours.
+"""
 
 from __future__ import annotations
 

@@ -25,6 +25,7 @@ import csv
 import gc
 import inspect
 import typing
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -35,14 +36,14 @@ from mmengine.hooks import Hook
 from mmengine.hooks.hook import DATA_BATCH
 from mmengine.registry import HOOKS
 from mmengine.runner.priority import get_priority
-from tqdm import tqdm
 
 from drtl_plugin.distributed import any_process, of_first_process
 from drtl_plugin.errors import DRTLError, OptionError, unknown
 from drtl_plugin.options import number
+from drtl_plugin.progress import aside, progress, stage
 from drtl_plugin.relation.drn_training import train_drn
 from drtl_plugin.relation.estimators import ESTIMATORS, NEED_TRAINED_NETWORK, RelationQuestion
-from drtl_plugin.relation.graph import KnowledgeGraph, relation_table
+from drtl_plugin.relation.graph import KnowledgeGraph, NonFiniteRelationError, relation_table
 
 META_HOOK_REGISTRY = Registry('meta_hook')
 
@@ -72,7 +73,8 @@ class RelationHook(MetaTrainerHook):
 
     For the relation ``embedding`` it first trains the DRN, unless ``path.pretrain_network_r`` names one, and keeps it
     as ``models/net_r_0.pth``. It measures the graph before training (``gradient`` and ``transfer`` only where
-    ``path.pretrain_network_g`` names a network that has learned something) and every ``interval`` iterations.
+    ``path.pretrain_network_g`` names a network that has learned something) and every ``interval`` iterations. A
+    relation that is not finite ends the run before training; during training, it is warned of and the weights stay.
 
     Args:
         interval (int): Iterations between two measurements, each as dear as some hundred. Default: 10000.
@@ -133,18 +135,23 @@ class RelationHook(MetaTrainerHook):
 
     @master_only
     def _train_drn(self, runner) -> None:
-        logger = get_root_logger()
-        logger.info(f'Training the DRN on {len(runner.library)} auxiliary tasks, {self.drn_steps} steps.')
-        gt, lq = runner.auxiliary_pairs(self.drn_contents)
-        losses = train_drn(runner.net_r, gt, lq, self.drn_steps, self.drn_lr, self.drn_patches, runner.patch_generator)
-        *_, last = tqdm(losses, total=self.drn_steps, desc='DRN', unit='step', disable=None)
-        logger.info(f'The DRN is trained; last loss {last:.3f}.')
+        with stage(f'Training the DRN ({len(runner.library)} auxiliary tasks, {self.drn_steps} steps)'):
+            patch_generator, distortion_generator = runner.generators('DRN training')
+            gt, lq = runner.auxiliary_pairs(self.drn_contents, patch_generator, distortion_generator)
+            losses = train_drn(runner.net_r, gt, lq, self.drn_steps, self.drn_lr, self.drn_patches, patch_generator)
+            *_, last = progress(losses, 'DRN', self.drn_steps)
+        get_root_logger().info(f'The DRN is trained; last loss {last:.3f}.')
         runner.net_r_is_trained = True
         runner.save_network(runner.net_r, 'net_r', 0)
 
     def measure(self, runner) -> None:
-        """Measure the graph, and set the model's graph and weights."""
-        estimate = ESTIMATORS[runner.drtl.weighting.relation]
+        """Measure the graph, and set the model's graph and weights.
+
+        Raises:
+            NonFiniteRelationError: If a relation is NaN or infinite; graph and weights stay as they are.
+        """
+        relation = runner.drtl.weighting.relation
+        estimate = ESTIMATORS[relation]
         question = RelationQuestion(
             runner.library.labels,
             lambda: runner.relation_evidence(self.num_patches),
@@ -155,12 +162,16 @@ class RelationHook(MetaTrainerHook):
             self.transfer_lr,
             runner.precision,
         )
-        runner.set_graph(of_first_process(lambda: estimate(question)))
+        with nullcontext() if relation == 'uniform' else stage(f'Measuring the relation to the target ({relation})'):
+            runner.set_graph(of_first_process(lambda: estimate(question)))
 
     def after_train_iter(self, runner, batch_idx: int, data_batch: DATA_BATCH = None, outputs=None) -> None:
-        """Measure the graph anew every ``interval`` iterations."""
+        """Measure the graph anew every ``interval`` iterations; where it is not finite, the weights stay."""
         if runner.target_pairs is not None and self.every_n_train_iters(runner, self.interval):
-            self.measure(runner)
+            try:
+                self.measure(runner)
+            except NonFiniteRelationError as error:
+                get_root_logger().warning(f'iteration {batch_idx + 1}: {error} The weights stay as they are.')
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         """Put the graph's labels and edges into the training state."""
@@ -245,6 +256,7 @@ class GraphRecordHook(MetaTrainerHook):
         self._record(runner, runner.iter + 1)
 
     @master_only
+    @aside()
     def _record(self, runner, iteration: int) -> None:
         graph, weights = runner.graph, runner.weights
         if graph is None or graph is self._recorded:
@@ -258,7 +270,7 @@ class GraphRecordHook(MetaTrainerHook):
         with open(folder / 'weights.csv', 'w', newline='', encoding='utf-8') as file:
             csv.writer(file).writerows([['iteration', 'task', 'relation', 'weight'], *self._rows])
         graph.save(folder / 'knowledge_graph.json', weights)
-        graph.draw(folder / 'knowledge_graph.png', weights)
+        graph.draw(folder / 'knowledge_graph.png', weights, runner.fit_share)
         # Figures are circles of references, of megabytes each, and a training loop makes too few objects for Python to
         # go and look for them.
         gc.collect()
@@ -381,18 +393,18 @@ def _not_finite(runner) -> str:
 DEFAULT_HOOKS = ('NanGuardHook', 'RelationHook', 'FewShotAdaptHook', 'GraphRecordHook')
 
 
-def build_hooks(hook_opts: list[dict]) -> list[MetaTrainerHook]:
+def build_hooks(hook_opts: list[dict]) -> list[Hook]:
     """Build the hooks of an option file.
 
     Args:
         hook_opts (list[dict]): ``{type: name, **arguments}``. Those in ``DEFAULT_HOOKS`` are there anyway; an entry
-            of their type sets their arguments. Others are added.
+            of their type sets their arguments. Others are added, as often as they are written.
 
     Returns:
-        list[MetaTrainerHook]: In order of priority.
+        list[Hook]: In order of priority.
 
     Raises:
-        OptionError: Unknown hook or argument.
+        OptionError: Unknown hook or argument, or two entries of a type in ``DEFAULT_HOOKS``.
     """
     defaults: dict[str, dict] = {name: {} for name in DEFAULT_HOOKS}
     added = []
@@ -412,9 +424,12 @@ def build_hooks(hook_opts: list[dict]) -> list[MetaTrainerHook]:
                 raise unknown(f'argument of {name}', key, known, where)
             if hints.get(key) in (int, float):
                 arguments[key] = number(value, hints[key], f'{where}.{key}')
-        if name in defaults:
-            defaults[name] = arguments
-        else:
+        if name not in defaults:
             added.append((name, arguments))
+        elif name in (other.get('type') for other in hook_opts[:i]):
+            # They share their key of the training state, and what they do to the model.
+            raise OptionError(f'{where}: there can be only one {name}; write its arguments into one entry.')
+        else:
+            defaults[name] = arguments
     hooks = [META_HOOK_REGISTRY.get(name)(**arguments) for name, arguments in [*defaults.items(), *added]]
     return sorted(hooks, key=lambda hook: get_priority(hook.priority))

@@ -1,6 +1,7 @@
 """Inner loop and outer gradient: pure functions over a network's parameters.
 
-Equations (arXiv 2111.13078, meta-learning pipeline):
+The paper (arXiv 2111.13078) names a meta-learning pipeline with relation-weighted gradients. The formulas are our
+reconstruction, from the algorithms that they cite:
 
 - inner loop ``θ_i' = θ - α ∘ ∇L_i^sup(θ)``, n times: :func:`inner_loop`
 - outer gradient of MAML and FOMAML (Finn et al., arXiv 1703.03400, sections 2.2 and 5.2) and Reptile (Nichol et al.,
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import cycle, islice
 
@@ -43,13 +44,15 @@ Precision = Callable[[], AbstractContextManager]
 ALGORITHMS = ('maml', 'fomaml', 'reptile')
 
 
-def functional_loss(net: nn.Module, criterion: Criterion) -> Loss:
+def functional_loss(net: nn.Module, criterion: Criterion, precision: Precision = nullcontext) -> Loss:
     """The loss of a network as a function of its parameters.
 
     Args:
         net (nn.Module): Gives architecture and buffers. Buffers that the forward pass updates (running statistics)
             are updated in ``net``.
         criterion (Criterion): ``criterion(output, gt)``.
+        precision (Precision): Makes the context that the network and the criterion are computed in, e.g. autocast.
+            Gradients of the loss are to be taken outside of it.
 
     Returns:
         Loss: ``loss(parameters, (lq, gt))``.
@@ -57,7 +60,8 @@ def functional_loss(net: nn.Module, criterion: Criterion) -> Loss:
 
     def loss(parameters: Parameters, batch: Batch) -> Tensor:
         lq, gt = batch
-        return criterion(functional_call(net, dict(parameters), (lq,)), gt)
+        with precision():
+            return criterion(functional_call(net, dict(parameters), (lq,)), gt)
 
     return loss
 
@@ -130,7 +134,7 @@ def inner_loop(
     return adapted
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class OuterGradient:
     """What an episode says.
 

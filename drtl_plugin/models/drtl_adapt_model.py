@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from basicsr.utils import get_root_logger
 from basicsr.utils.registry import MODEL_REGISTRY
 
 from drtl_plugin.errors import OptionError
@@ -36,3 +37,4 @@ class DRTLAdaptModel(DRTLModel):
         """Measure the relation, adapt, and save what came of it; ``net_g`` is where it was."""
         self.start()
         self.save_hook_results(current_iter)
+        get_root_logger().info(f'The adapted network is saved in {self.opt["path"]["models"]}.')

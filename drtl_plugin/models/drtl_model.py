@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -14,6 +15,7 @@ import cv2
 import numpy as np
 import torch
 from basicsr.archs import build_network
+from basicsr.data import build_dataset
 from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger, tensor2img
 from basicsr.utils.dist_util import master_only
@@ -21,11 +23,9 @@ from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 from drtl_plugin import checkpoints
 from drtl_plugin.acceleration import compile_network, computes_bfloat16, lay_out, training_format
-from drtl_plugin.data.distortion_task_dataset import DistortionTaskDataset
 from drtl_plugin.data.patches import paired_patches
 from drtl_plugin.distributed import average_gradients, broadcast, of_first_process
 from drtl_plugin.errors import DataError, OptionError, unknown
@@ -38,10 +38,28 @@ from drtl_plugin.meta.learner import (
     outer_gradient,
     trainable_parameters,
 )
-from drtl_plugin.models.html_report import Comparison, curves_of_folder, write_html
-from drtl_plugin.models.report import AFTER, BEFORE, BICUBIC, comparison_picture, results_table
+from drtl_plugin.models.html_report import Comparison, Page, Table, illustrations_of_folder, write_html
+from drtl_plugin.models.report import (
+    AFTER,
+    BEFORE,
+    BICUBIC,
+    PASSES,
+    TEST_PASSES,
+    ComparedCrop,
+    command_line,
+    compared_crop,
+    comparison_picture,
+    duration_in_words,
+    gains_of_results,
+    network_in_words,
+    psnr_names,
+    results_by_pass,
+    results_table,
+    write_image_metrics,
+)
 from drtl_plugin.models.tiles import restore
 from drtl_plugin.options import DRTLOptions
+from drtl_plugin.progress import Pulse, aside, progress, stage
 from drtl_plugin.relation.camera_fit import CameraFit, fit_camera
 from drtl_plugin.relation.estimators import ESTIMATORS, RelationEvidence
 from drtl_plugin.relation.graph import KnowledgeGraph, effective_number, relation_weights
@@ -55,8 +73,12 @@ _NUM_PHOTOGRAPHS = 64
 _NUM_HELD_OUT = 32
 
 
-# The last fit, by what it was fitted to.
-_FITS: dict[str, CameraFit] = {}
+# What the type of datasets.train must have, beside items like those of DistortionTaskDataset.
+EPISODE_INTERFACE = ('options', 'library', 'target_pairs', 'gt_patches')
+
+
+# The last fit and the seconds that it took, by what it was fitted to.
+_FITS: dict[str, tuple[CameraFit, float]] = {}
 
 
 def _fit_once(pairs: Sequence[tuple[Tensor, Tensor]], photographs: Tensor) -> CameraFit:
@@ -65,11 +87,16 @@ def _fit_once(pairs: Sequence[tuple[Tensor, Tensor]], photographs: Tensor) -> Ca
     for image in (photographs, *itertools.chain.from_iterable(pairs)):
         digest.update(image.contiguous().numpy())
     key = digest.hexdigest()
-    if key not in _FITS:
+    if key in _FITS:
+        fit, seconds = _FITS[key]
+        get_root_logger().info(f'The camera was fitted before this run started, in {seconds:.1f} s.')
+        return fit
+    started = time.monotonic()
+    with stage(f'Fitting the camera ({len(pairs)} pairs)'):
         fit = fit_camera(pairs, photographs)
-        _FITS.clear()
-        _FITS[key] = fit
-    return _FITS[key]
+    _FITS.clear()
+    _FITS[key] = fit, time.monotonic() - started
+    return fit
 
 
 def _watched(course: Iterator[nn.Module], watch: Callable[[int, nn.Module], None]) -> Iterator[nn.Module]:
@@ -79,14 +106,36 @@ def _watched(course: Iterator[nn.Module], watch: Callable[[int, nn.Module], None
 
 
 class _RenamedLoader:
-    """A validation loader under another dataset name, so that BasicSR logs each pass under a name of its own."""
+    """A validation loader under another dataset name, so that BasicSR logs each pass under a name of its own.
 
-    def __init__(self, dataloader, name: str) -> None:
+    It shows progress where BasicSR shows no bar, and keeps the metrics of each image, which BasicSR only adds up.
+
+    Attributes:
+        name (str): Of the dataset, with the pass.
+        image_name (str): File name, without extension, of the low-quality image that was loaded last.
+        metrics (list[tuple[str, dict[str, float]]]): Name and metrics of each image.
+    """
+
+    def __init__(self, model: DRTLModel, dataloader, name: str) -> None:
+        self._model = model
         self._dataloader = dataloader
+        self.name = name
         self.dataset = SimpleNamespace(opt={**dataloader.dataset.opt, 'name': name})
+        self.image_name = ''
+        self.metrics: list[tuple[str, dict[str, float]]] = []
 
-    def __iter__(self):
-        return iter(self._dataloader)
+    def __iter__(self) -> Iterator[dict]:
+        model, pulse = self._model, Pulse()
+        sums: dict[str, float] = getattr(model, 'metric_results', {})
+        for count, data in enumerate(self._dataloader, 1):
+            self.image_name = Path(data['lq_path'][0]).stem
+            model.metric_results = dict.fromkeys(sums, 0)
+            yield data
+            self.metrics.append((self.image_name, model.metric_results))
+            sums = {metric: value + model.metric_results[metric] for metric, value in sums.items()}
+            if not model.opt['val'].get('pbar'):
+                pulse.beat(f'Validating {self.name}: {count} of {len(self)} images')
+        model.metric_results = sums
 
     def __len__(self) -> int:
         return len(self._dataloader)
@@ -99,15 +148,16 @@ class DRTLModel(SRModel):
     ``SRModel`` with two pipelines (``drtl.pipeline``): ``pretrain`` takes an optimiser step on
     ``g = (1/N) Σ w_i ∇L_i(θ)``, ``meta`` on ``g = (1/B) Σ w_i ∇_θ L_i^qry(θ_i')``. The relation, the graph, the
     adaptation and the records are meta-trainer hooks (:mod:`drtl_plugin.meta.hooks`), to which the model is the
-    runner. Without training (``basicsr test``) it is ``SRModel``, and pads for networks with a ``window_size``.
-    ``val.tile`` and ``val.overlap`` restore large images tile by tile.
+    runner. Without training (``basicsr test``) it is ``SRModel``, pads for networks with a ``window_size``, and
+    compares with bicubic upsampling. ``val.tile`` and ``val.overlap`` restore large images tile by tile.
 
     Validation has three passes, named in log and TensorBoard after the dataset: ``NAME_bicubic`` (upsampling, once),
     ``NAME`` (before adaptation), ``NAME_adapted`` (after). ``net_g_adapted`` is saved beside ``net_g``.
 
     Args:
-        opt (dict): BasicSR's options for ``SRModel``, with ``datasets.train`` of type ``DistortionTaskDataset`` and
-            a ``drtl`` section (:class:`drtl_plugin.options.DRTLOptions`). ``train.amp: bf16`` computes networks in
+        opt (dict): BasicSR's options for ``SRModel``, with ``datasets.train`` of type ``DistortionTaskDataset`` (or
+            another registered type with items and attributes like its own, :data:`EPISODE_INTERFACE`) and a ``drtl``
+            section (:class:`drtl_plugin.options.DRTLOptions`). ``train.amp: bf16`` computes networks in
             bfloat16 (autocast) while training and adapting, where the device can; weights stay in single precision.
             ``train.compile`` has ``net_g`` compiled for training.
 
@@ -118,7 +168,7 @@ class DRTLModel(SRModel):
         weights (Tensor): Gradient weights of the auxiliary tasks, ``(N,)``, mean 1.
         net_g_adapted (nn.Module | None): Set by the FewShotAdaptHook.
         validation_results (dict): Metrics by dataset name (with the pass), of the last validation.
-        compared (dict): Of the first images of the same, ``(result, gt)``, uint8 BGR, by dataset name and pass.
+        compared (dict[str, list[ComparedCrop]]): Crops of the first images of the same, by dataset name and pass.
         tb_logger (SummaryWriter | None): For hooks to write to; set by a training run, in its first process.
         iter, max_iters (int): As in mmengine: the number of the current iteration, from 0, and of all.
         losses_of_step (dict): Of the last step, by name, as tensors on the device.
@@ -133,11 +183,12 @@ class DRTLModel(SRModel):
     """
 
     def __init__(self, opt: dict) -> None:
+        self._began, self._resumed_at = time.monotonic(), 0
         self.drtl = DRTLOptions.from_opt(opt)
         self.validation_results: dict[str, dict[str, float]] = {}
         self.net_g_adapted: nn.Module | None = None
         self._pass = BEFORE
-        self.compared: dict[str, list] = {}
+        self.compared: dict[str, list[ComparedCrop]] = {}
         self.tb_logger: SummaryWriter | None = None
         super().__init__(opt)
         if not self.is_train:
@@ -149,7 +200,7 @@ class DRTLModel(SRModel):
         """``SRModel``'s training settings, the auxiliary tasks, the DRN and the hooks."""
         super().init_training_settings()
         # BasicSR builds the loader's dataset elsewhere; this one, with the same options, feeds the hooks.
-        self.task_data = DistortionTaskDataset(self.opt['datasets']['train'])
+        self.task_data = build_dataset(self.opt['datasets']['train'])
         self.library = self.task_data.library
         self.target_pairs = self.task_data.target_pairs
         self.camera_fit: CameraFit | None = None
@@ -157,8 +208,6 @@ class DRTLModel(SRModel):
             self._fit_camera()
         if self.drtl.adapt.early_stop and self.target_pairs is not None and len(self.target_pairs) < 2:
             raise OptionError('drtl.adapt.early_stop: holding pairs out takes at least 2 pairs; there is 1.')
-        self.generator = torch.Generator(self.device).manual_seed(self.opt['manual_seed'])
-        self.patch_generator = torch.Generator().manual_seed(self.opt['manual_seed'])
         self.graph: KnowledgeGraph | None = None
         self.weights = self._with_fit_share(torch.ones(len(self.library)))
         self.iter, self.max_iters = 0, int(self.opt['train']['total_iter'])
@@ -237,7 +286,9 @@ class DRTLModel(SRModel):
             self.optimizers.append(self.optimizer_rates)
         load_path = self.opt['path'].get('pretrain_inner_rates')
         if load_path is not None:
-            self._set_inner_rates(checkpoints.read(load_path, 'path.pretrain_inner_rates')['params'])
+            key = 'path.pretrain_inner_rates'
+            content = checkpoints.read(load_path, key)
+            self._set_inner_rates(checkpoints.weights_in(content, load_path, key, ['params'])[1])
 
     def _set_inner_rates(self, rates: dict[str, Tensor]) -> None:
         """Take rates that were learned before.
@@ -292,12 +343,16 @@ class DRTLModel(SRModel):
     def call_hook(self, stage: str, **arguments) -> None:
         """Call a stage of all hooks, in order of their priorities."""
         for hook in self.hooks:
-            getattr(hook, stage)(self, **arguments)
+            # A plain mmengine hook has all stages but before_optimizer_step.
+            method = getattr(hook, stage, None)
+            if method is not None:
+                method(self, **arguments)
 
     def start(self) -> None:
         """Call the hooks' ``before_train``, once: the DRN and the first graph."""
         if not self._started:
-            self.call_hook('before_train')
+            with aside():
+                self.call_hook('before_train')
             self._started = True
 
     # ---- data ------------------------------------------------------------------------------------------------- #
@@ -332,22 +387,49 @@ class DRTLModel(SRModel):
         sequence = np.random.SeedSequence([self.opt['manual_seed'], self.num_update, index])
         return [int(word) >> 1 for word in sequence.generate_state(2, np.uint64)]
 
-    def auxiliary_pairs(self, num: int) -> tuple[Tensor, Tensor]:
+    def generators(self, purpose: str) -> tuple[torch.Generator, torch.Generator]:
+        """New generators, whose draws depend only on ``manual_seed``, the number of updates and the purpose.
+
+        So a training state need not hold a generator's state, which differs in size between CPU and GPU.
+
+        Args:
+            purpose (str): Draws for different purposes are independent.
+
+        Returns:
+            tuple[torch.Generator, torch.Generator]: One on the CPU, which draws patches, and one on the model's
+            device, which draws distortions.
+        """
+        entropy = [self.opt['manual_seed'], self.num_update]
+        sequence = np.random.SeedSequence(entropy, spawn_key=tuple(purpose.encode()))
+        patch_seed, distortion_seed = (int(word) >> 1 for word in sequence.generate_state(2, np.uint64))
+        return (
+            torch.Generator().manual_seed(patch_seed),
+            torch.Generator(self.device).manual_seed(distortion_seed),
+        )
+
+    def auxiliary_pairs(
+        self, num: int, patch_generator: torch.Generator, distortion_generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
         """The same contents under every auxiliary task.
 
         Args:
             num (int): P, number of contents.
+            patch_generator, distortion_generator (torch.Generator): From :meth:`generators`.
 
         Returns:
             tuple[Tensor, Tensor]: gt ``(P, 3, s h, s w)`` and lq ``(N, P, 3, h, w)``.
         """
-        gt = self._auxiliary_gt(self.task_data.gt_patches(num, self.patch_generator))
-        return gt, torch.stack([task(gt, self.generator) for task in self.library.tasks])
+        gt = self._auxiliary_gt(self.task_data.gt_patches(num, patch_generator))
+        return gt, torch.stack([task(gt, distortion_generator) for task in self.library.tasks])
 
     def relation_evidence(self, num: int) -> RelationEvidence:
-        """Auxiliary and target pairs for the relation estimators; ``num`` contents of each."""
-        gt, lq = self.auxiliary_pairs(num)
-        target_lq, target_gt = self._target_patches(num, self.patch_generator)
+        """Auxiliary and target pairs for the relation estimators; ``num`` contents of each.
+
+        They depend on ``manual_seed`` and the number of updates, so a resumed run draws the same ones.
+        """
+        patch_generator, distortion_generator = self.generators('relation evidence')
+        gt, lq = self.auxiliary_pairs(num, patch_generator, distortion_generator)
+        target_lq, target_gt = self._target_patches(num, patch_generator)
         return RelationEvidence(lq, gt, target_lq, target_gt)
 
     def _target_patches(
@@ -369,17 +451,25 @@ class DRTLModel(SRModel):
         weights = relation_weights(graph.relation, weighting.effective_tasks, weighting.temperature, weighting.floor)
         self.weights = self._with_fit_share(weights)
 
+    @property
+    def fit_share(self) -> float | None:
+        """Share of the total weight that the camera fit, the last task, has whatever its relation; None without fit."""
+        return None if self.camera_fit is None else self.drtl.weighting.fit_share
+
     def _with_fit_share(self, weights: Tensor) -> Tensor:
         """Weights of mean 1, of which the camera fit, the last task, has its share beforehand."""
-        if self.camera_fit is None:
+        share = self.fit_share
+        if share is None:
             return weights
-        share = self.drtl.weighting.fit_share
         weights = (1 - share) * weights
         weights[-1] += share * len(weights)
         return weights
 
     def precision(self) -> torch.autocast:
-        """The context that networks are trained in, by ``train.amp``: autocast to bfloat16, or plain."""
+        """The context for a forward pass and its loss, by ``train.amp``: autocast to bfloat16, or plain.
+
+        Backward passes run outside of it: autograd computes each gradient in the type of its forward operation.
+        """
         # Weights change between the inner loop's forward passes: no copies of them may be kept.
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp, cache_enabled=False)
 
@@ -408,13 +498,13 @@ class DRTLModel(SRModel):
         sampling = self.drtl.weighting.mode == 'sampling'
         weights = [1.0 if sampling else self.weights[task].item() for task in self.episode_tasks]
         step = self._pretrain_step if self.drtl.pipeline == 'pretrain' else self._meta_step
-        with self.precision():
-            losses = step(weights)
-            if self.drtl.target_weight > 0:
-                lq, gt = self.target_batch
+        losses = step(weights)
+        if self.drtl.target_weight > 0:
+            lq, gt = self.target_batch
+            with self.precision():
                 loss, _ = self._losses(self.net_g(lq), gt)
-                (self.drtl.target_weight * loss).backward()
-                losses['l_target'] = loss.detach()
+            (self.drtl.target_weight * loss).backward()
+            losses['l_target'] = loss.detach()
         average_gradients(self.trained_parameters())
         self.losses_of_step = losses
         self.log_dict = OrderedDict(**losses, effective_tasks=effective_number(self.weights))
@@ -440,31 +530,37 @@ class DRTLModel(SRModel):
         return OrderedDict({**self.log_dict, **self.reduce_loss_dict(self.losses_of_step)})
 
     def _pretrain_step(self, weights: list[float]) -> OrderedDict:
-        """``g = (1/N) Σ w_i ∇L_i(θ)`` (arXiv 2111.13078, pre-training pipeline), over all patches of the episodes."""
-        output = self.net_g(self.episode_lq.flatten(0, 1))
+        """``g = (1/N) Σ w_i ∇L_i(θ)`` over all patches of the episodes.
+
+        The paper (arXiv 2111.13078) names this pipeline; the formula is our reconstruction.
+        """
         # With equal weights, one loss over all patches, as SRModel takes it, is the mean of the tasks' losses, unless
         # losses are sums.
         averaged = (self.opt['train'].get('pixel_opt') or {}).get('reduction', 'mean') == 'mean'
-        if averaged and all(weight == 1 for weight in weights):
-            total, losses = self._losses(output, self.episode_gt.flatten(0, 1))
-            total.backward()
-            return OrderedDict((name, loss.detach()) for name, loss in losses.items())
         log: OrderedDict = OrderedDict()
-        total = 0
-        for weight, out, gt in zip(weights, output.view_as(self.episode_gt), self.episode_gt):
-            loss, losses = self._losses(out, gt)
-            total = total + weight / len(weights) * loss
-            for name, value in losses.items():
-                log[name] = log.get(name, 0) + value.detach() / len(weights)
+        with self.precision():
+            output = self.net_g(self.episode_lq.flatten(0, 1))
+            if averaged and all(weight == 1 for weight in weights):
+                total, log = self._losses(output, self.episode_gt.flatten(0, 1))
+            else:
+                total = 0
+                for weight, out, gt in zip(weights, output.view_as(self.episode_gt), self.episode_gt):
+                    loss, losses = self._losses(out, gt)
+                    total = total + weight / len(weights) * loss
+                    for name, value in losses.items():
+                        log[name] = log.get(name, 0) + value.detach() / len(weights)
         total.backward()
-        return log
+        return OrderedDict((name, value.detach()) for name, value in log.items())
 
     def _meta_step(self, weights: list[float]) -> OrderedDict:
-        """``g = (1/B) Σ w_i ∇_θ L_i^qry(θ_i')`` (arXiv 2111.13078, meta-learning pipeline), task by task."""
+        """``g = (1/B) Σ w_i ∇_θ L_i^qry(θ_i')`` task by task.
+
+        The paper (arXiv 2111.13078) names this pipeline; the formula is our reconstruction.
+        """
         inner = self.drtl.inner
         net = self.get_bare_model(self.net_g)
         parameters = trainable_parameters(net)
-        loss = functional_loss(net, self.criterion)
+        loss = functional_loss(net, self.criterion, self.precision)
         mean_query_loss = 0
         for weight, lq, gt in zip(weights, self.episode_lq, self.episode_gt):
             support, query = ((lq[part], gt[part]) for part in (slice(self.num_support), slice(self.num_support, None)))
@@ -507,13 +603,14 @@ class DRTLModel(SRModel):
             num_held_out = max(1, len(pairs) // 5)
             held_out = self._target_patches(_NUM_HELD_OUT, generator, [pairs[i] for i in order[:num_held_out]])
             course = self._until_stopping(self.adaptation_course([pairs[i] for i in order[num_held_out:]], steps))
-            course = tqdm(course, total=steps + 1, desc='finding the number of steps', disable=None, leave=False)
-            steps = best_step(course, lambda net: self.criterion(net(held_out[0]), held_out[1]).item(), steps)
+            course = progress(course, 'finding the number of adaptation steps', steps + 1)
+            with stage(f'Finding the number of adaptation steps ({num_held_out} of {len(pairs)} pairs held out)'):
+                steps = best_step(course, lambda net: self.criterion(net(held_out[0]), held_out[1]).item(), steps)
             get_root_logger().info(f'Held-out pairs are restored best after {steps} of {options.steps} steps.')
         course = self.adaptation_course(pairs, steps)
-        course = tqdm(course, total=steps + 1, desc='adaptation', disable=None, leave=False)
-        course = self._until_stopping(course)
-        self.net_g_adapted = last(course if watch is None else _watched(course, watch))
+        course = progress(self._until_stopping(course), 'adaptation', steps + 1)
+        with stage(f'Adapting to the target ({len(pairs)} pairs, {steps} steps)'):
+            self.net_g_adapted = last(course if watch is None else _watched(course, watch))
 
     def _until_stopping(self, course: Iterator[nn.Module]) -> Iterator[nn.Module]:
         """A course that ends early where the run is to end: its rest is not worth waiting for, and not saved."""
@@ -591,31 +688,56 @@ class DRTLModel(SRModel):
     def nondist_validation(self, dataloader, current_iter, tb_logger, save_img) -> None:
         """``SRModel``'s validation, once for each pass."""
         if not self.is_train:
-            super().nondist_validation(dataloader, current_iter, tb_logger, save_img)
+            self._test_dataset(dataloader, current_iter, tb_logger, save_img)
             return
         self.call_hook('before_val')
         name = dataloader.dataset.opt['name']
         passes = [BICUBIC] if name + BICUBIC not in self.validation_results else []
         passes += [BEFORE] + [AFTER] * (self.net_g_adapted is not None)
         visualization = self.opt['path']['visualization']
-        for self._pass in passes:
-            self.compared[name + self._pass] = []
+        for suffix in passes:
+            self.compared[name + suffix] = []
             # BasicSR names a training run's images by image and iteration; each pass needs a folder of its own.
-            self.opt['path']['visualization'] = visualization + self._pass
-            self._validated = name + self._pass
-            loader = _RenamedLoader(dataloader, self._validated)
-            super().nondist_validation(loader, current_iter, tb_logger, save_img and self._pass != BICUBIC)
-            self.validation_results[self._validated] = dict(getattr(self, 'metric_results', {}))
-            if self._pass == BICUBIC:  # there is no best iteration of it
-                getattr(self, 'best_metric_results', {}).pop(self._validated, None)
+            self.opt['path']['visualization'] = visualization + suffix
+            self._validate_pass(suffix, dataloader, current_iter, tb_logger, save_img)
         self.opt['path']['visualization'] = visualization
-        self._pass = BEFORE
+        # There is no best iteration of it.
+        getattr(self, 'best_metric_results', {}).pop(name + BICUBIC, None)
         self.call_hook('after_val')
+
+    def _validate_pass(
+        self, suffix: str, dataloader, current_iter, tb_logger, save_img
+    ) -> list[tuple[str, dict[str, float]]]:
+        """``SRModel``'s validation of one pass; returns name and metrics of each image."""
+        self._pass = suffix
+        loader = self._validated = _RenamedLoader(self, dataloader, dataloader.dataset.opt['name'] + suffix)
+        super().nondist_validation(loader, current_iter, tb_logger, save_img and suffix != BICUBIC)
+        self.validation_results[loader.name] = dict(getattr(self, 'metric_results', {}))
+        self._pass = BEFORE
+        return loader.metrics
+
+    def _test_dataset(self, dataloader, current_iter, tb_logger, save_img) -> None:
+        """Test the network, and bicubic upsampling where there is ground truth: a table in the log, images in a CSV."""
+        options = dataloader.dataset.opt
+        passes = [BICUBIC] * (bool(self.opt['val'].get('metrics')) and 'dataroot_gt' in options) + [BEFORE]
+        images = {
+            TEST_PASSES[suffix]: self._validate_pass(suffix, dataloader, current_iter, tb_logger, save_img)
+            for suffix in passes
+        }
+        if BICUBIC in passes:
+            path = Path(self.opt['path']['results_root'], f'metrics_{options["name"]}.csv')
+            write_image_metrics(path, images)
+            results = {options['name'] + suffix: self.validation_results[options['name'] + suffix] for suffix in passes}
+            table = results_table(results, TEST_PASSES)
+            get_root_logger().info(f'Mean over {len(dataloader)} images; each of them is in {path}.\n{table}')
 
     def get_current_visuals(self) -> OrderedDict:
         visuals = super().get_current_visuals()
-        if self.is_train and 'gt' in visuals and len(self.compared[self._validated]) < _NUM_COMPARED:
-            self.compared[self._validated].append((tensor2img(visuals['result']), tensor2img(visuals['gt'])))
+        if self.is_train and 'gt' in visuals:
+            crops = self.compared[self._validated.name]
+            if len(crops) < _NUM_COMPARED:
+                images = (tensor2img(visuals[key]) for key in ('result', 'gt'))
+                crops.append(compared_crop(self._validated.image_name, *images))
         return visuals
 
     # ---- saving, resuming, ending ----------------------------------------------------------------------------- #
@@ -644,25 +766,25 @@ class DRTLModel(SRModel):
             checkpoints.save({'params': rates}, Path(self.opt['path']['models'], name))
 
     def save_training_state(self, epoch: int, current_iter: int) -> None:
-        """BasicSR's training state, with the hooks' state and the generators'."""
+        """BasicSR's training state, with the hooks' state and the learned step sizes."""
         super().save_training_state(
             epoch,
             current_iter,
             **self._hook_state,
-            generator=self.generator.get_state(),
-            patch_generator=self.patch_generator.get_state(),
             inner_rates={name: rate.detach() for name, rate in self.inner_rates.items() if self.learns_rates},
         )
 
     def resume_training(self, resume_state: dict) -> None:
-        """Take up BasicSR's training state, the generators', the learned step sizes and the hooks' state.
+        """Take up BasicSR's training state, the learned step sizes and the hooks' state.
+
+        The ``generator`` and ``patch_generator`` that older versions saved are ignored.
 
         Raises:
             OptionError: If it is the state of another model, of other tasks, or of other step sizes.
         """
-        if 'patch_generator' not in resume_state:
+        if 'inner_rates' not in resume_state:
             raise OptionError('path.resume_state is not a training state of a DRTLModel.')
-        rates = resume_state.get('inner_rates', {})
+        rates = resume_state['inner_rates']
         if bool(rates) != self.learns_rates:
             raise OptionError(
                 'drtl.inner.rate_lr: the run to resume did not learn step sizes, or did; leave it as it was.'
@@ -671,15 +793,16 @@ class DRTLModel(SRModel):
         position = ('last_epoch', '_step_count', '_last_lr', 'base_lrs')
         schedulers = [{key: state[key] for key in position} for state in resume_state['schedulers']]
         super().resume_training({**resume_state, 'schedulers': schedulers})
-        self.generator.set_state(resume_state['generator'].cpu())
-        self.patch_generator.set_state(resume_state['patch_generator'].cpu())
         if rates:
             self._set_inner_rates(rates)
-        self.num_update = resume_state['iter']
+        self.num_update = self._resumed_at = resume_state['iter']
         self.call_hook('after_load_checkpoint', checkpoint=resume_state)
 
-    def finish(self) -> str:
+    def finish(self, modules: Sequence[str] = ()) -> str:
         """End the run, in the first process: call the hooks' ``after_train``, write comparison picture and report.
+
+        Args:
+            modules (Sequence[str]): Modules that were imported by ``--import``; the next command needs them, too.
 
         Returns:
             str: What came out, for the last lines that the user sees.
@@ -690,17 +813,46 @@ class DRTLModel(SRModel):
             picture = comparison_picture(self.compared, dataset)
             if picture is not None:
                 (root / f'comparison_{dataset}.png').write_bytes(cv2.imencode('.png', picture)[1].tobytes())
-        results = results_table(self.validation_results)
+        self._write_page(root)
+        weights = root / 'models' / f'net_g{AFTER if self.net_g_adapted is not None else ""}_latest.pth'
+        command = command_line('upscale', '-i', 'IN', '-o', 'OUT', '--weights', weights, modules=modules)
+        return (
+            f'Weights, knowledge graph, pictures and report.html are in {root}.\n'
+            f'Restore photographs: {command}\n{results_table(self.validation_results)}'
+        )
+
+    def _write_page(self, root: Path) -> None:
+        """Write ``report.html`` from the last validation and the records in the experiment's folder."""
+        names = psnr_names((self.opt.get('val') or {}).get('metrics') or {})
+        tables = []
+        for dataset, rows in results_by_pass(self.validation_results).items():
+            metrics = list(rows[BICUBIC])
+            columns = ['', *(f'{names[metric]} (dB)' if metric in names else metric for metric in metrics)]
+            cells = [[PASSES[suffix], *(f'{row[metric]:.4f}' for metric in metrics)] for suffix, row in rows.items()]
+            tables.append(Table(f'Results on {dataset}', columns, cells))
         comparisons = []
         for name in (name for name in self.compared if name.endswith(AFTER)):
             dataset = name[: -len(AFTER)]
-            pairs = zip(self.compared[dataset + BEFORE], self.compared[name])
-            for number, ((before, gt), (after, _)) in enumerate(pairs, 1):
-                comparisons.append(Comparison(f'{dataset} {number}', before, after, gt))
-        options = ''.join(path.read_text(encoding='utf-8') for path in sorted(root.glob('*.yml')))
-        write_html(root / 'report.html', self.opt['name'], results, comparisons, curves_of_folder(root), options)
-        weights = root / 'models' / f'net_g{AFTER if self.net_g_adapted is not None else ""}_latest.pth'
-        return (
-            f'Weights, knowledge graph, pictures and report.html are in {root}.\n'
-            f'Restore photographs: basicsr upscale -i IN -o OUT --weights {weights}\n{results}'
+            for before, after in zip(self.compared[dataset + BEFORE], self.compared[name]):
+                comparisons.append(Comparison(f'{before.name} ({dataset})', before.result, after.result, before.gt))
+        facts = {'Network': network_in_words(self.opt['network_g'], self.net_g)}
+        if self.num_update:
+            facts['Training'] = f'{self.num_update} iterations'
+        if self.net_g_adapted is not None:
+            adapt = self.drtl.adapt
+            most = 'up to ' if adapt.early_stop else ''
+            facts['Adaptation'] = f'{most}{adapt.steps} steps on {len(self.target_pairs)} pairs'
+        facts['Duration'] = duration_in_words(time.monotonic() - self._began)
+        if self._resumed_at:
+            facts['Duration'] += f' since the run was resumed at iteration {self._resumed_at}'
+        page = Page(
+            self.opt['name'],
+            gains_of_results(self.validation_results, names),
+            'no validation set has ground truth and metrics',
+            facts,
+            tables,
+            comparisons,
+            illustrations_of_folder(root, names, self.fit_share),
+            {f'Options: {path.name}': path.read_text(encoding='utf-8') for path in sorted(root.glob('*.yml'))},
         )
+        write_html(root / 'report.html', page)

@@ -1,31 +1,55 @@
-"""A report to look at, in one file that needs nothing else: before and after, curves, the graph, the options."""
+"""``report.html``: a page in one file that needs no other, with gains, images, curves, the graph and the options."""
 
 from __future__ import annotations
 
 import base64
 import csv
-import html
 import io
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
+import jinja2
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from drtl_plugin.models.report import busiest
+from drtl_plugin.models.report import PASSES, Gain
 
-# Side of the crops, in pixels of the ground truth, and how large they are shown.
-_CROP, _SHOWN = 256, 512
+# Weights below this share of the largest one are off the scale of the bar chart.
+_SMALLEST_SHARE = 1e-4
+# Names of tasks, files and datasets are no formulas.
+_plain_text = rc_context({'text.parse_math': False})
+
+_GRAPH_CAPTION = (
+    'Each node is a task; the star is the target camera. The closer a task is to the star, the more related it is to '
+    'the camera. The colour is the same relation, from -1 to 1; the area of a node grows with the weight of its task, '
+    'given as × the mean weight. Orange lines join each task to the task that it is most related to.'
+)
+_FIXED_SHARE_CAPTION = (
+    ' The square is the camera-fit task: it receives {share:.0%} of the total weight (drtl.weighting.fit_share) '
+    'whatever its relation, so it can be large and still far from the star.'
+)
+_WEIGHTS_CAPTION = (
+    'The last weights of the tasks, on a logarithmic axis. 1, the dashed line, is the mean weight: a task at 2 counts '
+    'twice as much as the mean.'
+)
+_CAMERA_FIT_CAPTION = (
+    "The camera's blur kernel for each colour, fitted to its pairs, in pixels of the ground truth: blue adds light, "
+    'red takes it away. The headings give the width of the Gaussian with the same energy; the first lines, how much '
+    'the fit explains of the difference that bicubic reduction leaves, on the fitted pairs and on pairs left out of '
+    'the fit.'
+)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Comparison:
-    """An image before and after adaptation.
+    """A crop of an image before and after adaptation.
 
     Attributes:
-        name (str): What it is.
+        name (str): The image's file name without extension.
         before, after, gt (np.ndarray): ``(H, W, 3)``, uint8, BGR.
     """
 
@@ -40,136 +64,193 @@ class Curves:
     """Lines over steps or iterations.
 
     Attributes:
-        title, x, y (str): Of the plot and its axes.
-        lines (Mapping[str, Sequence[tuple[float, float]]]): Points by the name of the line.
+        title, x, y (str): Title of the plot and labels of its axes.
+        lines (Mapping[str, Sequence[tuple[float, float]]]): Points by the name of the line; none is empty.
+        caption (str): Explanation below the plot.
     """
 
     title: str
     x: str
     y: str
     lines: Mapping[str, Sequence[tuple[float, float]]]
+    caption: str
 
 
-def write_html(
-    path: Path, title: str, text: str, comparisons: Sequence[Comparison], curves: Sequence[Curves], options: str
-) -> None:
+@dataclass(frozen=True)
+class Illustration:
+    """A picture with its caption.
+
+    Attributes:
+        title (str): Heading.
+        png (bytes): PNG file.
+        alt (str): Description for those who cannot see the picture.
+        caption (str): Explanation below the picture.
+        is_wide (bool): Whether its labels could not be read on a phone's width; then it scrolls there.
+    """
+
+    title: str
+    png: bytes
+    alt: str
+    caption: str
+    is_wide: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table whose first column names the rows.
+
+    Attributes:
+        title (str): Heading.
+        columns (Sequence[str]): Heads of the columns.
+        rows (Sequence[Sequence[str]]): Cells.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Page:
+    """Contents of a report, in the order in which they appear.
+
+    Attributes:
+        title (str): Heading.
+        gains (Sequence[Gain]): Headline.
+        unmeasured (str): Why the gain was not measured; shown where there are no gains.
+        facts (Mapping[str, str]): The network, the duration and the like, by name.
+        tables (Sequence[Table]): Results.
+        comparisons (Sequence[Comparison]): Each is shown with a slider.
+        illustrations (Sequence[Illustration]): Curves, weights, graph, camera fit.
+        details (Mapping[str, str]): Texts by name, folded.
+    """
+
+    title: str
+    gains: Sequence[Gain]
+    unmeasured: str
+    facts: Mapping[str, str]
+    tables: Sequence[Table]
+    comparisons: Sequence[Comparison]
+    illustrations: Sequence[Illustration]
+    details: Mapping[str, str]
+
+
+def write_html(path: Path, page: Page) -> None:
     """Write a report.
 
     Args:
-        path (Path): File to write; ``knowledge_graph.png``, where it lies beside, is taken into it.
-        title (str): Heading.
-        text (str): What came out, for the first lines; shown as it is.
-        comparisons (Sequence[Comparison]): Shown where the ground truth has most detail, with a slider.
-        curves (Sequence[Curves]): Those without a line are left out.
-        options (str): The option file.
+        path (Path): File to write.
+        page (Page): Its contents.
     """
-    parts = [f'<h1>{html.escape(title)}</h1>', f'<pre>{html.escape(text)}</pre>']
-    if comparisons:
-        parts.append('<h2>Before and after adaptation</h2><p>Drag the sliders. On the right: the ground truth.</p>')
-        parts += [_slider(comparison) for comparison in comparisons]
-    for plot in curves:
-        if any(plot.lines.values()):
-            parts.append(f'<h2>{html.escape(plot.title)}</h2>{_picture(_plot(plot), plot.title)}')
-    graph = path.with_name('knowledge_graph.png')
-    if graph.is_file():
-        parts.append(f'<h2>Knowledge graph</h2>{_picture(graph.read_bytes(), "knowledge graph")}')
-    parts.append(f'<h2>Options</h2><pre>{html.escape(options)}</pre>')
-    page = _PAGE.replace('TITLE', html.escape(title)).replace('SHOWN', str(_SHOWN)).replace('BODY', '\n'.join(parts))
-    path.write_text(page, encoding='utf-8')
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+    )
+    environment.filters['data_uri'] = lambda png: f'data:image/png;base64,{base64.b64encode(png).decode()}'
+    environment.filters['png'] = lambda image: cv2.imencode('.png', image)[1].tobytes()
+    path.write_text(environment.get_template('page.html').render(page=page), encoding='utf-8')
 
 
-def curves_of_folder(folder: Path) -> list[Curves]:
-    """Metrics and weights over the iterations, from ``metrics.csv`` and ``weights.csv`` of an experiment."""
+def curves_of_folder(folder: Path, psnr_names: Mapping[str, str]) -> list[Curves]:
+    """Metrics over the iterations, from ``metrics.csv`` of an experiment.
+
+    Args:
+        folder (Path): Folder of the experiment.
+        psnr_names (Mapping[str, str]): See :func:`drtl_plugin.models.report.psnr_names`.
+    """
+    path = folder / 'metrics.csv'
+    if not path.is_file():
+        return []
+    metrics: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    with open(path, newline='', encoding='utf-8') as file:
+        for row in csv.DictReader(file):
+            lines = metrics.setdefault(row['metric'], {})
+            lines.setdefault(row['dataset'], []).append((float(row['iteration']), float(row['value'])))
+    caption = '. '.join(f'NAME{suffix}: {words}' for suffix, words in PASSES.items()) + '. NAME is the validation set.'
     curves = []
-    metrics = _columns(folder / 'metrics.csv', 'metric', 'dataset', 'value')
     for metric, lines in metrics.items():
         last = max(iteration for line in lines.values() for iteration, _ in line)
         # What does not change is drawn as a level.
         lines = {name: line if len(line) > 1 else [*line, (last, line[0][1])] for name, line in lines.items()}
-        curves.append(Curves(f'{metric} while training', 'iteration', metric, lines))
-    weights = _columns(folder / 'weights.csv', None, 'task', 'weight')
-    if weights:
-        curves.append(Curves('Weights of the tasks', 'iteration', 'weight', weights['']))
+        y = f'{psnr_names[metric]} (dB)' if metric in psnr_names else metric
+        curves.append(Curves(f'{metric} while training', 'iteration', y, lines, caption))
     return curves
 
 
-def _columns(path: Path, plot: str | None, line: str, value: str) -> dict[str, dict[str, list[tuple[float, float]]]]:
-    """Points by plot and line from a CSV file; nothing where there is none."""
-    plots: dict[str, dict[str, list[tuple[float, float]]]] = {}
-    if path.is_file():
-        with open(path, newline='', encoding='utf-8') as file:
-            for row in csv.DictReader(file):
-                lines = plots.setdefault(row[plot] if plot else '', {})
-                lines.setdefault(row[line], []).append((float(row['iteration']), float(row[value])))
-    return plots
+def illustrations_of_folder(
+    folder: Path, psnr_names: Mapping[str, str], fixed_share: float | None
+) -> list[Illustration]:
+    """Whatever there is of metrics, weights, knowledge graph and camera fit in the folder of an experiment.
+
+    Args:
+        folder (Path): Holds ``metrics.csv``, ``knowledge_graph.json`` and ``.png``, ``camera_fit.png``.
+        psnr_names (Mapping[str, str]): See :func:`drtl_plugin.models.report.psnr_names`.
+        fixed_share (float | None): Share of the total weight that the last task receives whatever its relation.
+    """
+    illustrations = [illustrate(curves) for curves in curves_of_folder(folder, psnr_names)]
+    graph = folder / 'knowledge_graph.json'
+    if graph.is_file():
+        content = json.loads(graph.read_text(encoding='utf-8'))
+        labels, weights, relation = (content[key] for key in ('labels', 'weights', 'relation'))
+        illustrations.append(_weights(labels, weights, fixed_share))
+        caption = _GRAPH_CAPTION
+        if fixed_share is not None:
+            caption += _FIXED_SHARE_CAPTION.format(share=fixed_share)
+        related = sorted(zip(relation, labels), reverse=True)
+        alt = 'Relation of each task to the target camera: ' + '; '.join(f'{label} {r:+.2f}' for r, label in related)
+        picture = graph.with_suffix('.png').read_bytes()
+        illustrations.append(Illustration('Knowledge graph', picture, alt, caption, is_wide=True))
+    fit = folder / 'camera_fit.png'
+    if fit.is_file():
+        alt = 'Blur kernels of the camera for red, green and blue'
+        illustrations.append(Illustration('Camera fit', fit.read_bytes(), alt, _CAMERA_FIT_CAPTION, is_wide=True))
+    return illustrations
 
 
-def _slider(comparison: Comparison) -> str:
-    top, left = busiest(comparison.gt, _CROP)
-    crops = [
-        _data_uri(cv2.imencode('.png', image[top : top + _CROP, left : left + _CROP])[1].tobytes())
-        for image in (comparison.after, comparison.before, comparison.gt)
-    ]
-    name = html.escape(comparison.name)
-    return (
-        f'<h3>{name}</h3><div class="pair"><div class="compare"><img alt="{name}, after" src="{crops[0]}">'
-        f'<img class="before" alt="{name}, before" src="{crops[1]}"><span>before</span><span>after</span>'
-        f'<input type="range" min="0" max="100" value="50" aria-label="{name}: share of the image before">'
-        f'</div><img alt="{name}, ground truth" src="{crops[2]}"></div>'
-    )
-
-
-def _plot(plot: Curves) -> bytes:
-    figure = Figure(figsize=(9, 4.5), layout='constrained')
+@_plain_text
+def illustrate(curves: Curves) -> Illustration:
+    """Draw curves."""
+    figure = Figure(figsize=(5.5, 4), layout='constrained')
     axes = figure.add_subplot()
-    for i, (name, line) in enumerate(plot.lines.items()):
-        axes.plot(*zip(*line), marker='o', markersize=3, label=name, linestyle=('-', '--', ':')[i // 10 % 3])
-    axes.set(xlabel=plot.x, ylabel=plot.y)
+    handles = [
+        axes.plot(*zip(*line), marker='o', markersize=4, linestyle=('-', '--', ':')[i // 10 % 3])[0]
+        for i, line in enumerate(curves.lines.values())
+    ]
+    axes.set(xlabel=curves.x, ylabel=curves.y)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7, loc='center left', bbox_to_anchor=(1, 0.5))
+    figure.legend(handles, list(curves.lines), loc='outside lower center', ncols=2, frameon=False)
+    last = '; '.join(f'{name}: {line[-1][1]:.4g}' for name, line in curves.lines.items())
+    alt = f'{curves.y} over {curves.x}. Last values: {last}'
+    return Illustration(curves.title, _png(figure), alt, curves.caption)
+
+
+@_plain_text
+def _weights(labels: Sequence[str], weights: Sequence[float], fixed_share: float | None) -> Illustration:
+    """Draw the weights of the tasks as bars, the largest first."""
+    names, fixed = list(labels), None
+    if fixed_share is not None:
+        fixed = len(names) - 1
+        names[fixed] += f' (fixed share {fixed_share:.0%})'
+    order = sorted(range(len(names)), key=lambda i: weights[i])
+    most = weights[order[-1]]
+    least = min(weight for weight in weights if weight >= _SMALLEST_SHARE * most) / 2
+    figure = Figure(figsize=(5.5, 1 + 0.25 * len(names)), layout='constrained')
+    axes = figure.add_subplot()
+    colours = ['tab:orange' if i == fixed else 'tab:blue' for i in order]
+    bars = axes.barh(range(len(order)), [max(weights[i], least) for i in order], color=colours)
+    axes.bar_label(bars, [f'×{weights[i]:.3g}' for i in order], padding=3)
+    axes.set_yticks(range(len(order)), [names[i] for i in order])
+    # The right fifth is left for the numbers beside the bars.
+    axes.set(xscale='log', xlim=(least, most * (most / least) ** 0.3), xlabel='weight')
+    axes.xaxis.set_major_formatter('{x:g}')
+    axes.axvline(1, color='0.4', linestyle='--', linewidth=1)
+    alt = 'Weights of the tasks: ' + '; '.join(f'{names[i]} ×{weights[i]:.3g}' for i in reversed(order))
+    return Illustration('Weights of the tasks', _png(figure), alt, _WEIGHTS_CAPTION)
+
+
+def _png(figure: Figure) -> bytes:
     content = io.BytesIO()
-    figure.savefig(content, format='png', dpi=100)
+    figure.savefig(content, format='png', dpi=200)
     return content.getvalue()
-
-
-def _picture(content: bytes, alt: str) -> str:
-    return f'<img class="wide" alt="{html.escape(alt)}" src="{_data_uri(content)}">'
-
-
-def _data_uri(png: bytes) -> str:
-    return f'data:image/png;base64,{base64.b64encode(png).decode()}'
-
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>TITLE</title>
-<link rel="icon" href="data:,">
-<style>
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
-pre { background: #f5f5f5; padding: 1rem; overflow-x: auto; font-size: 13px; }
-.pair { display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-start; }
-.pair img { width: SHOWNpx; max-width: 100%; display: block; image-rendering: pixelated; }
-.compare { position: relative; width: SHOWNpx; max-width: 100%; }
-.compare .before { position: absolute; top: 0; left: 0; clip-path: inset(0 50% 0 0); border: 0; }
-.compare input { width: 100%; margin: 0.3rem 0 0; }
-.compare span { position: absolute; top: 0; left: 0; padding: 0 0.4rem; background: #fffb; font-size: 13px; }
-.compare span + span { left: auto; right: 0; }
-.wide { max-width: 100%; }
-</style>
-</head>
-<body>
-BODY
-<script>
-for (const slider of document.querySelectorAll('.compare input')) {
-  const before = slider.parentElement.querySelector('.before');
-  const show = () => { before.style.clipPath = `inset(0 ${100 - slider.value}% 0 0)`; };
-  slider.addEventListener('input', show);
-  show();
-}
-</script>
-</body>
-</html>
-"""

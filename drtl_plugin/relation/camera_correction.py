@@ -13,9 +13,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from drtl_plugin.data.patches import random_crop
+from drtl_plugin.progress import progress
 
 # Convolution weights and biases in turn.
 Correction = tuple[Tensor, ...]
@@ -70,7 +70,7 @@ def train_correction(examples: Sequence[Example], generator: torch.Generator) ->
     optimizer = torch.optim.Adam(correction, lr=_LR)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=_STEPS)
     side = min(_SIDE, *(extent for _, model, _ in examples for extent in model.shape[-2:]))
-    for _ in tqdm(range(_STEPS), desc='camera fit', unit='step', leave=False, disable=None):
+    for _ in progress(range(_STEPS), 'camera fit, correction', _STEPS):
         drawn = torch.randint(0, len(examples), (_BATCH,), generator=generator).tolist()
         crops = [
             random_crop([model, lq, gt], [side, side, side * scale], generator)

@@ -34,6 +34,7 @@ from torch.nn import functional as F
 
 from drtl_plugin.data.distortions import bicubic
 from drtl_plugin.errors import DataError
+from drtl_plugin.progress import progress
 from drtl_plugin.relation.camera_correction import Correction, correct, share_left, train_correction
 
 Pair = tuple[Tensor, Tensor]
@@ -54,7 +55,7 @@ _BAND = (0.1, 0.35)
 _WORTHWHILE = 0.05
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CameraFit:
     """A fitted camera, which degrades other photographs as the camera would.
 
@@ -214,19 +215,22 @@ def fit_camera(pairs: Sequence[Pair], photographs: Tensor) -> CameraFit:
 
     Raises:
         DataError: If a side of a pair is below four times the kernel's, as is needed to judge the fit by quarters, or
-            a colour is black in all of the ground truth.
+            a colour is black in all LQ or in all GT images; it names the colour.
     """
     scale = pairs[0][1].shape[-1] // pairs[0][0].shape[-1]
     # Wide enough for lenses at x4, and for what is left of them at x2.
     taps = max(5 * scale, 14 + scale % 2)
     if min(min(gt.shape[-2:]) for _, gt in pairs) < 4 * taps:
         raise DataError(f'a camera cannot be fitted to pairs of less than {4 * taps} pixels of ground truth a side.')
-    if not functools.reduce(operator.or_, (gt.flatten(1).any(dim=1) for _, gt in pairs)).all():
-        raise DataError('a camera cannot be fitted to pairs whose ground truth has a colour that is black throughout.')
+    for side, images in zip(('LQ', 'GT'), zip(*pairs)):
+        lit = functools.reduce(operator.or_, (image.flatten(1).any(dim=1) for image in images)).tolist()
+        if not all(lit):
+            black = ', '.join(name for name, is_lit in zip(('red', 'green', 'blue'), lit) if not is_lit)
+            raise DataError(f'a camera cannot be fitted to pairs whose {side} images are black throughout in {black}.')
     lqs, gts = zip(*(_middle(lq.double() / 255, gt.double() / 255) for lq, gt in pairs))
     shift = torch.zeros(len(pairs), 2, dtype=torch.float64)
     gain, offset = torch.ones(len(pairs), 3).double(), torch.zeros(len(pairs), 3).double()
-    for _ in range(_ROUNDS):
+    for _ in progress(range(_ROUNDS), 'camera fit, kernel', _ROUNDS, 'round'):
         shifted = [_shifted(gt, move) for gt, move in zip(gts, shift)]
         levelled = [(lq - _per_colour(o)) / _per_colour(a) for lq, a, o in zip(lqs, gain, offset)]
         parts = list(zip(levelled, shifted)) if len(pairs) > 1 else _quarters(levelled[0], shifted[0])
@@ -278,7 +282,7 @@ def _fit_correction(
     return correction, share_left(correction, parts), left_of_unseen
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Equations:
     """Normal equations of the kernel over a part of the pairs, for each colour.
 

@@ -19,20 +19,21 @@ uniform    all alike                               nothing                      
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from drtl_plugin.data.distortions import bicubic
+from drtl_plugin.errors import OptionError
 from drtl_plugin.meta.learner import Criterion, Precision, gradients_of, trainable_parameters
-from drtl_plugin.relation.graph import KnowledgeGraph, graph_from_embeddings, uniform_graph
+from drtl_plugin.progress import progress
+from drtl_plugin.relation.graph import KnowledgeGraph, graph_from_embeddings, require_finite, uniform_graph
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RelationEvidence:
     """Pairs that an estimator looks at.
 
@@ -48,7 +49,7 @@ class RelationEvidence:
     target_gt: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RelationQuestion:
     """What an estimator may use; each uses what it needs.
 
@@ -92,15 +93,28 @@ def relation_estimator(
 
     Returns:
         Callable: The decorator; it returns the function as it is.
+
+    Raises:
+        OptionError: If there is an estimator of this name.
     """
 
     def register(estimate: RelationEstimator) -> RelationEstimator:
+        if name in ESTIMATORS:
+            raise OptionError(
+                f'relation estimator {name!r} of {estimate.__module__}: there is one of this name in '
+                f'{ESTIMATORS[name].__module__}; choose another name.'
+            )
         ESTIMATORS[name] = estimate
         if needs_trained_network:
             NEED_TRAINED_NETWORK.add(name)
         return estimate
 
     return register
+
+
+def _by_task(evidence: RelationEvidence) -> Iterator[Tensor]:
+    """``auxiliary_lq`` task by task, ``(P, 3, h, w)``, with progress shown."""
+    return progress(evidence.auxiliary_lq, 'relation', len(evidence.auxiliary_lq), 'task')
 
 
 @torch.no_grad()
@@ -120,10 +134,14 @@ def mean_embedding(net_r: nn.Module, lq: Tensor, gt: Tensor) -> Tensor:
 
 @relation_estimator('embedding')
 def embedding_relation(question: RelationQuestion) -> KnowledgeGraph:
-    """The paper's relation: cosines between the tasks' mean embeddings (arXiv 2111.13078, knowledge graph)."""
+    """Cosines between the tasks' mean embeddings.
+
+    The paper (arXiv 2111.13078) names a Distortion Relation Network, a memory bank and cosine similarity; their form
+    here is our reconstruction.
+    """
     assert question.net_r is not None
     evidence = question.draw_evidence()
-    auxiliary = [mean_embedding(question.net_r, lq, evidence.auxiliary_gt) for lq in evidence.auxiliary_lq]
+    auxiliary = [mean_embedding(question.net_r, lq, evidence.auxiliary_gt) for lq in _by_task(evidence)]
     target = mean_embedding(question.net_r, evidence.target_lq, evidence.target_gt)
     return graph_from_embeddings(question.labels, torch.stack(auxiliary), target)
 
@@ -146,7 +164,7 @@ def gradient_relation(question: RelationQuestion) -> KnowledgeGraph:
     """
     evidence = question.draw_evidence()
     net = copy.deepcopy(question.net_g).eval()
-    pairs = [(lq, evidence.auxiliary_gt) for lq in evidence.auxiliary_lq]
+    pairs = ((lq, evidence.auxiliary_gt) for lq in _by_task(evidence))
     auxiliary = torch.stack([mean_gradient(net, question.criterion, *pair, question.precision) for pair in pairs])
     target = mean_gradient(net, question.criterion, evidence.target_lq, evidence.target_gt, question.precision)
     return graph_from_embeddings(question.labels, auxiliary, target)
@@ -189,7 +207,7 @@ def transfer_relation(question: RelationQuestion) -> KnowledgeGraph:
     other = slice(half, half + 8)
     judged = [(lq[other], gt[other]) for lq in evidence.auxiliary_lq] + [(evidence.target_lq, evidence.target_gt)]
     rows = []
-    for lq in tqdm(evidence.auxiliary_lq, desc='relation', unit='task', leave=False, disable=None):
+    for lq in _by_task(evidence):
         net = learn_task(
             question.net_g,
             question.criterion,
@@ -212,7 +230,15 @@ def graph_from_gains(labels: list[str], gains: Tensor) -> KnowledgeGraph:
     Args:
         labels (list[str]): Names of the N auxiliary tasks.
         gains (Tensor): ``(N, N + 1)``.
+
+    Raises:
+        NonFiniteRelationError: If a gain is NaN or infinite; it names the task, or the target.
     """
+    finite = gains.isfinite()
+    # Where every gain on a task is broken, that task is to blame, and not those that were learned.
+    judged = finite.any(dim=0)
+    learned = (finite | ~judged).all(dim=1)
+    require_finite(labels, torch.cat([judged[:-1] & learned, judged[-1:]]))
     gains = gains - gains.mean(dim=0)
     between, target = gains[:, :-1], gains[:, -1:]
     between = (between + between.T) / 2

@@ -125,6 +125,16 @@ class TestFindPairs:
             (tmp_path / name).touch()
         assert find_pairs(tmp_path) == {'a': (tmp_path / gt, tmp_path / lq)}
 
+    @pytest.mark.parametrize('lq', ['lr_x4', 'LR_X4', 'lrx4'])
+    def test_folders_of_scales(self, tmp_path, lq):
+        for name in ('HR', lq, 'lr_x2', 'LR', 'lr_x40'):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / 'a.png').touch()
+        gt = tmp_path / 'HR/a.png'
+        assert find_pairs(tmp_path, 4) == {'a': (gt, tmp_path / lq / 'a.png')}
+        assert find_pairs(tmp_path, 2) == {'a': (gt, tmp_path / 'lr_x2/a.png')}
+        assert find_pairs(tmp_path, 3) == {'a': (gt, tmp_path / 'LR/a.png')}
+
     @pytest.mark.parametrize('name', ['beach', 'hall', 'x_h', 'a_LR', 'v1.0', 'Screenshot 2024-01-01 at 10.15.31 AM'])
     def test_names_that_both_have_are_whole(self, tmp_path, name):
         for side in ('gt', 'lq'):
@@ -136,6 +146,7 @@ class TestFindPairs:
         'names, message',
         [
             ([], 'holds no pairs; put them into two folders'),
+            (['hr/a.png', 'lr_x2/a.png'], 'gt and lq, HR and LR, or HR and LR_x4; or'),
             (['a.png', 'b.png'], 'holds no pairs'),
             (['HR.png', 'LR.png'], 'holds no pairs'),
             (['a_HR.png'], 'a_HR.png has no partner'),
@@ -164,7 +175,7 @@ class TestFindPairs:
             find_pairs(tmp_path)
 
     @pytest.mark.parametrize('raw', ['a_HR.nef', 'a_HR.ARW'])
-    def test_raw_files_beside_their_images_are_no_harm(self, tmp_path, raw):
+    def test_a_raw_file_beside_its_jpeg_is_ignored(self, tmp_path, raw):
         for name in (raw, 'a_HR.jpg', 'a_LR.jpg'):
             (tmp_path / name).touch()
         assert find_pairs(tmp_path) == {'a': (tmp_path / 'a_HR.jpg', tmp_path / 'a_LR.jpg')}

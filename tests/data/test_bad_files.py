@@ -14,7 +14,7 @@ from PIL import Image
 
 from drtl_plugin import cli
 from drtl_plugin.data.distortion_task_dataset import DistortionTaskDataset
-from drtl_plugin.data.image_files import image_size, is_turned, names_of_list
+from drtl_plugin.data.image_files import check_paired_keys, image_size, is_turned, names_of_list
 from drtl_plugin.data.sample_data import SAMPLE_ROOT
 from drtl_plugin.errors import DataError
 
@@ -293,6 +293,61 @@ class TestLmdb:
         assert 'other.lmdb is no LMDB; remove it or choose another name' in capsys.readouterr().err
         assert (workdir / 'other.lmdb/mine.txt').is_file()
         assert sorted(path.name for path in workdir.iterdir() if path.name.startswith('.')) == []
+
+
+class TestKeysOfPairs:
+    """LMDBs whose keys differ, in all places where pairs are read."""
+
+    @pytest.fixture(params=['train.target', 'val', 'train', 'test_1'])
+    def refusal(self, workdir, quick_opt, write_opt, capsys, request):
+        """The one line by which ``gt.lmdb`` and ``lq.lmdb`` are refused."""
+
+        def refuse() -> str:
+            lmdbs = {'dataroot_gt': 'gt.lmdb', 'dataroot_lq': 'lq.lmdb', 'io_backend': {'type': 'lmdb'}}
+            command, datasets = 'train', quick_opt['datasets']
+            if request.param == 'train.target':
+                datasets['train']['target'].update(lmdbs)
+            elif request.param == 'val':
+                datasets['val'].update(lmdbs)
+            elif request.param == 'train':
+                quick_opt['model_type'] = 'SRModel'
+                datasets['train'] = {'name': 'p', 'type': 'PairedImageDataset', 'batch_size_per_gpu': 1, **lmdbs}
+                datasets['train']['num_worker_per_gpu'] = 0
+            else:
+                command, quick_opt['datasets'] = 'test', {'test_1': {**datasets['val'], **lmdbs}}
+            assert cli.main([command, '-opt', write_opt(quick_opt)]) == 2
+            (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith('basicsr: error: '))
+            assert f'datasets.{request.param}: ' in line
+            return line
+
+        return refuse
+
+    @pytest.fixture(autouse=True)
+    def folders(self, workdir):
+        for side in ('gt', 'lq'):
+            shutil.copytree(workdir / SAMPLE_ROOT / 'camera/val' / side, workdir / side)
+        assert cli.main(['lmdb', 'gt', 'gt.lmdb']) == 0
+
+    def test_an_ending_is_named(self, workdir, refusal):
+        for path in list((workdir / 'lq').iterdir()):
+            path.rename(path.with_stem(f'{path.stem}x4'))
+        assert cli.main(['lmdb', 'lq', 'lq.lmdb']) == 0
+        line = refusal()
+        assert "keys of lq.lmdb end in 'x4', those of gt.lmdb do not ('camerax4', 'camera')" in line
+        command = line.partition(' by basicsr ')[2].rstrip('.')
+        assert cli.main(command.replace('FOLDER', 'lq').split()) == 0
+        check_paired_keys('lq.lmdb', 'gt.lmdb', 'key')
+
+    def test_keys_are_named(self, workdir, refusal):
+        (workdir / 'lq/coffee.png').rename(workdir / 'lq/tea.png')
+        assert cli.main(['lmdb', 'lq', 'lq.lmdb']) == 0
+        assert "lq.lmdb holds 'tea', which gt.lmdb lacks, and gt.lmdb holds 'coffee', which lq.lmdb lacks" in refusal()
+
+    def test_a_missing_key_is_named(self, workdir, refusal):
+        (workdir / 'lq/coffee.png').unlink()
+        assert cli.main(['lmdb', 'lq', 'lq.lmdb']) == 0
+        line = refusal()
+        assert ": gt.lmdb holds 'coffee', which lq.lmdb lacks; " in line
 
 
 def test_names_of_images_do_not_lead_out_of_the_results(workdir, quick_opt, write_opt):

@@ -112,13 +112,16 @@ class TestDistortionTaskDataset:
         dataset = DistortionTaskDataset({**task_opt, 'meta_info_file': str(tmp_path / 'meta.txt')})
         assert [key.rpartition('/')[2] for key in dataset.keys] == ['brick.png']
 
-    def test_decoded_images_are_kept_within_bounds(self, task_opt, monkeypatch):
-        monkeypatch.setattr('drtl_plugin.data.distortion_task_dataset._CACHE_SIZE', 2 * 512 * 512 * 3)
-        dataset = DistortionTaskDataset(task_opt)
+    def test_decoded_images_are_kept_within_bounds(self, task_opt):
+        # Three loaders and the model share it: two images each.
+        dataset = DistortionTaskDataset({**task_opt, 'num_worker_per_gpu': 3, 'image_cache_mb': 4 * 2 * 0.75})
         textures = [i for i, key in enumerate(dataset.keys) if key.endswith(('brick.png', 'grass.png', 'gravel.png'))]
         for index in textures:  # of 512 x 512 pixels each
             dataset._image(index)
         assert list(dataset._decoded) == textures[1:]
+        dataset = DistortionTaskDataset({**task_opt, 'image_cache_mb': 0})
+        assert dataset._image(textures[0]).shape == (512, 512, 3)
+        assert not dataset._decoded
 
     @pytest.mark.parametrize(
         ('change', 'error', 'message'),

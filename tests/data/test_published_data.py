@@ -14,6 +14,7 @@ from drtl_plugin.data.image_files import image_names
 from drtl_plugin.data.published_data import prepare_pairs, prepare_subimages
 from drtl_plugin.errors import DataError
 from tests.conftest import OPTIONS
+from tests.data.test_bad_files import damaged_png
 
 
 def write(path, height, width, seed=0):
@@ -72,6 +73,19 @@ def test_city100_is_cropped_and_reduced_by_antialiased_bicubic(tmp_path):
     tensor = torch.from_numpy(enlarged[:48, :60]).permute(2, 0, 1)[None].float()
     expected = F.interpolate(tensor, size=(24, 30), mode='bicubic', antialias=True)[0].permute(1, 2, 0).numpy()
     assert np.abs(lq - expected.clip(0, 255))[4:-4, 4:-4].max() <= 0.51
+
+
+@pytest.mark.parametrize('kind', 'HL')
+def test_damaged_photographs_are_named(tmp_path, capsys, kind):
+    for name in ('004H', '004L', '031H', '031L'):
+        write(tmp_path / f'City100_iPhoneX/{name}.PNG', 50, 61)
+    damaged_png(tmp_path / f'City100_iPhoneX/031{kind}.PNG')
+    path = str(tmp_path / 'City100_iPhoneX')
+    assert cli.main(['prepare', 'city100', str(tmp_path), str(tmp_path / 'out'), '--camera', 'iPhoneX']) == 2
+    assert f'basicsr: error: {path}/031{kind}.PNG: cannot be read as an image' in capsys.readouterr().err
+    assert cli.main(['prepare', 'subimages', path, str(tmp_path / 'out'), '--size', '32']) == 2
+    assert f'basicsr: error: {path}/031{kind}.PNG: cannot be read as an image' in capsys.readouterr().err
+    assert not (tmp_path / 'out').exists()
 
 
 def test_subimages_cover_every_pixel(tmp_path):

@@ -1,6 +1,7 @@
 import copy
 import dataclasses
 from collections import OrderedDict
+from typing import ClassVar
 from unittest import mock
 
 import cv2
@@ -14,11 +15,13 @@ from torch import nn
 from torch._dynamo import lookup_backend
 from torch.utils.data import default_collate
 
+from drtl_plugin import cli
 from drtl_plugin.errors import DataError, OptionError
 from drtl_plugin.meta.learner import functional_loss, outer_gradient, trainable_parameters
 from drtl_plugin.models import drtl_model
 from drtl_plugin.models.drtl_model import DRTLModel
 from drtl_plugin.options import load_option_file, parse_options
+from drtl_plugin.relation.estimators import ESTIMATORS, RelationQuestion, relation_estimator
 from drtl_plugin.relation.graph import KnowledgeGraph
 from tests.fetches import watch_fetches
 from tests.test_options import arguments
@@ -41,6 +44,23 @@ def build(workdir, write_opt):
 def episodes(model: DRTLModel, tasks: list[int]) -> dict:
     batch = default_collate([model.task_data[i] for i in range(len(tasks))])
     return {**batch, 'task': torch.tensor(tasks)}
+
+
+class AutocastRecord(torch.autograd.Function):
+    """The identity, which records whether autocast is on in forward and backward passes."""
+
+    forwards: ClassVar[list[bool]] = []
+    backwards: ClassVar[list[bool]] = []
+
+    @staticmethod
+    def forward(ctx, x):
+        AutocastRecord.forwards.append(torch.is_autocast_enabled('cpu'))
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        AutocastRecord.backwards.append(torch.is_autocast_enabled('cpu'))
+        return gradient
 
 
 def parameters(net: nn.Module) -> torch.Tensor:
@@ -324,6 +344,47 @@ class TestRelation:
         assert model.graph is None
         assert torch.equal(model.weights, torch.ones(4))
 
+    def test_a_measurement_that_is_not_finite_leaves_the_weights_in_training(self, build, quick_opt, monkeypatch):
+        warnings = []
+        monkeypatch.setattr(get_root_logger(), 'warning', warnings.append)
+        quick_opt['drtl']['weighting']['mode'] = 'sampling'
+        model = build(quick_opt)
+        model.feed_data(episodes(model, [0, 1]))
+        graph, weights = model.graph, model.weights
+        distort = type(model.library.tasks[2]).__call__
+
+        def spoilt(task, gt, generator):
+            return distort(task, gt, generator) * (float('nan') if task is model.library.tasks[2] else 1)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(type(model.library.tasks[2]), '__call__', spoilt)
+            for step in (1, 2):
+                model.optimize_parameters(step)
+        assert model.graph is graph and model.weights is weights
+        (line,) = warnings
+        name = model.library.labels[2]
+        assert line.startswith(f'iteration 2: drtl.weighting.relation: the relation measured for {name} is not finite')
+        for step in (3, 4):
+            model.feed_data(episodes(model, [0, 1]))
+            model.optimize_parameters(step)
+        assert model.graph is not graph
+        assert len(warnings) == 1
+
+    def test_a_measurement_that_is_not_finite_is_refused_before_training(self, workdir, quick_opt, write_opt, capsys):
+        @relation_estimator('broken')
+        def broken(question):
+            edges = torch.eye(5)
+            edges[-1, 1] = edges[1, -1] = float('nan')
+            return KnowledgeGraph(tuple(question.labels), edges)
+
+        quick_opt['drtl']['weighting'].update(relation='broken', mode='sampling')
+        try:
+            assert cli.main(['train', '-opt', write_opt(quick_opt)]) == 2
+        finally:
+            del ESTIMATORS['broken']
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert error.startswith('basicsr: error: drtl.weighting.relation: the relation measured for gaussian_blur')
+
     def test_graph_sets_weights_by_the_options(self, build, quick_opt):
         quick_opt['drtl']['weighting'].update(temperature=1.0, floor=0.0)
         model = build(quick_opt)
@@ -362,6 +423,34 @@ def test_interrupted_training_goes_on_as_if_it_had_not_been(build, quick_opt, wo
     assert torch.equal(parameters(resumed.net_g_ema), parameters(whole.net_g_ema))
     assert torch.equal(resumed.weights, whole.weights)
     assert torch.equal(resumed.graph.edges, whole.graph.edges)
+
+
+def test_draws_depend_on_seed_step_and_purpose_alone(build, quick_opt):
+    model, other = build(quick_opt), build(quick_opt)
+    model.relation_evidence(3)  # whatever was drawn before
+
+    def draws(model, purpose='a'):
+        return tuple(torch.rand((), generator=generator).item() for generator in model.generators(purpose))
+
+    found = {draws(model)}
+    assert {draws(model), draws(other)} == found
+    found.add(draws(model, 'b'))
+    model.num_update = 1
+    found.add(draws(model))
+    model.opt['manual_seed'] += 1
+    found.add(draws(model))
+    assert len({number for pair in found for number in pair}) == 8
+    model.num_update, model.opt['manual_seed'] = other.num_update, other.opt['manual_seed']
+    evidence = [vars(model.relation_evidence(3)).values() for model in (model, other)]
+    assert all(map(torch.equal, *evidence))
+
+
+def test_states_hold_nothing_of_a_device(build, quick_opt):
+    model = build(quick_opt)
+    model.feed_data(episodes(model, [0, 1]))
+    model.save(epoch=0, current_iter=1)
+    state = torch.load(f'{model.opt["path"]["training_states"]}/1.state', weights_only=True)
+    assert not [key for key in state if 'generator' in key]
 
 
 def test_checkpointing_takes_the_same_step(build, quick_opt):
@@ -472,6 +561,53 @@ class TestBfloat16:
         assert not torch.equal(single, half)
         # 8 bits of mantissa: 2^-8 a rounding
         assert (half - single).norm() < 0.05 * single.norm()
+
+    @pytest.mark.parametrize(
+        ('pipeline', 'algorithm', 'checkpoint'),
+        [
+            ('pretrain', 'fomaml', False),
+            ('meta', 'fomaml', False),
+            ('meta', 'maml', False),
+            ('meta', 'maml', True),
+            ('meta', 'reptile', False),
+        ],
+    )
+    @pytest.mark.parametrize('weights', [(1.0, 1.0), (0.5, 1.5)])
+    def test_backward_passes_run_outside_autocast(
+        self, build, quick_opt, monkeypatch, pipeline, algorithm, checkpoint, weights
+    ):
+        """In steps with their target term, in the relations that take gradients, and in adaptation."""
+        monkeypatch.setattr(AutocastRecord, 'forwards', [])
+        monkeypatch.setattr(AutocastRecord, 'backwards', [])
+        quick_opt['train']['amp'] = 'bf16'
+        quick_opt['drtl'].update(pipeline=pipeline, hooks=[], target_weight=0.5)
+        quick_opt['drtl']['inner'].update(algorithm=algorithm, steps=2, checkpoint=checkpoint)
+        quick_opt['drtl']['weighting']['relation'] = 'transfer'
+        model = build(quick_opt)
+        model.net_g.register_forward_hook(lambda net, inputs, output: AutocastRecord.apply(output))
+        model.net_g_ema.register_forward_hook(lambda net, inputs, output: AutocastRecord.apply(output))
+        model._started = True
+        model.weights = torch.tensor([*weights, 1.0, 1.0])
+
+        def assert_only_forward_passes_were_in_it():
+            assert AutocastRecord.forwards and all(AutocastRecord.forwards)
+            assert AutocastRecord.backwards and not any(AutocastRecord.backwards)
+            AutocastRecord.forwards.clear()
+            AutocastRecord.backwards.clear()
+
+        model.feed_data(episodes(model, [0, 1]))
+        model.optimize_parameters(1)
+        assert_only_forward_passes_were_in_it()
+        evidence = model.relation_evidence(4)
+        ask = RelationQuestion(
+            *(model.library.labels, lambda: evidence, None, model.net_g, model.criterion, 1),
+            precision=model.precision,
+        )
+        for relation in ('gradient', 'transfer'):
+            ESTIMATORS[relation](ask)
+            assert_only_forward_passes_were_in_it()
+        model.adapt_to_target()
+        assert_only_forward_passes_were_in_it()
 
     def test_adaptation_and_relations_use_it(self, build, quick_opt):
         results = []

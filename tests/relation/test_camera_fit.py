@@ -162,6 +162,25 @@ def test_black_pairs_are_an_error_and_a_black_one_among_others_is_not(sharp):
     assert all(parameter.isfinite().all() for parameter in (fitted.kernel, fitted.tone, fitted.shift, fitted.noise))
 
 
+@pytest.mark.parametrize('num', [1, 2])
+def test_a_channel_that_is_black_in_all_lq_images_is_named(sharp, num):
+    lqs = [reduced(img, 1.6) * (1, 1, 0) for img in photographs()[:num]]
+    with pytest.raises(DataError, match=r'LQ images are black throughout in blue'):
+        fit(lqs, sharp)
+    gts = [img * (0, 1, 0) for img in photographs()[:num]]
+    with pytest.raises(DataError, match=r'GT images are black throughout in red, blue'):
+        fit([reduced(img, 1.6) for img in photographs()[:num]], sharp, gts)
+
+
+def test_a_channel_that_is_black_in_one_lq_image_is_fitted_from_the_others(sharp):
+    lqs = [reduced(img, 1.6) for img in photographs()]
+    lqs[1] = lqs[1] * (1, 1, 0)
+    fitted = fit(lqs, sharp)
+    assert all(parameter.isfinite().all() for parameter in (fitted.kernel, fitted.tone, fitted.shift, fitted.noise))
+    assert fitted.kernel.sum(dim=(1, 2)).tolist() == pytest.approx([1, 1, 1], abs=1e-4)
+    assert fitted.kernel.abs().max() < 1
+
+
 def test_threads_that_were_set_by_hand_do_not_matter(sharp, tmp_path):
     """A general solver of MKL's is broken after ``torch.set_num_threads``: it complains and never ends."""
     program = (

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from drtl_plugin.data.distortions import bicubic
+from drtl_plugin.errors import DataError
 from drtl_plugin.relation.estimators import (
     ESTIMATORS,
     RelationEvidence,
@@ -101,6 +102,23 @@ def test_gains_become_edges():
     # centred by column: [[2, 0, 0.2], [-2, 0, -0.2]]; between a and b the mean of 0 and -2, of at most 2
     expected = torch.tensor([[1.0, -0.5, 1.0], [-0.5, 1.0, -1.0], [1.0, -1.0, 1.0]])
     assert torch.allclose(graph.edges, expected)
+
+
+@pytest.mark.parametrize(
+    ('place', 'names'),
+    [
+        ((1, 0), 'b'),  # what learned b is bad at a
+        ((1, slice(None)), 'b'),  # learning b has diverged
+        ((slice(None), 0), 'a'),  # nobody can be judged on a
+        ((slice(None), 3), 'the target'),
+        ((slice(0, 2), slice(None)), 'a, b'),
+    ],
+)
+def test_only_the_tasks_whose_gains_are_bad_are_named(place, names):
+    gains = torch.rand(3, 4)
+    gains[place] = float('nan')
+    with pytest.raises(DataError, match=f'the relation measured for {names} is not finite'):
+        graph_from_gains(['a', 'b', 'c'], gains)
 
 
 def test_uniform_relation_needs_neither_evidence_nor_network():

@@ -1,11 +1,15 @@
 import json
 import math
+import re
 
 import cv2
+import matplotlib
 import pytest
 import torch
 
+from drtl_plugin.errors import DataError
 from drtl_plugin.relation.graph import (
+    KnowledgeGraph,
     effective_number,
     graph_from_embeddings,
     relation_weights,
@@ -69,6 +73,21 @@ class TestGraph:
         assert torch.allclose(graph.edges, moved.edges, atol=1e-5)
         assert torch.equal(graph.edges, graph.edges.T)
 
+    @pytest.mark.parametrize('number', [math.nan, math.inf])
+    def test_relations_that_are_not_finite_are_refused_by_name(self, number):
+        edges = torch.eye(4)
+        edges[1, -1] = edges[-1, 1] = number
+        with pytest.raises(DataError, match=r'drtl\.weighting\.relation: the relation measured for b is not finite'):
+            KnowledgeGraph(('a', 'b', 'c'), edges)
+
+    def test_only_the_bad_embedding_is_named(self, generator):
+        embeddings = torch.randn(4, 8, generator=generator)
+        embeddings[2, 5] = math.nan
+        with pytest.raises(DataError, match='measured for c is not finite'):
+            graph_from_embeddings(['a', 'b', 'c'], embeddings[:3], embeddings[3])
+        with pytest.raises(DataError, match='measured for the target is not finite'):
+            graph_from_embeddings(['a', 'b', 'c'], embeddings[[0, 1, 3]], embeddings[2])
+
     def test_uniform_graph_weights_all_tasks_alike(self):
         assert torch.equal(relation_weights(uniform_graph(list('abc')).relation, effective_tasks=2), torch.ones(3))
 
@@ -84,3 +103,17 @@ class TestGraph:
         assert content['relation'][2] == pytest.approx(1)
         graph.draw(tmp_path / 'graph.png', weights)
         assert cv2.imread(str(tmp_path / 'graph.png')).std() > 1  # a picture with something on it
+
+    @pytest.mark.parametrize('fixed_share', [None, 0.75])
+    def test_the_picture_is_explained(self, tmp_path, generator, fixed_share):
+        """In words, which SVG keeps: also which task has its weight whatever its relation, and names as they are."""
+        labels = ['a', r'$\nothing$', '_c', 'camera fit']
+        graph = graph_from_embeddings(labels, torch.randn(4, 8, generator=generator), torch.ones(8))
+        with matplotlib.rc_context({'svg.fonttype': 'none'}):
+            graph.draw(tmp_path / 'graph.svg', torch.tensor([0.1, 0.2, 0.3, 3.4]), fixed_share)
+        texts = re.findall(r'>([^<>]+)</(?:text|tspan)>', (tmp_path / 'graph.svg').read_text())
+        assert {*labels, 'target', 'target camera', 'relation to the target', '×0.10'} <= set(texts)
+        assert 'task: closer = more related, larger = more weight' in texts
+        assert 'joins a task to its most related task' in texts
+        assert ('×3.40, fixed share 75%' in texts) == (fixed_share is not None)
+        assert ('task with a fixed share of the weight' in texts) == (fixed_share is not None)
