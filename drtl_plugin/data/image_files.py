@@ -16,7 +16,7 @@ import cv2
 import lmdb
 import numpy as np
 from basicsr.data.data_util import paths_from_lmdb
-from basicsr.utils import FileClient, imfrombytes, scandir
+from basicsr.utils import FileClient, imfrombytes
 from PIL import ExifTags, Image
 from torch.utils.data import Dataset
 
@@ -41,10 +41,15 @@ def image_names(root: str, key: str) -> list[str]:
         DataError: If the folder is missing or holds no image.
     """
     require(root, key)
-    names = sorted(name for name in scandir(root) if name.lower().endswith(IMAGE_SUFFIXES))
+    with os.scandir(root) as entries:  # BasicSR's scandir takes seconds for 100,000 files
+        names = sorted(e.name for e in entries if e.name.lower().endswith(IMAGE_SUFFIXES) and _is_shown(e))
     if not names:
         raise DataError(f'{key}: {root} holds no images ({", ".join(IMAGE_SUFFIXES)}).')
     return names
+
+
+def _is_shown(entry: os.DirEntry) -> bool:
+    return not entry.name.startswith('.') and entry.is_file()
 
 
 def names_of_list(meta_info_file: str, key: str) -> list[str]:
