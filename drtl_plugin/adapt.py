@@ -22,10 +22,9 @@ from basicsr.metrics import calculate_metric
 from basicsr.models import build_model
 from basicsr.utils import tensor2img
 from torch import nn
-from tqdm import tqdm
 
 from drtl_plugin import preflight
-from drtl_plugin.compat import quiet_basicsr_log
+from drtl_plugin.compat import close_basicsr_logs, quiet_basicsr_log
 from drtl_plugin.data.alignment import Alignment, estimate_alignment, find_pairs, register
 from drtl_plugin.data.image_files import image_names, image_size, read_image
 from drtl_plugin.data.photographs import has_16_bits, require_same_profile
@@ -43,6 +42,7 @@ from drtl_plugin.models.html_report import (
 from drtl_plugin.models.report import Gain, busiest, command_line, compared_crop, duration_in_words, network_in_words
 from drtl_plugin.models.tiles import restore
 from drtl_plugin.options import parse_options
+from drtl_plugin.progress import progress
 from drtl_plugin.relation.graph import relation_table
 from drtl_plugin.trained import TrainedNetwork, load_trained
 
@@ -120,6 +120,7 @@ def adapt(
         raise DataError(f'-o: {output} is there already; choose another folder.')
     if auxiliary is not None:
         image_names(auxiliary, '--auxiliary')
+    close_basicsr_logs()
     network = load_trained(weights, option_file)
     found = find_pairs(pairs_folder, network.scale)
     lines = [f'# {len(found)} pairs of {pairs_folder}', '']
@@ -172,7 +173,7 @@ def _aligned(
     Raises:
         DataError: If a pair does not fit, with the likely reason.
     """
-    for name, paths in tqdm(found.items(), desc='alignment', unit='pair', leave=False, disable=None):
+    for name, paths in progress(found.items(), 'alignment', len(found), 'pair'):
         gt, lq = (read_image(path) for path in paths)
         require_same_profile(*paths)
         fits = all(good == scale * poor for good, poor in zip(gt.shape[:2], lq.shape[:2]))
@@ -353,7 +354,7 @@ def _leave_one_out(
     opt['drtl']['weighting']['relation'] = 'uniform'
     steps = opt['drtl']['adapt']['steps']
     looks = {round(steps * share**2) for share in np.linspace(0, 1, _LOOKS)}  # most changes in the beginning
-    for name in tqdm(images, desc='leaving one out', unit='pair', disable=None):
+    for name in progress(images, 'leaving one out', len(images), 'pair'):
         others = [other for other in images if other != name]
         gt, lq = images[name]
         detail = _detail(gt, lq, network.scale)

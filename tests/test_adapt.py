@@ -16,7 +16,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from PIL import Image
 
 from drtl_plugin import adapt as module
-from drtl_plugin import cli
+from drtl_plugin import cli, progress
 from drtl_plugin.errors import DataError, OptionError
 from drtl_plugin.trained import load_trained
 from tests.data.test_alignment import pair
@@ -316,6 +316,16 @@ def test_the_folder_of_the_weights_scale_is_found(folder, quick):
     Path('pairs/lr_x3').mkdir()
     module.adapt('pairs', 'w.pth', 'mine', steps=1, evaluates=False)
     assert np.array_equal(cv2.imread('mine/pairs/lq/a.png'), cv2.imread('pairs/lr_x4/a.png'))
+
+
+def test_progress_is_shown_without_a_terminal(folder, quick, monkeypatch, capsys):
+    monkeypatch.setattr(progress, '_FIRST', 0)
+    monkeypatch.setattr(progress, '_INTERVAL', 0)
+    module.adapt('pairs', 'w.pth', 'mine', steps=1)
+    error = capsys.readouterr().err
+    for work in ('alignment', 'leaving one out'):
+        assert re.findall(rf': {work}: (\d) of 3 pairs\n', error) == ['1', '2', '3']
+    assert ': Adapting to the target (3 pairs, 1 steps).\n' in error
 
 
 def test_one_pair_is_not_judged(folder, quick):
