@@ -30,14 +30,14 @@ setup(
         'torch>=2.6',  # from which on torch.load, as BasicSR calls it, runs no code of a file
         'torchvision',
         'mmengine>=0.10',
-        'opencv-python',
+        'opencv-python>=4.12',  # the first that writes metadata
         'lmdb',
         'pyyaml',
         'filelock',
         'jinja2',
         'matplotlib',
         'numpy',
-        'pillow',
+        'pillow>=11',  # the first that gives all XMP
         'scikit-image',
         'scipy',
         'tqdm',
