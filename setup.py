@@ -33,7 +33,7 @@ setup(
         'opencv-python>=4.12',  # the first that writes metadata
         'lmdb',
         'pyyaml',
-        'filelock',
+        'filelock>=4.1',  # whose locks forked processes do not keep
         'jinja2',
         'matplotlib',
         'numpy',
