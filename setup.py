@@ -37,6 +37,7 @@ setup(
         'jinja2',
         'matplotlib',
         'numpy',
+        'packaging',
         'pillow>=11',  # the first that gives all XMP
         'scikit-image',
         'scipy',

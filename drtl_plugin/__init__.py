@@ -8,6 +8,7 @@ __version__ = '0.2.0'
 
 import importlib.util
 import os
+from pathlib import Path
 
 # The threads of torch on the CPU wait for each other by spinning. Where anything else wants a core (loader processes, a
 # second run), they spin while those with work to do stand still: of two runs on two cores, each was 45 times as slow
@@ -16,8 +17,15 @@ import os
 if 'OMP_WAIT_POLICY' not in os.environ:
     os.environ.setdefault('GOMP_SPINCOUNT', '5000')
 
+
+def has_basicsr() -> bool:
+    """Whether ``import basicsr`` finds the package: a checkout of BasicSR has no ``version.py`` until it is built."""
+    spec = importlib.util.find_spec('basicsr')
+    return spec is not None and spec.origin is not None and Path(spec.origin).with_name('version.py').is_file()
+
+
 # Without BasicSR there are no registries to fill, and drtl_plugin.install, which installs it, has to run.
-if importlib.util.find_spec('basicsr') is not None:
+if has_basicsr():
     from drtl_plugin import compat
 
     compat.apply()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
+
+from drtl_plugin import has_basicsr
 
 
 def main() -> int:
@@ -12,7 +13,7 @@ def main() -> int:
     Returns:
         int: Its exit code; 2 if BasicSR is not installed.
     """
-    if importlib.util.find_spec('basicsr') is None:
+    if not has_basicsr():
         print(
             'basicsr: error: BasicSR is not installed (pip cannot build it on Python 3.13 and later); install it by: '
             f'{sys.executable} -m drtl_plugin.install',

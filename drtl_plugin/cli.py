@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import importlib
 import os
-import shlex
 import shutil
 import sys
 import traceback
@@ -23,7 +22,7 @@ from basicsr.utils.registry import MODEL_REGISTRY
 from torch import distributed
 
 import drtl_plugin
-from drtl_plugin import preflight
+from drtl_plugin import preflight, shell
 from drtl_plugin.adapt import adapt
 from drtl_plugin.compat import close_basicsr_logs, processes_without_gpu, without_gpu
 from drtl_plugin.data.lmdb_files import check_lmdb_name, write_lmdb
@@ -440,7 +439,7 @@ def _replace_by_lmdb(folder: Path, target: Path) -> None:
 def _init(args: argparse.Namespace) -> None:
     files = write_option_files(args.folder)
     print(f'Wrote {len(files)} files to {files[0].parent}.')
-    print(f'Next: cd {shlex.quote(args.folder)} && basicsr train -opt options/drtl_x4.yml')
+    print(f'Next:\n  {shell.join("cd", args.folder)}\n  basicsr train -opt options/drtl_x4.yml')
 
 
 def _lmdb(args: argparse.Namespace) -> None:

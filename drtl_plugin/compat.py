@@ -23,6 +23,8 @@ from pathlib import Path
 from unittest import mock
 
 import torch
+from packaging.version import Version
+from scipy.ndimage import convolve
 from torch.nn.parallel import DistributedDataParallel
 
 # Operators for which torchvision registers fake kernels unconditionally while it is imported: nms (since 0.17 or so)
@@ -102,18 +104,17 @@ def restore_modules() -> list[str]:
         list[str]: The modules that were missing.
     """
     restored = []
-    for name, attribute, source in (
-        ('distutils.version', 'LooseVersion', 'packaging.version:Version'),
-        ('scipy.ndimage.filters', 'convolve', 'scipy.ndimage:convolve'),
+    for name, attribute, replacement in (
+        ('distutils.version', 'LooseVersion', Version),
+        ('scipy.ndimage.filters', 'convolve', convolve),
     ):
         if _exists(name):
             continue
-        where, _, what = source.partition(':')
         for parent in (name.rpartition('.')[0], name):
             if not _exists(parent):
                 sys.modules[parent] = types.ModuleType(parent)
                 sys.modules[parent].__path__ = []
-        setattr(sys.modules[name], attribute, getattr(importlib.import_module(where), what))
+        setattr(sys.modules[name], attribute, replacement)
         restored.append(name)
     return restored
 

@@ -18,9 +18,11 @@ before anything else is installed.
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import importlib.util
 import inspect
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -30,7 +32,7 @@ from pathlib import Path
 
 OLDEST_PYTHON = (3, 10)
 CPU_INDEX = 'https://download.pytorch.org/whl/cpu'
-TORCH = ('torch>=2.6', 'torchvision')
+OLDEST_TORCH = (2, 6)
 BASICSR = 'basicsr==1.4.2'
 # The oldest setuptools that builds wheels by itself, and the last that has pkg_resources, which tensorboard imports.
 SETUPTOOLS = 'setuptools>=70.1,<81'
@@ -85,26 +87,41 @@ def has_nvidia_driver() -> bool:
 
 
 def install_torch(cpu_index: str) -> None:
-    """Install torch and torchvision, unless both are there.
+    """Install torch and torchvision where they are missing.
 
     Args:
         cpu_index (str): URL of the index with CPU builds.
 
     Raises:
-        InstallError: If pip fails.
+        InstallError: If pip fails, if the torch that is installed is too old, or if there is an NVIDIA GPU on Windows,
+            for which PyPI has no builds.
     """
-    if all(importlib.util.find_spec(name) is not None for name in ('torch', 'torchvision')):
+    installed = _version('torch')
+    if installed is not None and _numbers(installed) < OLDEST_TORCH:
+        raise InstallError(
+            f'torch {installed} is too old; uninstall torch and torchvision, then run this again to get newer ones.'
+        )
+    if installed is not None and _version('torchvision') is not None:
         return
-    if sys.platform == 'darwin' or has_nvidia_driver():
+    # torchvision has to be the release that belongs to torch; pip chooses it by its dependencies.
+    wanted = ['torch>=2.6', 'torchvision'] if installed is None else [f'torch=={installed}', 'torchvision']
+    has_gpu = has_nvidia_driver()
+    if has_gpu and sys.platform == 'win32' and installed is None:
+        raise InstallError(
+            "PyPI's torch for Windows does not use NVIDIA GPUs; install torch and torchvision as "
+            'https://pytorch.org/get-started says, then run this again.'
+        )
+    if has_gpu or sys.platform == 'darwin':
         _say('installing torch and torchvision from the default index.')
     else:
         _say(f'no NVIDIA GPU found: installing the CPU builds of torch and torchvision (0.2 GB) from {cpu_index}.')
-        # What they depend on comes from the default index, in the next step of any installation.
-        options = ['--no-deps', '--index-url', cpu_index, '--retries', '1', '--timeout', '15']
-        if _pip('install', *options, *TORCH, shows_errors=False):
+        # What torch depends on comes from the default index, in the next step of any installation.
+        options = ['--index-url', cpu_index, '--retries', '1', '--timeout', '15']
+        reason = _pip('install', *options, *(['--no-deps'] if installed is None else []), *wanted, shows_errors=False)
+        if reason is None:
             return
-        _say('that index cannot be used; taking the default one, whose builds for Linux include CUDA (3 GB).')
-    if not _pip('install', *TORCH):
+        _say(f'it cannot be used ({reason}); taking the default index, whose builds for Linux include CUDA (3 GB).')
+    if _pip('install', *wanted) is not None:
         raise InstallError('pip could not install torch and torchvision; see its messages above.')
 
 
@@ -114,7 +131,7 @@ def install_basicsr() -> None:
     Raises:
         InstallError: If pip fails.
     """
-    if importlib.util.find_spec('basicsr') is not None:
+    if _version('basicsr') is not None:
         return
     _say(f'building {BASICSR}; no compiler is needed.')
     with tempfile.TemporaryDirectory() as folder:
@@ -128,11 +145,12 @@ def install_basicsr() -> None:
         if sys.version_info >= (3, 13):
             environment['PYTHONPATH'] = str(shim)
         options = ['--no-deps', '--no-build-isolation', '--use-pep517', '--wheel-dir', str(wheels)]
-        if not (
-            _pip('install', SETUPTOOLS)
-            and _pip('wheel', *options, BASICSR, environment=environment)
-            and _pip('install', *map(str, wheels.glob('*.whl')))
-        ):
+        steps = (
+            lambda: _pip('install', SETUPTOOLS),
+            lambda: _pip('wheel', *options, BASICSR, environment=environment),
+            lambda: _pip('install', *map(str, wheels.glob('*.whl'))),
+        )
+        if any(step() is not None for step in steps):
             raise InstallError(f'pip could not build {BASICSR}; see its messages above.')
 
 
@@ -155,11 +173,30 @@ def _let_exec_define_locals():
     builtins.exec = exec_in_calling_frame
 
 
-def _pip(*arguments: str, environment: dict[str, str] | None = None, shows_errors: bool = True) -> bool:
-    """Run pip, with its progress bars on a terminal; returns whether it succeeded."""
+def _pip(*arguments: str, environment: dict[str, str] | None = None, shows_errors: bool = True) -> str | None:
+    """Run pip, with its progress bars on a terminal.
+
+    Returns:
+        str | None: None if it succeeded, else the last line of its errors (where these are not shown).
+    """
     options = ['--disable-pip-version-check', *(() if sys.stdout.isatty() else ('--quiet',))]
     command = [sys.executable, '-m', 'pip', arguments[0], *options, *arguments[1:]]
-    return subprocess.run(command, env=environment, stderr=None if shows_errors else subprocess.DEVNULL).returncode == 0
+    result = subprocess.run(command, env=environment, stderr=None if shows_errors else subprocess.PIPE, text=True)
+    if result.returncode == 0:
+        return None
+    return ((result.stderr or '').strip().splitlines() or ['pip failed'])[-1]
+
+
+def _version(name: str) -> str | None:
+    """Version of an installed distribution; a folder of its name in the current directory is none."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r'\d+', version.partition('+')[0])[:2])
 
 
 def _say(line: str) -> None:

@@ -693,7 +693,7 @@ def _complete_task_dataset(train: dict, opt: dict) -> None:
         if not is_a(MODEL_REGISTRY, opt['model_type'], 'DRTLAdaptModel'):  # for which one is enough
             print(
                 f'num_gpu {opt["num_gpu"]} becomes 1, since each GPU wants a process of its own: '
-                f'torchrun --nproc_per_node={opt["num_gpu"]} -m drtl_plugin.cli train -opt … --launcher pytorch.',
+                f'torchrun --nproc_per_node={opt["num_gpu"]} -m drtl_plugin train -opt … --launcher pytorch.',
                 file=sys.stderr,
             )
         opt['num_gpu'] = 1

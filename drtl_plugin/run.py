@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 import weakref
@@ -201,8 +202,11 @@ class TrainingRun:
 
     def _copy_opt_file(self, copy, opt_file: str, experiments_root: str) -> None:
         kept = Path(experiments_root, Path(opt_file).name)
-        if not (kept.exists() and kept.samefile(opt_file)):  # a run resumed by its own copy
-            copy(opt_file, experiments_root)
+        if kept.exists() and kept.samefile(opt_file):  # a run resumed by its own copy
+            return
+        # BasicSR writes its copy in the locale's encoding, which may not hold the command that it adds.
+        head = f'# GENERATE TIME: {time.asctime()}\n# CMD:\n# {" ".join(sys.argv)}\n\n'
+        kept.write_text(head + Path(opt_file).read_text(encoding='utf-8'), encoding='utf-8')
 
     def _create_train_val_dataloader(self, create, opt: dict, logger) -> tuple:
         result = create(opt, logger)
@@ -370,13 +374,27 @@ def _is_not_about_training(record: logging.LogRecord) -> bool:
     return not str(record.msg).startswith(('Start training from', 'End of training.', 'Save the latest model.'))
 
 
+class _LoaderProcess:
+    """A loader process's ``target``.
+
+    A process that is spawned unpickles its target before its data set. This class brings in the package, and with it
+    the repairs without which a data set of BasicSR's own could not be unpickled.
+    """
+
+    def __init__(self, target: Callable) -> None:
+        self.target = target
+
+    def __call__(self, *args) -> None:
+        self.target(*args)
+
+
 def _noting_context(processes: weakref.WeakSet[BaseProcess]) -> BaseContext:
     """The context that processes are started in by default, which also adds each of them to a set."""
     context = copy.copy(multiprocessing.get_context())
     make_process = context.Process
 
-    def make_and_note(*args, **kwargs) -> BaseProcess:
-        process = make_process(*args, **kwargs)
+    def make_and_note(*args, target: Callable, **kwargs) -> BaseProcess:
+        process = make_process(*args, target=_LoaderProcess(target), **kwargs)
         processes.add(process)
         return process
 

@@ -85,7 +85,7 @@ def test_init_writes_the_shipped_option_files(tmp_path, capsys):
     assert cli.main(['init', str(tmp_path / 'my project')]) == 0
     written = {path.name: path.read_bytes() for path in (tmp_path / 'my project' / 'options').iterdir()}
     assert written == {path.name: path.read_bytes() for path in OPTIONS.iterdir()}
-    assert f"cd '{tmp_path}/my project' && basicsr train -opt options/drtl_x4.yml" in capsys.readouterr().out
+    assert f"  cd '{tmp_path}/my project'\n  basicsr train -opt options/drtl_x4.yml\n" in capsys.readouterr().out
 
 
 def test_init_overwrites_nothing(tmp_path, capsys):

@@ -7,7 +7,6 @@ import functools
 import io
 import os
 import re
-import shlex
 import struct
 import sys
 from collections.abc import Iterable, Iterator
@@ -21,6 +20,7 @@ from basicsr.utils import FileClient, imfrombytes
 from PIL import ExifTags, Image
 from torch.utils.data import Dataset
 
+from drtl_plugin import shell
 from drtl_plugin.errors import DataError
 
 IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp')
@@ -78,7 +78,7 @@ def how_to_convert(paths: Iterable[Path]) -> str:
     examples: dict[str, str] = {}  # one of each command
     for path in unread:
         command = _CONVERTERS[path.suffix.lower()]
-        examples.setdefault(command, command.format(shlex.quote(path.name), shlex.quote(path.stem)))
+        examples.setdefault(command, command.format(shell.join(path.name), shell.join(path.stem)))
     return f'cannot read {names}; convert first, e.g. {", ".join(examples.values())}.'
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +10,8 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 from torch import nn
+
+from drtl_plugin import shell
 
 # What a training run validates: the suffix that names its results after the dataset, and its name in words.
 BICUBIC, BEFORE, AFTER = '_bicubic', '', '_adapted'
@@ -219,4 +220,4 @@ def command_line(*words: object, modules: Sequence[str] = ()) -> str:
         str: The command.
     """
     imports = ['--import', *modules] if modules else []
-    return shlex.join(['basicsr', *map(str, words), *imports])
+    return shell.join('basicsr', *words, *imports)

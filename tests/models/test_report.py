@@ -34,7 +34,7 @@ def test_crops_show_the_busiest_place_and_keep_no_image_in_memory(place, shape, 
 def test_a_run_keeps_crops_of_its_validated_images(workdir, quick_opt, write_opt, monkeypatch):
     models = []
     finish = DRTLModel.finish
-    monkeypatch.setattr(DRTLModel, 'finish', lambda model: models.append(model) or finish(model))
+    monkeypatch.setattr(DRTLModel, 'finish', lambda model, *modules: models.append(model) or finish(model, *modules))
     (workdir / 'large').mkdir()
     for side, factor in (('gt', 4), ('lq', 1)):
         folder = workdir / 'large' / side
