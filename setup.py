@@ -40,6 +40,7 @@ setup(
         'pillow',
         'scikit-image',
         'scipy',
+        'torchmetrics',  # MS-SSIM on patches of any size; pytorch-msssim wants 161 pixels a side
         'tqdm',
         'setuptools<81',  # tensorboard imports pkg_resources, which later ones lack
     ],

@@ -140,6 +140,14 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument('-o', '--output', required=True, metavar='OUT', help='folder to write')
     command.add_argument('--auxiliary', metavar='DIR', help='good photographs; default: those of the pairs')
     command.add_argument('--steps', type=int, default=200, help='of adaptation; default: 200')
+    command.add_argument(
+        '--loss',
+        nargs='+',
+        default=[],
+        metavar='KIND=WEIGHT[:FILE]',
+        help='losses of adaptation: pixel, msssim, frequency, perceptual (FILE: VGG19 weights), gan (FILE: a '
+        'discriminator; default: a new one), e.g. pixel=1 frequency=1 gan=0.1; default: pixel=1',
+    )
     command.add_argument('--register', action='store_true', help='lay each good photograph upon its poor one first')
     command.add_argument(
         '--no-evaluation', action='store_true', help='save the time of adapting once more for each pair'
@@ -333,6 +341,7 @@ def _adapt(args: argparse.Namespace) -> None:
             *(args.pairs, args.weights, args.output, args.opt, args.auxiliary, args.steps, args.register),
             evaluates=not args.no_evaluation,
             modules=args.modules,
+            losses=args.loss,
         )
     print(report)
     print(f'All this is in {args.output}, with the weights: net_g_adapted_latest.pth.')

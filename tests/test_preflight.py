@@ -223,7 +223,7 @@ class TestWrongInput:
             'logger.wandb: Weights & Biases wants use_tb',
         ),
         (['train', 'pixel_opt', 'loss_wait'], 1, "unexpected keyword argument 'loss_wait'"),
-        (['train', 'pixel_opt'], None, 'Both pixel and perceptual losses are None'),
+        (['train', 'pixel_opt'], None, 'train: pixel_opt or perceptual_opt is missing'),
         (['datasets', 'train', 'io_backend', 'type'], 'dsk', 'datasets.train.io_backend: expected a type of disk'),
         (['datasets', 'val', 'io_backend'], {}, 'datasets.val.io_backend: expected a type of disk'),
         (['datasets', 'val'], None, 'datasets.val: expected a section with name and type'),
