@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,7 +34,8 @@ def build_discriminator(network: dict, seed: int) -> nn.Module:
     Returns:
         nn.Module: On the CPU, in training mode.
     """
-    with torch.random.fork_rng():
+    # BasicSR prints that it finds UNetDiscriminatorSN under another name.
+    with torch.random.fork_rng(), contextlib.redirect_stdout(None):
         torch.manual_seed(seed)
         return build_network(network).train()
 
