@@ -220,12 +220,10 @@ def load_resume_state(opt: dict) -> dict | None:
     path = opt['path'].get('resume_state')
     if opt['auto_resume']:
         # A DRN is there with the relation ``embedding`` only.
-        ignored = ('network_r', *(opt['path'].get('ignore_resume_networks') or ()))
-        labels = [
-            key.replace('network', 'net')
-            for key in opt
-            if key.startswith('network_') and opt[key] and key not in ignored
-        ]
+        ignored = ['network_r', *(opt['path'].get('ignore_resume_networks') or ())]
+        if opt.get('network_d') is None:
+            ignored.append('network_d')
+        labels = [key.replace('network', 'net') for key in opt if key.startswith('network_') and key not in ignored]
         folders = [Path(opt['path'][key]) for key in ('training_states', 'models')]
         found = checkpoints.newest_valid_state(*folders, labels)
         path, state = found or (None, None)
@@ -308,7 +306,7 @@ def save_whole_checkpoints() -> bool:
         """Save networks, each under its key, as ``models/NET_LABEL_ITERATION.pth``."""
         options = self.opt.get(f'network_{net_label.partition("_")[2].split("_")[0]}')
         content = {} if options is None else {'network': checkpoints.plain(options), 'scale': self.opt.get('scale', 1)}
-        if self.is_train and net_label.startswith('net_g'):
+        if self.opt.get('train') and net_label.startswith('net_g'):
             losses = checkpoints.losses_learned(self.opt['train'], getattr(self, 'losses_before', ()))
             if losses is not None:
                 content['losses'] = losses

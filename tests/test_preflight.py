@@ -255,7 +255,7 @@ class TestWrongInput:
         (['logger', 'use_tb_logger'], 3, 'logger.use_tb_logger: expected bool, got 3'),
         (['path', 'pretrain_network'], 'x', "path: unknown key 'pretrain_network'; did you mean 'pretrain_network_"),
         (['path', 'strict_load_g'], 'no', "path.strict_load_g: expected bool, got 'no'"),
-        (['network_d'], {'type': 'UNet'}, "option file: unknown key 'network_d'; did you mean 'network_"),
+        (['network_x'], {'type': 'UNet'}, "option file: unknown key 'network_x'; did you mean 'network_"),
         (['scal'], 4, "option file: unknown key 'scal'; did you mean 'scale'?"),
         (['drtll'], {}, "option file: unknown key 'drtll'; did you mean 'drtl'?"),
         (['num_gpu'], 'some', "num_gpu: expected a whole number, got 'some'"),
