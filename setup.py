@@ -30,14 +30,14 @@ setup(
         'torch>=2.6',  # from which on torch.load, as BasicSR calls it, runs no code of a file
         'torchvision',
         'mmengine>=0.10',
-        'opencv-python',
+        'opencv-python>=4.12',  # the first that writes metadata
         'lmdb',
         'pyyaml',
-        'filelock',
+        'filelock>=4.1',  # whose locks forked processes do not keep
         'jinja2',
         'matplotlib',
         'numpy',
-        'pillow',
+        'pillow>=11',  # the first that gives all XMP
         'scikit-image',
         'scipy',
         'torchmetrics',  # MS-SSIM on patches of any size; pytorch-msssim wants 161 pixels a side

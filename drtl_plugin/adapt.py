@@ -24,12 +24,12 @@ from basicsr.metrics import calculate_metric
 from basicsr.models import build_model
 from basicsr.utils import tensor2img
 from torch import nn
-from tqdm import tqdm
 
 from drtl_plugin import preflight
-from drtl_plugin.compat import quiet_basicsr_log
+from drtl_plugin.compat import close_basicsr_logs, quiet_basicsr_log
 from drtl_plugin.data.alignment import Alignment, estimate_alignment, find_pairs, register
 from drtl_plugin.data.image_files import image_names, image_size, read_image
+from drtl_plugin.data.photographs import has_16_bits, require_same_profile
 from drtl_plugin.errors import DataError, OptionError
 from drtl_plugin.losses.command_line import loss_sections
 from drtl_plugin.models.drtl_model import DRTLModel
@@ -45,6 +45,7 @@ from drtl_plugin.models.html_report import (
 from drtl_plugin.models.report import Gain, busiest, command_line, compared_crop, duration_in_words, network_in_words
 from drtl_plugin.models.tiles import restore
 from drtl_plugin.options import parse_options
+from drtl_plugin.progress import progress
 from drtl_plugin.relation.graph import relation_table
 from drtl_plugin.trained import TrainedNetwork, load_trained
 
@@ -127,6 +128,7 @@ def adapt(
     if auxiliary is not None:
         image_names(auxiliary, '--auxiliary')
     sections = loss_sections(losses or ['pixel=1'])
+    close_basicsr_logs()
     network = load_trained(weights, option_file)
     if not losses and network.may_be_of_gan:
         print(
@@ -142,6 +144,8 @@ def adapt(
     for name, alignment, pair in _aligned(found, network.scale, registers):
         lines.append(_alignment_row(name, alignment))
         images[name] = pair
+    if any(has_16_bits(path) for paths in found.values() for path in paths):
+        lines += ['', '16-bit photographs were reduced to 8 bits, since BasicSR trains on 8 bits.']
     # BasicSR's logger tells what it builds; here that would be once for each pair.
     with quiet_basicsr_log(logging.INFO):
         try:
@@ -183,8 +187,9 @@ def _aligned(
     Raises:
         DataError: If a pair does not fit, with the likely reason.
     """
-    for name, paths in tqdm(found.items(), desc='alignment', unit='pair', leave=False, disable=None):
+    for name, paths in progress(found.items(), 'alignment', len(found), 'pair'):
         gt, lq = (read_image(path) for path in paths)
+        require_same_profile(*paths)
         fits = all(good == scale * poor for good, poor in zip(gt.shape[:2], lq.shape[:2]))
         if scale > 1:
             _require_order(*paths, gt, lq)
@@ -370,7 +375,7 @@ def _leave_one_out(
     opt['drtl']['weighting']['relation'] = 'uniform'
     steps = opt['drtl']['adapt']['steps']
     looks = {round(steps * share**2) for share in np.linspace(0, 1, _LOOKS)}  # most changes in the beginning
-    for name in tqdm(images, desc='leaving one out', unit='pair', disable=None):
+    for name in progress(images, 'leaving one out', len(images), 'pair'):
         others = [other for other in images if other != name]
         gt, lq = images[name]
         detail = _detail(gt, lq, network.scale)

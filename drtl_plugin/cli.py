@@ -46,12 +46,14 @@ BasicSR with distortion-relation guided transfer learning (DRTL).
 
   basicsr train -opt options/drtl_x4.yml        train, adapt to the camera, report the gain
   basicsr test -opt options/test_drtl_x4.yml    test a trained network
-  basicsr relation -opt options/adapt_x4.yml    which synthetic distortions is my camera like?
+  basicsr adapt --pairs DIR --weights W -o OUT  adapt trained weights to your camera
+  basicsr upscale -i IN -o OUT --weights W      restore images
+  basicsr relation -opt options/adapt_x4.yml    which synthetic distortions resemble my camera?
   basicsr lmdb FOLDER FOLDER.lmdb               turn a folder of images into an LMDB
   basicsr prepare                               write the sample data; with a name, lay out RealSR, City100, …
 
-Any BasicSR option file works, those of plain BasicSR models too. What is trained goes to experiments/, what is
-tested to results/, TensorBoard's logs to tb_logger/, all in the current folder.
+Any BasicSR option file works, those of plain BasicSR models too. Training writes to experiments/, testing to
+results/ and TensorBoard to tb_logger/, all in the current folder.
 """
 
 
@@ -107,8 +109,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title='commands', metavar='COMMAND', required=True)
 
     for name, run, doc in (
-        ('train', _train, 'Train as the option file says. A run of the same name that is there is renamed, not lost.'),
-        ('test', _test, 'Test as the option file says: metrics in the log, images in results/.'),
+        ('train', _train, 'Train with an option file. An existing run of the same name is renamed, not overwritten.'),
+        ('test', _test, 'Test with an option file: metrics in the log, images in results/.'),
     ):
         command = commands.add_parser(name, help=doc, description=doc)
         command.set_defaults(run=run)
@@ -116,54 +118,64 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             '--launcher', choices=['none', 'pytorch', 'slurm'], default='none', help='how a distributed run is started'
         )
-        command.add_argument('--auto_resume', action='store_true', help='go on from the last saved training state')
+        command.add_argument(
+            '--auto_resume', action='store_true', help='resume from the last training state (train only)'
+        )
         command.add_argument(
             '--debug',
             action='store_true',
-            help='log each iteration, validate every 8, no TensorBoard; show the traceback of errors',
+            help='log each iteration, validate every 8 iterations, no TensorBoard; show the traceback of errors',
         )
-        command.add_argument('--local_rank', type=int, default=0, help='set by torch.distributed.launch; not used')
+        command.add_argument('--local_rank', type=int, default=0, help='set by torch.distributed.launch; ignored')
 
-    doc = 'Adapt trained weights to a camera, from pairs of its photographs: how they lie upon each other is checked, '
-    doc += 'the relation of the camera to synthetic distortions measured, and each pair restored by a network that was '
-    doc += 'adapted to the others. OUT gets the weights, a report, and the option file that repeats it.'
-    command = commands.add_parser('adapt', help='from pairs of photographs to weights of your camera', description=doc)
+    doc = "Adapt trained weights to a camera from pairs of its images. Checks the alignment, fits the camera's "
+    doc += (
+        'degradation, measures its relation to the synthetic distortions, adapts the network, and evaluates it on each '
+    )
+    doc += 'pair left out in turn. Writes weights, a report and an option file that repeats the run to OUT.'
+    command = commands.add_parser('adapt', help='adapt trained weights to your camera', description=doc)
     command.set_defaults(run=_adapt)
     command.add_argument(
         '--pairs',
         required=True,
         metavar='DIR',
-        help='folder with gt and lq, HR and LR, or HR and LR_x4 (for x4 weights) in it, or names that end in _HR and '
-        '_LR',
+        help='folder that contains gt and lq, HR and LR, or HR and LR_x4 (for x4 weights), or images whose names end '
+        'in _HR and _LR',
     )
     _add_weights(command)
     command.add_argument('-o', '--output', required=True, metavar='OUT', help='folder to write')
-    command.add_argument('--auxiliary', metavar='DIR', help='good photographs; default: those of the pairs')
-    command.add_argument('--steps', type=int, default=200, help='of adaptation; default: 200')
+    command.add_argument(
+        '--auxiliary',
+        metavar='DIR',
+        help='folder of GT images for the auxiliary tasks; default: the GT images of the pairs',
+    )
+    command.add_argument('--steps', type=int, default=200, help='adaptation steps; default: 200')
     command.add_argument(
         '--loss',
         nargs='+',
         default=[],
         metavar='KIND=WEIGHT[:FILE]',
         help='losses of adaptation: pixel, msssim, frequency, perceptual (FILE: VGG19 weights), gan (FILE: a '
-        'discriminator; default: a new one), e.g. pixel=1 frequency=1 gan=0.1; default: pixel=1',
+        'discriminator; default: a new one), e.g. pixel=1 msssim=0.2 or pixel=1 frequency=1 gan=0.1; default: pixel=1',
     )
-    command.add_argument('--register', action='store_true', help='lay each good photograph upon its poor one first')
+    command.add_argument('--register', action='store_true', help='align the images of each pair first')
     command.add_argument(
-        '--no-evaluation', action='store_true', help='save the time of adapting once more for each pair'
+        '--no-evaluation',
+        action='store_true',
+        help='skip the leave-one-out evaluation, which adapts once for each pair',
     )
 
-    doc = 'Restore photographs by a trained network: an image, or all images of a folder; grey, alpha and 16 bits are '
-    doc += 'kept. Images that fail are named, and the others go on.'
-    command = commands.add_parser('upscale', help='restore photographs by trained weights', description=doc)
+    doc = 'Restore one image or a folder of images with a trained network. Grey, alpha, 16 bits, colour profile, EXIF '
+    doc += 'and XMP are kept where the output format allows. Images that fail are reported, the others restored.'
+    command = commands.add_parser('upscale', help='restore images with trained weights', description=doc)
     command.set_defaults(run=_upscale)
     command.add_argument('-i', '--input', required=True, metavar='IN', help='image or folder')
     command.add_argument('-o', '--output', required=True, metavar='OUT', help='folder; for one image, also a file')
     _add_weights(command)
     command.add_argument(
-        '--tile', type=int, default=512, help='side of the tiles, in pixels of the input; 0: none. default: 512'
+        '--tile', type=int, default=512, help='tile size in input pixels, 0 for no tiles; default: 512'
     )
-    command.add_argument('--overlap', type=int, default=32, help='of tiles, in pixels of the input; default: 32')
+    command.add_argument('--overlap', type=int, default=32, help='tile overlap in input pixels; default: 32')
     command.add_argument('--suffix', default='', help='appended to the names of results')
     command.add_argument('--ext', default='auto', help="format of results, e.g. png; default: each image's own")
     command.add_argument('--fp32', action='store_true', help='on a GPU, compute in single instead of half precision')
@@ -181,17 +193,18 @@ def _parser() -> argparse.ArgumentParser:
     _add_weights(command)
 
     doc = 'Measure how the camera of datasets.train.target relates to the auxiliary tasks: a table with bars, and the '
-    doc += 'knowledge graph as picture and JSON in results/. The relation network is trained first, unless '
-    doc += 'path.pretrain_network_r names one. Nothing else is trained.'
-    command = commands.add_parser('relation', help='which synthetic distortions is my camera like?', description=doc)
+    doc += 'knowledge graph as picture and JSON in results/. The relations transfer and gradient need '
+    doc += 'path.pretrain_network_g; for embedding, the relation network is trained first, unless '
+    doc += 'path.pretrain_network_r names one.'
+    command = commands.add_parser('relation', help='which synthetic distortions resemble my camera?', description=doc)
     command.set_defaults(run=_relation, launcher='none', auto_resume=False, debug=False)
     _add_option_file(command)
 
-    doc = (
-        f'Without DATASET, write the sample data to {SAMPLE_ROOT}: photographs that scikit-image ships, and five pairs '
+    doc = f'Without DATASET, write the sample data to {SAMPLE_ROOT}: images from scikit-image and five pairs of a '
+    doc += (
+        'simulated camera. train and test do this automatically when they need it. With DATASET, lay out an unpacked '
     )
-    doc += 'of a simulated camera; training and testing on it do this by themselves. With DATASET, turn a published '
-    doc += 'dataset, unpacked, into the folders that option files name. Nothing is downloaded.'
+    doc += 'published dataset as the option files expect. Nothing is downloaded.'
     command = commands.add_parser(
         'prepare', help='write the sample data, or lay out a published dataset', description=doc
     )
@@ -207,10 +220,10 @@ def _parser() -> argparse.ArgumentParser:
         recipe.add_argument('--scale', type=int, default=4, help='default: 4')
         recipe.add_argument('--camera', help='pairs of this camera only: ' + (', '.join(layout.cameras) or 'by name'))
         recipe.add_argument('--lmdb', action='store_true', help='gt.lmdb and lq.lmdb instead of folders')
-    doc = 'Cut photographs (DIV2K, Flickr2K, …) into overlapping sub-images, for the auxiliary tasks.'
-    recipe = recipes.add_parser('subimages', help='photographs for the auxiliary tasks', description=doc)
+    doc = 'Cut images (DIV2K, Flickr2K, …) into overlapping sub-images, for the auxiliary tasks.'
+    recipe = recipes.add_parser('subimages', help='images for the auxiliary tasks', description=doc)
     recipe.set_defaults(run=_prepare_subimages)
-    recipe.add_argument('source', nargs='+', help='folders of photographs')
+    recipe.add_argument('source', nargs='+', help='folders of images')
     recipe.add_argument('target', help='folder, or with --lmdb LMDB, to write')
     recipe.add_argument('--size', type=int, default=480, help='side in pixels; default: 480')
     recipe.add_argument('--step', type=int, default=240, help='pixels from one to the next; default: 240')
@@ -228,9 +241,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument('folder', help='folder of images')
     command.add_argument('lmdb', help='LMDB to write; its name ends in .lmdb')
     command.add_argument(
-        '--strip', default='', metavar='ENDING', help='left out of keys, e.g. x4 to key babyx4.png as baby'
+        '--strip', default='', metavar='ENDING', help='suffix to remove from keys: with x4, babyx4.png becomes baby'
     )
-    command.add_argument('--compress_level', type=int, choices=range(10), default=1, metavar='0-9', help='of the PNGs')
+    command.add_argument(
+        '--compress_level', type=int, choices=range(10), default=1, metavar='0-9', help='PNG compression level'
+    )
     command.add_argument('--overwrite', action='store_true', help='replace an LMDB of this name')
     return parser
 
@@ -242,7 +257,7 @@ def _add_option_file(command: argparse.ArgumentParser) -> None:
         nargs='+',
         metavar='KEY:KEY=VALUE',
         help='change options of the file, e.g. train:total_iter=500 network_g:num_feat=32 '
-        '(values are read as YAML; a number among the keys is a place in a list)',
+        '(values are read as YAML; a number in KEY is a list index)',
     )
     _add_import(command)
 

@@ -49,10 +49,15 @@ class WeightingOptions:
     temperature: Optional[float] = option(None, 'Softmax temperature; takes the place of effective_tasks.', low=1e-6)
     floor: float = option(0.2, 'Share of the weights that is spread evenly over all tasks.', 0, 1)
     fit_share: float = option(
-        0.9, 'Share of the weights that the camera fit has beforehand (with drtl.camera_fit only).', 0, 1
+        0.9,
+        'Share of the total weight reserved for the camera fit; its relation adds to it. With drtl.camera_fit only.',
+        0,
+        1,
     )
     mode: Literal['gradient', 'sampling'] = option(
-        'sampling', "Weights multiply the tasks' gradients, or are the probabilities with which tasks are drawn."
+        'sampling',
+        "gradient: weights multiply the tasks' gradients; sampling: tasks are drawn with probability proportional to "
+        'their weight.',
     )
 
 
@@ -66,13 +71,16 @@ class InnerOptions:
     lr: float = option(1e-2, 'Step size of the inner loop.', low=1e-12)
     steps: int = option(1, 'Gradient steps of the inner loop.', low=1)
     checkpoint: bool = option(
-        False, 'maml: take each inner step again on the way back, instead of keeping its graph: less memory, more time.'
+        False,
+        'maml: recompute inner steps in the backward pass instead of storing their graphs (less memory, more time).',
     )
     parameters: List[str] = option(
         ['*'], 'Patterns of the names of the parameters that the inner loop adapts (ANIL), e.g. conv_last.*.'
     )
     rate_lr: float = option(
-        0.0, 'Meta-SGD: learning rate of Adam for step sizes of each weight, which begin with lr; 0: fixed.', low=0
+        0.0,
+        "Meta-SGD: Adam's learning rate for learned per-weight step sizes, initialised to lr; 0 keeps them fixed.",
+        low=0,
     )
 
 
@@ -83,7 +91,9 @@ class AdaptOptions:
     steps: int = option(50, 'Steps on the support set; the most that early_stop may take.', low=0)
     lr: float = option(3e-4, 'Learning rate of Adam.', low=0)
     warmup: int = option(
-        50, "Steps over which Adam's learning rate rises to lr: its first ones shake a network that is good already.", 0
+        50,
+        "Steps over which Adam's learning rate rises to lr; otherwise its first steps harm a trained network.",
+        0,
     )
     optimizer: Literal['adam', 'inner'] = option(
         'adam', "Adam, or plain gradient descent with the inner loop's step sizes and parameters."
@@ -97,9 +107,9 @@ class AdaptOptions:
     )
     ema_decay: float = option(0.99, 'Decay of the moving average of the adapted weights (0: none).', 0, 1)
     early_stop: bool = option(
-        False, 'Find the number of steps on a fifth of the pairs that is held out, then adapt to all of them.'
+        False, 'Choose the number of steps on a held-out fifth of the pairs, then adapt to all of them.'
     )
-    rank: int = option(0, 'Learn low-rank adapters of this rank, merged in the end, instead of the weights (0).', low=0)
+    rank: int = option(0, 'Rank of low-rank adapters, merged at the end; 0 adapts the weights themselves.', low=0)
 
 
 @dataclass(frozen=True)
@@ -150,11 +160,11 @@ class DRTLOptions:
 class TargetOptions:
     """``datasets.train.target``: the support set, K pairs of the camera (:class:`FewShotPairDataset`)."""
 
-    dataroot_gt: str = option(dataclasses.MISSING, 'Folder or .lmdb of the good photographs.')
-    dataroot_lq: str = option(dataclasses.MISSING, 'Folder or .lmdb of the poor photographs.')
-    num_shot: int = option(5, 'K, how many pairs are used.', low=1)
-    seed: int = option(0, 'Which K pairs are chosen where there are more.')
-    names: Optional[List[str]] = option(None, 'The pairs by name (without extension), instead of by seed.')
+    dataroot_gt: str = option(dataclasses.MISSING, 'Folder or .lmdb of GT images.')
+    dataroot_lq: str = option(dataclasses.MISSING, 'Folder or .lmdb of LQ images.')
+    num_shot: int = option(5, 'K, the number of pairs used.', low=1)
+    seed: int = option(0, 'Seed that selects K pairs if there are more.')
+    names: Optional[List[str]] = option(None, 'Names of the pairs to use (without extension); overrides seed.')
     meta_info_file: Optional[str] = option(None, 'Text file that lists the images, as in BasicSR.')
     filename_tmpl: str = option('{}', 'How LQ names derive from GT names, as in BasicSR.')
     io_backend: dict = option({'type': 'disk'}, 'disk or lmdb.')
@@ -173,7 +183,7 @@ class TaskDatasetOptions:
     num_support: int = option(4, 'Support patches an episode.', low=1)
     num_query: int = option(4, 'Query patches an episode.', low=1)
     num_episodes: int = option(1_000_000, 'Different episodes; each is a function of seed and index.', low=1)
-    seed: int = option(0, 'Seed of the episodes.')
+    seed: int = option(0, 'Seed of the episodes; default: manual_seed.')
     use_hflip: bool = option(True, 'Random horizontal flips.')
     use_rot: bool = option(True, 'Random quarter turns.')
     distortions: Any = option('default', "The auxiliary tasks: a list, or 'default' for the shipped library.")
@@ -207,9 +217,9 @@ class PairedDatasetOptions:
     filename_tmpl: str = option('{}', 'How LQ names derive from GT names, e.g. {}x4.')
     io_backend: dict = option({'type': 'disk'}, 'disk or lmdb.')
     mean: Optional[List[float]] = option(None, 'Subtracted from each channel.')
-    std: Optional[List[float]] = option(None, 'That each channel is divided by.')
+    std: Optional[List[float]] = option(None, 'Divisor for each channel.')
     color: Optional[Literal['y', 'rgb']] = option(None, 'y: luma only.')
-    use_shuffle: bool = option(True, "Of BasicSR's option files; not read.")
+    use_shuffle: bool = option(True, 'Accepted for compatibility with BasicSR; ignored.')
     gt_size: int = option(128, 'Training: side of the ground-truth patches in pixels.', low=1)
     use_hflip: bool = option(True, 'Training: random horizontal flips.')
     use_rot: bool = option(True, 'Training: random quarter turns.')
@@ -238,19 +248,19 @@ class PathOptions:
     pretrain_network_d: Optional[str] = option(None, 'Weights of the discriminator to begin with.')
     param_key_d: Optional[str] = option('params', 'Which weights of that file; as param_key_g.')
     strict_load_d: bool = option(True, 'Whether the weights must be exactly those of network_d.')
-    pretrain_network_r: Optional[str] = option(None, 'A trained DRN.')
+    pretrain_network_r: Optional[str] = option(None, 'Weights of a trained distortion relation network (DRN).')
     strict_load_r: bool = option(True, 'Whether its weights must be exactly those of network_r.')
-    pretrain_camera_fit: Optional[str] = option(None, 'A camera fit that was saved.')
+    pretrain_camera_fit: Optional[str] = option(None, 'Saved camera fit (camera_fit.pth).')
     pretrain_inner_rates: Optional[str] = option(None, 'Learned step sizes of the inner loop (drtl.inner.rate_lr).')
-    resume_state: Optional[str] = option(None, 'Training state to go on from; or call with --auto_resume.')
-    ignore_resume_networks: Any = option(None, 'Networks that are not taken from there.')
+    resume_state: Optional[str] = option(None, 'Training state to resume from; or use --auto_resume.')
+    ignore_resume_networks: Any = option(None, 'Networks to leave out when resuming.')
 
 
 @dataclass(frozen=True)
 class TrainOptions:
     """``train``: the schedule, as in BasicSR."""
 
-    total_iter: int = option(dataclasses.MISSING, 'Training steps.', low=0)
+    total_iter: int = option(dataclasses.MISSING, 'Number of training steps; not for DRTLAdaptModel.', low=0)
     optim_g: dict = option(dataclasses.MISSING, "type: Adam, lr, and torch's further arguments.")
     scheduler: dict = option(dataclasses.MISSING, 'type: MultiStepLR or CosineAnnealingRestartLR, and arguments.')
     warmup_iter: int = option(-1, 'Steps over which the learning rate rises; -1: none.', low=-1)
@@ -282,11 +292,11 @@ class ValOptions:
 
     val_freq: int = option(dataclasses.MISSING, 'Training steps between two validations.', low=1)
     save_img: bool = option(dataclasses.MISSING, 'Whether to write the restored images.')
-    suffix: Optional[str] = option(None, 'Test: ending of their names; by default the name of the run.')
+    suffix: Optional[str] = option(None, 'Test: suffix of the image names; default: the name of the run.')
     metrics: Optional[dict] = option(None, 'By name: type and arguments.')
     pbar: Optional[bool] = option(None, 'Show a progress bar; by default, on a terminal.')
-    tile: int = option(0, 'Restore tile by tile, of this many low-quality pixels a side (0: as a whole).', low=0)
-    overlap: int = option(16, 'Low-quality pixels that tiles are enlarged by on each side.', low=0)
+    tile: int = option(0, 'Tile size in LQ pixels (0: the whole image at once).', low=0)
+    overlap: int = option(16, 'Tile padding on each side, in LQ pixels.', low=0)
 
 
 @dataclass(frozen=True)
@@ -297,7 +307,7 @@ class LoggerOptions:
     save_checkpoint_freq: int = option(dataclasses.MISSING, 'Training steps between two checkpoints.', low=1)
     use_tb_logger: bool = option(dataclasses.MISSING, 'Whether to write for TensorBoard.')
     keep_checkpoints: Optional[int] = option(
-        None, 'How many of the last checkpoints are kept, beside those that validated best; by default all.', low=1
+        None, 'Number of latest checkpoints to keep, besides those that validated best; default: all.', low=1
     )
     wandb: Optional[dict] = option(None, 'project and resume_id, for Weights & Biases.')
 
@@ -306,8 +316,8 @@ class LoggerOptions:
 class DistOptions:
     """``dist_params``: for several processes."""
 
-    backend: Optional[str] = option(None, 'Of torch.distributed.')
-    port: Optional[int] = option(None, 'Of the first process, for SLURM.', 1, 65535)
+    backend: Optional[str] = option(None, 'torch.distributed backend.')
+    port: Optional[int] = option(None, 'Port of the first process (SLURM).', 1, 65535)
 
 
 @dataclass(frozen=True)
@@ -317,18 +327,18 @@ class FileOptions:
     name: str = option(dataclasses.MISSING, 'Name of the run, and of its folder in experiments/ or results/.')
     model_type: str = option(dataclasses.MISSING, 'DRTLModel, DRTLAdaptModel, or a model of BasicSR.')
     datasets: dict = option(dataclasses.MISSING, 'train, val (val_2, …) or test_1, ….')
-    path: dict = option(dataclasses.MISSING, 'Where weights and states come from: a section.')
-    scale: int = option(1, 'How many times images are enlarged.', low=1)
-    num_gpu: int = option(0, 'Number of GPUs, or auto.', low=0)
-    manual_seed: Optional[int] = option(None, 'Seed of everything that is random.', 0, 2**32 - 1)
+    path: dict = option(dataclasses.MISSING, 'Section: where weights and states come from.')
+    scale: int = option(1, 'Upscaling factor.', low=1)
+    num_gpu: int = option(0, 'Must be set. Number of GPUs; auto uses one if there is one.', low=0)
+    manual_seed: Optional[int] = option(None, 'Seed of all random numbers.', 0, 2**32 - 1)
     network_g: Optional[dict] = option(None, 'type of the network, and arguments.')
     network_d: Optional[dict] = option(None, 'type of the discriminator, and arguments.')
     network_r: Optional[dict] = option(None, 'type of the distortion relation network, and arguments.')
-    drtl: Optional[dict] = option(None, 'This plug-in: a section.')
-    train: Optional[dict] = option(None, 'The schedule and the losses: a section.')
-    val: Optional[dict] = option(None, 'Validation, or the test: a section.')
-    logger: Optional[dict] = option(None, 'What is written when: a section.')
-    dist_params: Optional[dict] = option(None, 'For several processes: a section.')
+    drtl: Optional[dict] = option(None, 'Section: settings of this plug-in.')
+    train: Optional[dict] = option(None, 'Section: schedule and losses.')
+    val: Optional[dict] = option(None, 'Section: validation, or the test.')
+    logger: Optional[dict] = option(None, 'Section: logging and checkpoints.')
+    dist_params: Optional[dict] = option(None, 'Section: settings for several processes.')
     find_unused_parameters: bool = option(
         False, "BasicSR's models in several processes: as in torch. Not for DRTLModel."
     )

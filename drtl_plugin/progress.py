@@ -60,8 +60,9 @@ def say(line: str) -> None:
     if get_dist_info()[0] != 0:
         return
     logger = logging.getLogger('basicsr')
-    if logger.isEnabledFor(logging.INFO):
-        logger.info(line)
+    record = logger.makeRecord(logger.name, logging.INFO, __file__, 0, line, (), None)
+    if logger.isEnabledFor(logging.INFO) and logger.hasHandlers() and logger.filter(record):
+        logger.handle(record)
     elif not sys.stderr.isatty():
         to_stderr(line)
 

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from drtl_plugin.data.image_files import IMAGE_SUFFIXES, image_names, orientation, upright
+from drtl_plugin.data.image_files import IMAGE_SUFFIXES, how_to_convert, image_names, is_unread, shortened
+from drtl_plugin.data.photographs import TIFF_SUFFIXES, read_photograph, write_photograph
 from drtl_plugin.errors import DataError, OptionError
 from drtl_plugin.models.tiles import parts, restore
 from drtl_plugin.trained import TrainedNetwork
 
 # Formats that keep more than 8 bits, and an alpha channel.
-_DEEP = ('.png', '.tif', '.tiff')
+_DEEP = ('.png', *TIFF_SUFFIXES)
 _WITH_ALPHA = (*_DEEP, '.webp')
 
 
@@ -34,6 +35,8 @@ def upscale(
     full_precision: bool = False,
 ) -> tuple[list[Path], list[str]]:
     """Restore an image, or all images of a folder. An image that fails is left out, and the others go on.
+
+    Results keep colour profile, EXIF and XMP; one warning names what their format cannot hold.
 
     Args:
         network (TrainedNetwork): The network; it is moved to the GPU where there is one.
@@ -69,14 +72,28 @@ def upscale(
 
     written: list[Path] = []
     failed: list[str] = []
+    lost: dict[str, list[Path]] = {}
     taken = {path.resolve() for pair in pairs for path in pair}
     for image, result in tqdm(pairs, unit='image', disable=None):
         try:
-            written.append(_upscale_file(restored, image, result, network.scale, tile, overlap, taken))
+            path, missing = _upscale_file(restored, image, result, network.scale, tile, overlap, taken)
+            written.append(path)
+            for what in sorted(missing):
+                lost.setdefault(what, []).append(path)
         except (DataError, OSError, RuntimeError, ValueError, cv2.error, MemoryError) as error:
             failed.append(f'{image}: {" ".join(str(error).split()).removeprefix(f"{image}: ")}')
             tqdm.write(f'basicsr: warning: {failed[-1]}', file=sys.stderr)
+    if lost:
+        _warn_of_losses(lost)
     return written, failed
+
+
+def _warn_of_losses(lost: dict[str, list[Path]]) -> None:
+    """One line that says which results lack something of their originals."""
+    losses = [f'{what} ({shortened(path.name for path in paths)})' for what, paths in lost.items()]
+    deep = all(path.suffix.lower() in _DEEP for paths in lost.values() for path in paths)
+    hint = '.' if deep else '; PNG and TIFF hold the most (--ext png).'
+    print(f'basicsr: warning: results lack {", ".join(losses)}{hint}', file=sys.stderr)
 
 
 def _pairs(source: str, target: str, suffix: str, ext: str) -> list[tuple[Path, Path]]:
@@ -84,11 +101,16 @@ def _pairs(source: str, target: str, suffix: str, ext: str) -> list[tuple[Path, 
     origin, goal = Path(source), Path(target)
     if not origin.exists():
         raise DataError(f'-i: there is no {source}.')
+    unread = how_to_convert(origin.iterdir() if origin.is_dir() else [origin])
+    if is_unread(origin):
+        raise DataError(f'-i: {unread}')
     images = [origin / name for name in image_names(source, '-i')] if origin.is_dir() else [origin]
     if origin.is_file() and goal.suffix and not goal.is_dir():
         pairs = [(origin, goal.with_name(f'{goal.stem}{suffix}{goal.suffix if ext == "auto" else f".{ext}"}'))]
     else:
         pairs = [(i, goal / f'{i.stem}{suffix}{i.suffix if ext == "auto" else f".{ext}"}') for i in images]
+    if unread:
+        print(f'basicsr: warning: {source}: {unread}', file=sys.stderr)
     kept = {image.resolve() for image in images}
     results: dict[Path, Path] = {}
     for image, result in pairs:
@@ -110,8 +132,8 @@ def _upscale_file(
     tile: int,
     overlap: int,
     taken: set[Path],
-) -> Path:
-    img = _read(path)
+) -> tuple[Path, set[str]]:
+    img, metadata = read_photograph(path)
     alpha = img.shape[-1] == 4
     if alpha and result.suffix.lower() not in _WITH_ALPHA:
         result = result.with_suffix('.png')
@@ -120,30 +142,14 @@ def _upscale_file(
                 f'{path}: has an alpha channel, which {result} is to hold, but that is taken; use --suffix.'
             )
         taken.add(result.resolve())
+    lost = set()
     if img.dtype == np.uint16 and result.suffix.lower() not in _DEEP:
         img = np.round(img / 257).astype(np.uint8)
+        lost.add('bits beyond 8')
     result.parent.mkdir(parents=True, exist_ok=True)
-    _write(result, upscale_array(restored, img, scale, tile, overlap, path.name))
-    return result
-
-
-def _read(path: Path) -> np.ndarray:
-    """``(H, W, C)`` as it is seen upright, BGR, of 8 or 16 bits: grey, colour, or colour with alpha."""
-    try:
-        content = np.fromfile(path, np.uint8)
-        img = cv2.imdecode(content, cv2.IMREAD_UNCHANGED) if len(content) else None
-    except (OSError, cv2.error):
-        img = None
-    if img is None:
-        raise DataError(f'{path}: cannot be read as an image; it is damaged, cut short or of another kind.')
-    # Alone among the ways of reading, the one that keeps alpha does not turn images upright.
-    if img.ndim == 3 and img.shape[-1] == 4:
-        img = upright(img, orientation(str(path)))
-    else:
-        img = cv2.imdecode(content, cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR)
-    if img.dtype not in (np.uint8, np.uint16):
-        raise DataError(f'{path}: holds {img.dtype} values; images of 8 and 16 bits can be restored.')
-    return img[..., None] if img.ndim == 2 else img
+    return result, lost | write_photograph(
+        result, upscale_array(restored, img, scale, tile, overlap, path.name), metadata
+    )
 
 
 def upscale_array(
@@ -180,15 +186,3 @@ def upscale_array(
             raise DataError('the network makes infinite numbers of it, or none; try --fp32.')
         result[part.place(scale)] = np.round(np.clip(output, 0, 1) * peak)
     return result
-
-
-def _write(path: Path, img: np.ndarray) -> None:
-    """Write an image whole or not at all."""
-    unfinished = path.with_name(f'.unfinished_{path.name}')
-    try:
-        if not cv2.imwrite(str(unfinished), img):
-            raise DataError(f'{path} cannot be written.')
-        os.replace(unfinished, path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise

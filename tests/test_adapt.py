@@ -13,13 +13,15 @@ from basicsr.archs import build_network
 from basicsr.metrics import calculate_psnr
 from basicsr.utils import tensor2img
 from basicsr.utils.registry import ARCH_REGISTRY
+from PIL import Image
 
 from drtl_plugin import adapt as module
-from drtl_plugin import cli
+from drtl_plugin import cli, progress
 from drtl_plugin.errors import DataError, OptionError
 from drtl_plugin.trained import load_trained
 from tests.data.test_alignment import pair
 from tests.data.test_bad_files import damaged_png
+from tests.data.test_photographs import display_p3
 
 NETWORK = {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 1, 'upscale': 4, 'res_scale': 1}
 
@@ -240,6 +242,26 @@ def test_pairs_that_lie_apart(folder, quick):
     assert np.abs(reduced - poor).mean() < 3
 
 
+def test_pairs_of_16_bits(folder, quick):
+    note = '16-bit photographs were reduced to 8 bits, since BasicSR trains on 8 bits.'
+    assert note not in module.adapt('pairs', 'w.pth', 'other', steps=1, evaluates=False)
+    for path in (folder / 'pairs').iterdir():
+        cv2.imwrite(str(path), cv2.imread(str(path)).astype(np.uint16) * 257)
+    assert note in module.adapt('pairs', 'w.pth', 'mine', steps=1, evaluates=False)
+    for side in ('gt', 'lq'):
+        images = (cv2.imread(f'{output}/pairs/{side}/a.png', cv2.IMREAD_UNCHANGED) for output in ('other', 'mine'))
+        assert np.array_equal(*images)
+
+
+def test_pairs_of_different_colours(folder, quick):
+    Image.open('pairs/a_LR.png').save('pairs/a_LR.png', icc_profile=display_p3())
+    with pytest.raises(
+        DataError, match=r'--pairs: .*a_HR\.png \(without one, so sRGB\) and .*a_LR\.png \(Display P3\)'
+    ):
+        module.adapt('pairs', 'w.pth', 'mine')
+    assert not (folder / 'mine').exists()
+
+
 def resize(factor: float, pattern: str) -> None:
     for path in Path('pairs').glob(pattern):
         cv2.imwrite(str(path), cv2.resize(cv2.imread(str(path)), None, fx=factor, fy=factor))
@@ -294,6 +316,16 @@ def test_the_folder_of_the_weights_scale_is_found(folder, quick):
     Path('pairs/lr_x3').mkdir()
     module.adapt('pairs', 'w.pth', 'mine', steps=1, evaluates=False)
     assert np.array_equal(cv2.imread('mine/pairs/lq/a.png'), cv2.imread('pairs/lr_x4/a.png'))
+
+
+def test_progress_is_shown_without_a_terminal(folder, quick, monkeypatch, capsys):
+    monkeypatch.setattr(progress, '_FIRST', 0)
+    monkeypatch.setattr(progress, '_INTERVAL', 0)
+    module.adapt('pairs', 'w.pth', 'mine', steps=1)
+    error = capsys.readouterr().err
+    for work in ('alignment', 'leaving one out'):
+        assert re.findall(rf': {work}: (\d) of 3 pairs\n', error) == ['1', '2', '3']
+    assert ': Adapting to the target (3 pairs, 1 steps).\n' in error
 
 
 def test_one_pair_is_not_judged(folder, quick):

@@ -1,5 +1,6 @@
 """Objects that hold tensors, arrays or networks are compared by identity: ``==`` of tensors is no truth value."""
 
+import collections.abc
 import dataclasses
 import importlib
 import pkgutil
@@ -19,6 +20,8 @@ from drtl_plugin.relation.graph import KnowledgeGraph
 def holds_tensors(hint: object) -> bool:
     if isinstance(hint, type) and issubclass(hint, (torch.Tensor, np.ndarray, torch.nn.Module)):
         return True
+    if typing.get_origin(hint) is collections.abc.Callable:
+        return False
     return any(map(holds_tensors, typing.get_args(hint)))
 
 

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from drtl_plugin import progress as module
+from drtl_plugin.compat import quiet_basicsr_log
 from drtl_plugin.progress import aside, progress, say, seconds_aside, stage
 
 
@@ -60,14 +61,24 @@ def test_stages_say_how_long_they_took(clock, log):
     assert log.messages == ['Fitting.', 'Fitting took 34.2 s.']
 
 
-def test_without_the_log_lines_go_to_stderr_but_not_among_bars(capsys, monkeypatch):
-    """As in ``basicsr adapt``, and in the checks before a run."""
-    monkeypatch.setattr(logging.getLogger('basicsr').manager, 'disable', logging.INFO)
+def test_without_the_log_lines_go_to_stderr_but_not_among_bars(log, capsys, monkeypatch):
+    """As in ``basicsr adapt``, and in the checks before a run, also after another run of the process."""
+    with quiet_basicsr_log(logging.INFO):
+        say('on the way')
+        assert capsys.readouterr().err == 'basicsr: on the way\n'
+        monkeypatch.setattr(sys, 'stderr', Terminal())
+        say('on the way')
+        assert sys.stderr.getvalue() == ''
+    assert not log.messages
+
+
+def test_lines_go_to_stderr_after_a_run_has_closed_its_log(capsys, monkeypatch):
+    logger = logging.getLogger('basicsr')
+    monkeypatch.setattr(logger, 'handlers', [])
+    monkeypatch.setattr(logger, 'propagate', False)
+    monkeypatch.setattr(logger, 'level', logging.INFO)
     say('on the way')
     assert capsys.readouterr().err == 'basicsr: on the way\n'
-    monkeypatch.setattr(sys, 'stderr', Terminal())
-    say('on the way')
-    assert sys.stderr.getvalue() == ''
 
 
 def test_only_the_first_process_speaks(log, capsys, monkeypatch):

@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from drtl_plugin.data.image_files import IMAGE_SUFFIXES
+from drtl_plugin.data.image_files import IMAGE_SUFFIXES, how_to_convert, is_unread
 from drtl_plugin.errors import DataError
 
 # What folders, and names after the last separator, are called: ground truth and low quality.
@@ -72,7 +72,7 @@ def find_pairs(folder: str | Path, scale: int | None = None) -> dict[str, tuple[
         dict[str, tuple[Path, Path]]: Ground truth and low quality by the name that they share, sorted.
 
     Raises:
-        DataError: If there are none, or an image has no partner.
+        DataError: If there are none, an image has no partner, or one is of a format that is not read.
     """
     root = Path(folder)
     if not root.is_dir():
@@ -87,6 +87,8 @@ def find_pairs(folder: str | Path, scale: int | None = None) -> dict[str, tuple[
         sides = [_by_name(found[0], suffix, only) for found, suffix, only in zip(folders, _SUFFIXES, alone)]
     else:
         sides = [_by_name(root, suffix) for suffix in _SUFFIXES]
+    if unread := how_to_convert(path for side in sides for path in side.values()):
+        raise DataError(f'--pairs: {folder}: {unread}')
     if not sides[0] and not sides[1]:
         raise DataError(
             f'--pairs: {folder} holds no pairs; put them into two folders in it, with the same names in both: gt and '
@@ -106,9 +108,13 @@ def _by_name(folder: Path, suffix: str, only: Collection[str] | None = None) -> 
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         match = re.fullmatch(f'(.+?){suffix}', path.stem, re.IGNORECASE)
-        if path.suffix.lower() not in IMAGE_SUFFIXES or (only is None and match is None):
+        unread = is_unread(path)
+        if not (unread or path.suffix.lower() in IMAGE_SUFFIXES) or (only is None and match is None):
             continue
         name = match[1] if match is not None and (only is None or path.stem in only) else path.stem
+        if name in found and (unread or is_unread(found[name])):  # a raw file beside its JPEG
+            found[name] = found[name] if unread else path
+            continue
         if name in found:
             raise DataError(f'--pairs: {found[name]} and {path} have the same name.')
         found[name] = path

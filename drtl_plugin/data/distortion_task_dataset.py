@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -89,7 +90,8 @@ class DistortionTaskDataset(data.Dataset):
             names = names_of_list(options.meta_info_file, 'datasets.train.meta_info_file')
         else:
             names = image_names(options.dataroot_gt, 'datasets.train.dataroot_gt')
-        return [str(Path(options.dataroot_gt, name)) for name in names]
+        root = str(Path(options.dataroot_gt))
+        return [os.path.join(root, name) for name in names]
 
     def _image(self, index: int) -> np.ndarray:
         """An image as uint8 ``(H, W, 3)``, BGR; decoding is most of a patch's cost, so that the last ones are kept."""

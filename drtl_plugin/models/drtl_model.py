@@ -634,19 +634,19 @@ class DRTLModel(SRModel):
             order = torch.randperm(len(pairs), generator=generator).tolist()
             num_held_out = max(1, len(pairs) // 5)
             held_out = self._target_patches(_NUM_HELD_OUT, generator, [pairs[i] for i in order[:num_held_out]])
-            course = self._until_stopping(self.adaptation_course([pairs[i] for i in order[num_held_out:]], steps))
-            course = progress(course, 'finding the number of adaptation steps', steps + 1)
+            course = self.adaptation_course([pairs[i] for i in order[num_held_out:]], steps)
+            course = self._shown(course, 'finding the number of adaptation steps', steps)
             with stage(f'Finding the number of adaptation steps ({num_held_out} of {len(pairs)} pairs held out)'):
                 steps = best_step(course, lambda net: self.criterion(net(held_out[0]), held_out[1]).item(), steps)
             get_root_logger().info(f'Held-out pairs are restored best after {steps} of {options.steps} steps.')
-        course = self.adaptation_course(pairs, steps)
-        course = progress(self._until_stopping(course), 'adaptation', steps + 1)
+        course = self._shown(self.adaptation_course(pairs, steps), 'adaptation', steps)
         with stage(f'Adapting to the target ({len(pairs)} pairs, {steps} steps)'):
             self.net_g_adapted = last(course if watch is None else _watched(course, watch))
 
-    def _until_stopping(self, course: Iterator[nn.Module]) -> Iterator[nn.Module]:
-        """A course that ends early where the run is to end: its rest is not worth waiting for, and not saved."""
-        for net in course:
+    def _shown(self, course: Iterator[nn.Module], name: str, steps: int) -> Iterator[nn.Module]:
+        """An adaptation's course with its progress shown, which ends early when the run is told to stop."""
+        yield next(course)  # before the first step
+        for net in progress(course, name, steps):
             yield net
             if self.stopping:
                 return

@@ -29,8 +29,8 @@ _GRAPH_CAPTION = (
     'given as × the mean weight. Orange lines join each task to the task that it is most related to.'
 )
 _FIXED_SHARE_CAPTION = (
-    ' The square is the camera-fit task: it receives {share:.0%} of the total weight (drtl.weighting.fit_share) '
-    'whatever its relation, so it can be large and still far from the star.'
+    ' The square is the camera-fit task: {share:.0%} of the total weight are reserved for it '
+    '(drtl.weighting.fit_share) whatever its relation, so it can be large and still far from the star.'
 )
 _WEIGHTS_CAPTION = (
     'The last weights of the tasks, on a logarithmic axis. 1, the dashed line, is the mean weight: a task at 2 counts '

@@ -130,14 +130,16 @@ class KnowledgeGraph:
         }
         for point, r, weight, caption, style in zip(points, relation, weights.tolist(), captions, styles):
             area = 40 + 220 * weight
-            nodes = axes.scatter(*point, s=area, c=[r], cmap='viridis', vmin=-1, vmax=1, zorder=2, **style)
+            nodes = axes.scatter(
+                *point, s=area, c=[r], cmap='viridis', vmin=-1, vmax=1, zorder=2, clip_on=False, **style
+            )
             above = (0, 4 + math.sqrt(area / math.pi))  # area is in points², as matplotlib's markers are
             axes.annotate(caption, point, above, fontsize=8, **text)
         axes.scatter([0], [0], s=260, color='tab:red', marker='*', zorder=3)
         axes.annotate('target', (0, 0), (0, 10), **text)
         axes.legend(handles=keys, loc='upper center', bbox_to_anchor=(0.5, 0), ncols=2, frameon=False, fontsize=9)
         figure.colorbar(nodes, ax=axes, label='relation to the target', shrink=0.6)
-        figure.savefig(path, dpi=120)
+        figure.savefig(path, dpi=120, bbox_inches='tight')
 
 
 def graph_from_embeddings(labels: list[str], auxiliary: Tensor, target: Tensor) -> KnowledgeGraph:

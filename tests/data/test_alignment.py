@@ -161,6 +161,25 @@ class TestFindPairs:
         with pytest.raises(DataError, match=message):
             find_pairs(tmp_path)
 
+    @pytest.mark.parametrize(
+        'names',
+        [['gt/a.heic', 'lq/a.heic'], ['gt/a.png', 'lq/a.heic', 'gt/b.png', 'lq/b.png'], ['a_HR.heic', 'a_LR.png']],
+    )
+    def test_formats_that_are_not_read_are_named(self, tmp_path, names):
+        for name in names:
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).touch()
+        with pytest.raises(
+            DataError, match=r'--pairs: .*: cannot read a\w*\.heic.*; convert first, e\.g\. heif-convert'
+        ):
+            find_pairs(tmp_path)
+
+    @pytest.mark.parametrize('raw', ['a_HR.nef', 'a_HR.ARW'])
+    def test_a_raw_file_beside_its_jpeg_is_ignored(self, tmp_path, raw):
+        for name in (raw, 'a_HR.jpg', 'a_LR.jpg'):
+            (tmp_path / name).touch()
+        assert find_pairs(tmp_path) == {'a': (tmp_path / 'a_HR.jpg', tmp_path / 'a_LR.jpg')}
+
     def test_missing_folder(self, tmp_path):
         with pytest.raises(DataError, match='--pairs: there is no folder'):
             find_pairs(tmp_path / 'none')

@@ -805,6 +805,15 @@ class TestAdaptation:
         model.adapt_to_target()
         assert replayed == [expected] * 4
 
+    def test_progress_counts_the_steps(self, build, quick_opt, monkeypatch, caplog):
+        monkeypatch.setattr('drtl_plugin.progress._FIRST', 0)
+        monkeypatch.setattr('drtl_plugin.progress._INTERVAL', 0)
+        monkeypatch.setattr(get_root_logger(), 'propagate', True)
+        caplog.set_level('INFO', 'basicsr')
+        self.adapted(build, quick_opt)
+        counts = dict.fromkeys(line for line in caplog.messages if line.startswith('adaptation: '))
+        assert list(counts) == [f'adaptation: {step} of 4 steps' for step in range(1, 5)]
+
     def test_early_stop_needs_two_pairs(self, build, quick_opt):
         quick_opt['datasets']['train']['target']['num_shot'] = 1
         with pytest.raises(OptionError, match=r'drtl.adapt.early_stop: .* at least 2 pairs'):

@@ -1,0 +1,127 @@
+"""EXIF directories, read and written value by value.
+
+Pillow's EXIF writer guesses types and replaces letters beyond ASCII; here both stay as the camera wrote them.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import BinaryIO, TypeAlias
+
+import numpy as np
+from PIL.ExifTags import IFD, Base
+
+# By tag: the type and the values (little-endian), or the sub-directory.
+Directory: TypeAlias = 'dict[int, tuple[int, bytes] | Directory]'
+
+HEADER = b'II*\0\x08\0\0\0'
+BYTE, SHORT, LONG, RATIONAL, UNDEFINED = 1, 3, 4, 5, 7
+# Bytes of the numbers in a value, by type, and how many of them make a value.
+_NUMBERS = {1: 1, 2: 1, 3: 2, 4: 4, 5: 4, 6: 1, 7: 1, 8: 2, 9: 4, 10: 4, 11: 4, 12: 8, 13: 4}
+_PER_VALUE = {5: 2, 10: 2}
+# Bytes of values in a directory, beyond which they are left out: entries may share bytes, so the file sets no limit.
+_ROOM = 2**20
+# Sub-directories, by the tag of the directory that they are in.
+_SUB_DIRECTORIES = {None: (IFD.Exif, IFD.GPSInfo), IFD.Exif: (IFD.Interop,)}
+# Tags of the first directory that describe the photograph, not how its pixels are stored.
+_DESCRIPTIVE = (
+    *(Base.ImageDescription, Base.Make, Base.Model, Base.Software, Base.DateTime, Base.Artist, Base.HostComputer),
+    *(Base.XResolution, Base.YResolution, Base.ResolutionUnit, Base.Rating, Base.RatingPercent, Base.Copyright),
+    *(Base.XPTitle, Base.XPComment, Base.XPAuthor, Base.XPKeywords, Base.XPSubject, IFD.Exif, IFD.GPSInfo),
+)
+
+
+def read_exif(file: BinaryIO) -> Directory:
+    """Read what describes the photograph; thumbnails and how pixels are stored are left out, and damaged values, too.
+
+    Args:
+        file (BinaryIO): EXIF from its TIFF header on, or a TIFF file; BigTIFF is not read.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    file.seek(0)
+    header = file.read(8)
+    order = {b'II*\0': '<', b'MM\0*': '>'}.get(header[:4])
+    if order is None or len(header) < 8:
+        raise ValueError('no TIFF header')
+    return _read(file, struct.unpack(f'{order}I', header[4:])[0], order)
+
+
+def _read(file: BinaryIO, offset: int, order: str, name: int | None = None) -> Directory:
+    file.seek(offset)
+    entries = file.read(12 * int.from_bytes(file.read(2), 'little' if order == '<' else 'big'))
+    directory: Directory = {}
+    room = _ROOM
+    for i in range(0, len(entries) // 12 * 12, 12):
+        tag, kind, count = struct.unpack(f'{order}HHI', entries[i : i + 8])
+        number = _NUMBERS.get(kind, 0)
+        size = number * count * _PER_VALUE.get(kind, 1)
+        if size > room or (name is None and tag not in _DESCRIPTIVE):
+            continue
+        room -= size
+        value, start = entries[i + 8 : i + 12], struct.unpack(f'{order}I', entries[i + 8 : i + 12])[0]
+        if size > 4:
+            file.seek(start)
+            value = file.read(size)
+        if tag in _SUB_DIRECTORIES.get(name, ()):
+            directory[tag] = _read(file, start, order, tag)
+        elif 0 < size <= len(value):
+            directory[tag] = kind, np.frombuffer(value[:size], f'{order}u{number}').astype(f'<u{number}').tobytes()
+    return directory
+
+
+def exif_bytes(directory: Directory, offset: int = len(HEADER)) -> bytes:
+    """A directory, little-endian, to be put at an offset from the header; see :func:`entries_and_values`."""
+    entries, values = entries_and_values(directory, offset)
+    return struct.pack('<H', len(directory)) + b''.join(entries) + bytes(4) + values
+
+
+def entries_and_values(directory: Directory, offset: int, others: int = 0) -> tuple[list[bytes], bytes]:
+    """Entries of 12 bytes, and the values that they refer to.
+
+    Args:
+        directory (Directory): The directory.
+        offset (int): Where it is to begin, with the number of its entries; values follow behind all entries.
+        others (int): How many entries there will be beside these.
+    """
+    entries, values = [], b''
+    start = offset + 2 + 12 * (len(directory) + others) + 4
+    for tag, value in sorted(directory.items()):
+        position = start + len(values)
+        if isinstance(value, dict):
+            values += exif_bytes(value, position)
+            entries.append(struct.pack('<HHII', tag, LONG, 1, position))
+        else:
+            kind, content = value
+            count = len(content) // (_NUMBERS[kind] * _PER_VALUE.get(kind, 1))
+            if len(content) > 4:
+                values += content
+                content = struct.pack('<I', position)
+            entries.append(struct.pack('<HHI4s', tag, kind, count, content))
+        values += bytes(len(values) % 2)  # values begin at even offsets
+    return entries, values
+
+
+def resolution(dpi: tuple[float, float]) -> Directory:
+    """The directory of an image of which nothing but the resolution, in dots per inch, is known."""
+    directory: Directory = {
+        tag: (RATIONAL, struct.pack('<II', round(value * 1000), 1000))
+        for tag, value in zip((Base.XResolution, Base.YResolution), dpi)
+    }
+    return {**directory, Base.ResolutionUnit: (SHORT, struct.pack('<H', 2))}
+
+
+def of_upright(directory: Directory, height: int, width: int) -> Directory:
+    """A directory for upright pixels of this size: its orientation is 1; sizes are changed where there are any."""
+    if not directory:
+        return {}
+    exif = directory.get(IFD.Exif)
+    if isinstance(exif, dict):
+        sizes: Directory = {
+            tag: (LONG, struct.pack('<I', value))
+            for tag, value in ((Base.ExifImageWidth, width), (Base.ExifImageHeight, height))
+            if tag in exif
+        }
+        directory = {**directory, IFD.Exif: {**exif, **sizes}}
+    return {**directory, Base.Orientation: (SHORT, struct.pack('<H', 1))}
