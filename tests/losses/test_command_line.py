@@ -63,7 +63,7 @@ def test_the_default_warns_where_weights_may_be_of_a_gan(folder, quick, capsys):
         return [line for line in capsys.readouterr().err.splitlines() if 'basicsr: warning' in line]
 
     (line,) = warnings('unknown')
-    assert 'w.pth may have been trained with a GAN; the default pixel loss would smooth it.' in line
+    assert 'w.pth may have been trained with a GAN, whose texture the default pixel loss smooths; --loss' in line
     assert warnings('said', '--loss', 'pixel=1') == []
     for losses, expected in ((['pixel'], 0), (['gan', 'pixel'], 1), (['perceptual'], 1)):
         torch.save({**torch.load('w.pth'), 'losses': losses}, 'w.pth')
