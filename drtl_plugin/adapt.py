@@ -132,8 +132,8 @@ def adapt(
     network = load_trained(weights, option_file)
     if not losses and network.may_be_of_gan:
         print(
-            f'basicsr: warning: {weights} may have been trained with a GAN, whose texture the default pixel loss smooths; '
-            '--loss pixel=1 msssim=0.2 smooths less, --loss pixel=1 is the default without this warning.',
+            f'basicsr: warning: {weights} may have been trained with a GAN, whose texture the default pixel loss '
+            'smooths; --loss pixel=1 msssim=0.2 smooths less, --loss pixel=1 is the default without this warning.',
             file=sys.stderr,
         )
     found = find_pairs(pairs_folder, network.scale)
