@@ -41,6 +41,7 @@ setup(
         'pillow>=11',  # the first that gives all XMP
         'scikit-image',
         'scipy',
+        'torchmetrics',  # MS-SSIM on patches of any size; pytorch-msssim wants 161 pixels a side
         'tqdm',
         'setuptools<81',  # tensorboard imports pkg_resources, which later ones lack
     ],

@@ -1,7 +1,7 @@
 """DRTL (Distortion-Relation guided Transfer Learning, arXiv 2111.13078) as a plug-in for BasicSR.
 
 Importing the package repairs what basicsr 1.4.2 lacks on current torch (:mod:`drtl_plugin.compat`) and registers the
-plug-in's architectures, datasets, metrics, models and meta-trainer hooks with BasicSR's registries.
+plug-in's architectures, datasets, losses, metrics, models and meta-trainer hooks with BasicSR's registries.
 """
 
 __version__ = '0.2.0'
@@ -30,4 +30,4 @@ if has_basicsr():
 
     compat.apply()
 
-    from drtl_plugin import archs, data, meta, metrics, models
+    from drtl_plugin import archs, data, losses, meta, metrics, models

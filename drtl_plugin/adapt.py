@@ -6,8 +6,10 @@ import argparse
 import copy
 import itertools
 import logging
+import math
 import os
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +31,7 @@ from drtl_plugin.data.alignment import Alignment, estimate_alignment, find_pairs
 from drtl_plugin.data.image_files import image_names, image_size, read_image
 from drtl_plugin.data.photographs import has_16_bits, require_same_profile
 from drtl_plugin.errors import DataError, OptionError
+from drtl_plugin.losses.command_line import loss_sections
 from drtl_plugin.models.drtl_model import DRTLModel
 from drtl_plugin.models.html_report import (
     Comparison,
@@ -55,6 +58,8 @@ _ZOOM = 0.1
 # Side of the low-quality patches, where the photographs are large enough.
 _LQ_SIZE = 48
 _TILE = 512
+# What the sides of patches must be multiples of for a discriminator that halves them three times.
+_HALVED = 8
 # Side of the part of a low-quality image that the course of adaptation is judged by, and how often.
 _DETAIL, _LOOKS = 64, 9
 _METRICS = {'psnr_y': 'calculate_psnr', 'ssim_y': 'calculate_ssim'}
@@ -89,6 +94,7 @@ def adapt(
     registers: bool = False,
     evaluates: bool = True,
     modules: Sequence[str] = (),
+    losses: Sequence[str] = (),
 ) -> str:
     """Find pairs, check how they lie upon each other, adapt, judge by leaving each pair out, and write what came of it.
 
@@ -104,6 +110,7 @@ def adapt(
         registers (bool): Lay each ground truth upon its low-quality image first.
         evaluates (bool): Adapt once more for each pair, to the others, and judge by it.
         modules (Sequence[str]): Modules that were imported by ``--import``; the commands in the report need them, too.
+        losses (Sequence[str]): See :func:`~drtl_plugin.losses.command_line.loss_sections`; none: the pixel loss.
 
     Returns:
         str: The report, in Markdown.
@@ -120,8 +127,15 @@ def adapt(
         raise DataError(f'-o: {output} is there already; choose another folder.')
     if auxiliary is not None:
         image_names(auxiliary, '--auxiliary')
+    sections = loss_sections(losses or ['pixel=1'])
     close_basicsr_logs()
     network = load_trained(weights, option_file)
+    if not losses and network.may_be_of_gan:
+        print(
+            f'basicsr: warning: {weights} may have been trained with a GAN, whose texture the default pixel loss '
+            'smooths; --loss pixel=1 msssim=0.2 smooths less, --loss pixel=1 is the default without this warning.',
+            file=sys.stderr,
+        )
     found = find_pairs(pairs_folder, network.scale)
     lines = [f'# {len(found)} pairs of {pairs_folder}', '']
     lines += ['Where the poor photograph lies in the good one, in its pixels:', '']
@@ -135,7 +149,7 @@ def adapt(
     # BasicSR's logger tells what it builds; here that would be once for each pair.
     with quiet_basicsr_log(logging.INFO):
         try:
-            opt, model = _adapt_to_all(network, weights, images, target, auxiliary, steps)
+            opt, model = _adapt_to_all(network, weights, images, target, auxiliary, steps, sections)
         except BaseException:
             shutil.rmtree(target, ignore_errors=True)
             raise
@@ -243,11 +257,12 @@ def _adapt_to_all(
     target: Path,
     auxiliary: str | None,
     steps: int,
+    sections: dict[str, dict],
 ) -> tuple[dict, DRTLModel]:
     """Write pairs, option file, weights and graph; returns the parsed options and the model."""
     _write_pairs(images, target / 'pairs')
     opt_path = target / 'adapt.yml'
-    content = yaml.safe_dump(_options(network, weights, images, target, auxiliary, steps), sort_keys=False)
+    content = yaml.safe_dump(_options(network, weights, images, target, auxiliary, steps, sections), sort_keys=False)
     opt_path.write_text(content, encoding='utf-8')
     args = argparse.Namespace(opt=str(opt_path), launcher='none', auto_resume=False, debug=False, force_yml=None)
     opt = parse_options(args, os.getcwd(), is_train=True)
@@ -274,13 +289,18 @@ def _options(
     target: Path,
     auxiliary: str | None,
     steps: int,
+    sections: dict[str, dict],
 ) -> dict:
-    """The option file of the adaptation."""
+    """The option file of the adaptation, with those sections that say which losses it has."""
     scale = network.scale
     pairs = target.absolute() / 'pairs'
     photographs = pairs / 'gt' if auxiliary is None else Path(auxiliary).absolute()
     sizes = [image_size(str(photographs / name)) for name in image_names(str(photographs), '--auxiliary')]
-    gt_size = min(_LQ_SIZE * scale, min(min(size) for size in sizes) // scale * scale)
+    multiple = scale
+    if 'network_d' in sections:  # a U-Net, which takes no other patches
+        multiple = math.lcm(scale, _HALVED)
+        sizes += [gt.shape[:2] for gt, _ in images.values()]
+    gt_size = min(_LQ_SIZE * scale, min(min(size) for size in sizes)) // multiple * multiple
     return {
         'name': _free_name(target.absolute().name),
         'model_type': 'DRTLAdaptModel',
@@ -311,8 +331,9 @@ def _options(
             'pretrain_network_g': str(Path(weights).absolute()),
             'param_key_g': network.param_key,
             'strict_load_g': True,
+            **sections['path'],
         },
-        'train': {'pixel_opt': {'type': 'L1Loss', 'loss_weight': 1.0, 'reduction': 'mean'}},
+        **{key: section for key, section in sections.items() if key != 'path'},
     }
 
 

@@ -202,6 +202,21 @@ def plain(options: Any) -> Any:
     return [plain(value) for value in options] if isinstance(options, (list, tuple)) else options
 
 
+def losses_learned(train: dict, before: Iterable[str] | None) -> list[str] | None:
+    """The kinds of losses that a network has learned by, for its checkpoint.
+
+    Args:
+        train (dict): ``train`` of the option file; each section ``KIND_opt`` is a loss.
+        before (Iterable[str] | None): The kinds that its initial weights had learned by; None: unknown.
+
+    Returns:
+        list[str] | None: E.g. ``['gan', 'pixel']``, or None if not all of them are known.
+    """
+    if before is None:
+        return None
+    return sorted({*before, *(key[:-4] for key, section in train.items() if key.endswith('_opt') and section)})
+
+
 def newest_valid_state(folder: Path, models: Path, labels: Iterable[str]) -> tuple[Path, dict] | None:
     """The newest training state that can be read, its networks as well; says on stderr what it left out.
 

@@ -149,6 +149,14 @@ def _parser() -> argparse.ArgumentParser:
         help='folder of GT images for the auxiliary tasks; default: the GT images of the pairs',
     )
     command.add_argument('--steps', type=int, default=200, help='adaptation steps; default: 200')
+    command.add_argument(
+        '--loss',
+        nargs='+',
+        default=[],
+        metavar='KIND=WEIGHT[:FILE]',
+        help='losses of adaptation: pixel, msssim, frequency, perceptual (FILE: VGG19 weights), gan (FILE: a '
+        'discriminator; default: a new one), e.g. pixel=1 msssim=0.2 or pixel=1 frequency=1 gan=0.1; default: pixel=1',
+    )
     command.add_argument('--register', action='store_true', help='align the images of each pair first')
     command.add_argument(
         '--no-evaluation',
@@ -347,6 +355,7 @@ def _adapt(args: argparse.Namespace) -> None:
             *(args.pairs, args.weights, args.output, args.opt, args.auxiliary, args.steps, args.register),
             evaluates=not args.no_evaluation,
             modules=args.modules,
+            losses=args.loss,
         )
     print(report)
     print(f'All this is in {args.output}, with the weights: net_g_adapted_latest.pth.')

@@ -221,7 +221,9 @@ def load_resume_state(opt: dict) -> dict | None:
     path = opt['path'].get('resume_state')
     if opt['auto_resume']:
         # A DRN is there with the relation ``embedding`` only.
-        ignored = ('network_r', *(opt['path'].get('ignore_resume_networks') or ()))
+        ignored = ['network_r', *(opt['path'].get('ignore_resume_networks') or ())]
+        if opt.get('network_d') is None:
+            ignored.append('network_d')
         labels = [key.replace('network', 'net') for key in opt if key.startswith('network_') and key not in ignored]
         folders = [Path(opt['path'][key]) for key in ('training_states', 'models')]
         found = checkpoints.newest_valid_state(*folders, labels)
@@ -305,6 +307,10 @@ def save_whole_checkpoints() -> bool:
         """Save networks, each under its key, as ``models/NET_LABEL_ITERATION.pth``."""
         options = self.opt.get(f'network_{net_label.partition("_")[2].split("_")[0]}')
         content = {} if options is None else {'network': checkpoints.plain(options), 'scale': self.opt.get('scale', 1)}
+        if self.opt.get('train') and net_label.startswith('net_g'):
+            losses = checkpoints.losses_learned(self.opt['train'], getattr(self, 'losses_before', ()))
+            if losses is not None:
+                content['losses'] = losses
         for one, key in zip(*(value if isinstance(value, list) else [value] for value in (net, param_key))):
             state = self.get_bare_model(one).state_dict()
             content[key] = OrderedDict((name[7 * name.startswith('module.') :], w.cpu()) for name, w in state.items())
@@ -350,6 +356,8 @@ def save_whole_checkpoints() -> bool:
         network, where, written = f'network_{label}', f'path.{prefix}{label}', f'param_key_{label}'
         keys = [param_key, options.get(written, param_key), 'params_ema', 'params', None]
         content = checkpoints.read(load_path, where)
+        if label == 'g':
+            self.losses_before = content.get('losses') if isinstance(content, dict) else None
         if written in options and options[written] == param_key:
             key, weights = checkpoints.weights_in(content, load_path, f'path.{written}', [param_key])
         else:

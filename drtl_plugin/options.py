@@ -245,6 +245,9 @@ class PathOptions:
         'the file has no params, params_ema is taken, then weights without a key; the log names the key.',
     )
     strict_load_g: bool = option(True, 'Whether the weights must be exactly those of network_g.')
+    pretrain_network_d: Optional[str] = option(None, 'Weights of the discriminator to begin with.')
+    param_key_d: Optional[str] = option('params', 'Which weights of that file; as param_key_g.')
+    strict_load_d: bool = option(True, 'Whether the weights must be exactly those of network_d.')
     pretrain_network_r: Optional[str] = option(None, 'Weights of a trained distortion relation network (DRN).')
     strict_load_r: bool = option(True, 'Whether its weights must be exactly those of network_r.')
     pretrain_camera_fit: Optional[str] = option(None, 'Saved camera fit (camera_fit.pth).')
@@ -265,7 +268,22 @@ class TrainOptions:
     amp: Optional[Literal['bf16']] = option(None, 'bf16: networks compute in bfloat16, on devices that can.')
     compile: bool = option(False, 'Compile net_g by torch.compile, for training; not with maml.')
     pixel_opt: Optional[dict] = option(None, 'type of the pixel loss, and arguments.')
-    perceptual_opt: Optional[dict] = option(None, 'type: PerceptualLoss, and arguments.')
+    perceptual_opt: Optional[dict] = option(
+        None, 'type: VGGPerceptualLoss, vgg_weights: FILE, and arguments; nothing is downloaded.'
+    )
+    msssim_opt: Optional[dict] = option(None, 'type: MSSSIMLoss, loss_weight.')
+    frequency_opt: Optional[dict] = option(None, 'type: FFTLoss, loss_weight.')
+    gan_opt: Optional[dict] = option(
+        None,
+        'type: GANLoss, and arguments; with network_d and optim_d. All patches of a step count alike in it, whatever '
+        'their task weighs.',
+    )
+    relativistic: bool = option(
+        False, "ESRGAN's relativistic GAN loss, as in ESRGANModel; otherwise as in SRGANModel and Real-ESRGAN."
+    )
+    optim_d: Optional[dict] = option(None, 'type: Adam, lr, … of the discriminator, in training and in adaptation.')
+    net_d_iters: int = option(1, 'Training: the discriminator takes so many steps for one of net_g.', low=1)
+    net_d_init_iters: int = option(0, 'Training: so many steps of the discriminator come before those of net_g.', low=0)
 
 
 @dataclass(frozen=True)
@@ -314,6 +332,7 @@ class FileOptions:
     num_gpu: int = option(0, 'Must be set. Number of GPUs; auto uses one if there is one.', low=0)
     manual_seed: Optional[int] = option(None, 'Seed of all random numbers.', 0, 2**32 - 1)
     network_g: Optional[dict] = option(None, 'type of the network, and arguments.')
+    network_d: Optional[dict] = option(None, 'type of the discriminator, and arguments.')
     network_r: Optional[dict] = option(None, 'type of the distortion relation network, and arguments.')
     drtl: Optional[dict] = option(None, 'Section: settings of this plug-in.')
     train: Optional[dict] = option(None, 'Section: schedule and losses.')
@@ -669,11 +688,16 @@ def _check_tree(opt: dict, path: str) -> None:
     raise OptionError(f'{path}: sections are nested too deeply or too large; does one hold itself by an alias (*)?')
 
 
+_NOT_OF_ADAPTATION = {
+    *('total_iter', 'optim_g', 'scheduler', 'ema_decay', 'warmup_iter', 'net_d_iters', 'net_d_init_iters')
+}
+
+
 def _complete_adaptation(opt: dict) -> None:
     """Give BasicSR's training pipeline a schedule without iterations."""
     train = opt.setdefault('train', {})
     if isinstance(train, dict):
-        unread = sorted(set(train) & {'total_iter', 'optim_g', 'scheduler', 'ema_decay', 'warmup_iter'})
+        unread = sorted(set(train) & _NOT_OF_ADAPTATION)
         if unread:
             raise OptionError(f'train.{unread[0]}: DRTLAdaptModel does not train; its settings are in drtl.adapt.')
         schedule = {'type': 'MultiStepLR', 'milestones': [1], 'gamma': 1}

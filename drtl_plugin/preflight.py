@@ -42,6 +42,7 @@ from drtl_plugin.errors import DataError, DRTLError, OptionError, registered, un
 from drtl_plugin.meta.hooks import RelationHook, build_hooks
 from drtl_plugin.metrics import calculate_pyiqa, check_pyiqa
 from drtl_plugin.models import DRTLAdaptModel, DRTLModel
+from drtl_plugin.models.adversary import try_losses
 from drtl_plugin.models.drtl_model import EPISODE_INTERFACE
 from drtl_plugin.options import COMPUTED, DRTLOptions, number
 from drtl_plugin.relation.estimators import NEED_TRAINED_NETWORK
@@ -87,7 +88,7 @@ def check(opt: dict) -> None:
         _check_schedule(opt['train'], 0 if issubclass(model, DRTLAdaptModel) else 1)
         if model.get_optimizer is BaseModel.get_optimizer and model.setup_schedulers is BaseModel.setup_schedulers:
             for key, section in opt['train'].items():
-                if key.startswith('optim_') or key == 'scheduler':
+                if key == 'scheduler' or (key.startswith('optim_') and section is not None):
                     known = _SCHEDULERS if key == 'scheduler' else _OPTIMIZERS
                     if section.get('type') not in known:
                         raise unknown(key.split('_')[0], section.get('type'), known, f'train.{key}.type')
@@ -154,6 +155,8 @@ def _rehearse(model_class: type, opt: dict) -> None:
                 height, scale = model.output.shape[-2], opt.get('scale', 1)
                 if height != _SIZE * scale:
                     raise OptionError(f'network_g enlarges {height / _SIZE:g} times, but scale is {scale}.')
+                if opt['is_train']:
+                    try_losses(model)
     except DRTLError:
         raise
     except Exception as error:

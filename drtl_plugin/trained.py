@@ -27,12 +27,19 @@ class TrainedNetwork:
         options (dict): ``network_g`` of the option file: its type and arguments.
         scale (int): By how much it enlarges.
         param_key (str | None): The key of the weights in their file; None: without a key.
+        losses (tuple[str, ...] | None): Kinds of losses that it has learned by, e.g. ``('pixel',)``; None: unknown.
     """
 
     net: nn.Module
     options: dict
     scale: int
     param_key: str | None = None
+    losses: tuple[str, ...] | None = None
+
+    @property
+    def may_be_of_gan(self) -> bool:
+        """Whether it may have learned by a GAN or a perceptual loss, after which a pixel loss would smooth it."""
+        return self.losses is None or not {'gan', 'perceptual'}.isdisjoint(self.losses)
 
     @property
     def window(self) -> int:
@@ -80,7 +87,8 @@ def load_trained(path: str, option_file: str | None = None) -> TrainedNetwork:
     fault = f'--weights: {path} does not fit the network_g of {where}'
     checkpoints.load_weights(net, weights, content, network, fault)
     lay_out(net.eval(), torch.channels_last)
-    trained = TrainedNetwork(net, network, scale, key)
+    losses = content.get('losses')
+    trained = TrainedNetwork(net, network, scale, key, tuple(losses) if isinstance(losses, list) else None)
     _rehearse(trained, where)
     return trained
 

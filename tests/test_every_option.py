@@ -12,6 +12,7 @@ import typing
 import pytest
 import torch
 import yaml
+from basicsr.archs import build_network
 from basicsr.utils.registry import LOSS_REGISTRY
 from torch import nn
 from torch.nn import functional as F
@@ -204,6 +205,8 @@ ADAPTED = {
     'train': {'pixel_opt': {'type': 'L1Loss'}},
 }
 
+DISCRIMINATOR = {'type': 'UNetDiscriminatorSN', 'num_in_ch': 3, 'num_feat': 4}
+
 PRETRAINED = {
     **{key: value for key, value in FIRST.items() if key != 'network_r'},
     'name': 'pretrained',
@@ -255,7 +258,19 @@ PRETRAINED = {
             'rank': 2,
         },
     },
-    'train': {**FIRST['train'], 'perceptual_opt': {'type': 'CoarseLoss'}},
+    'network_d': DISCRIMINATOR,
+    'path': {'pretrain_network_d': 'net_d.pth', 'param_key_d': None, 'strict_load_d': False},
+    'train': {
+        **FIRST['train'],
+        'perceptual_opt': {'type': 'CoarseLoss'},
+        'msssim_opt': {'type': 'MSSSIMLoss', 'loss_weight': 0.2},
+        'frequency_opt': {'type': 'FFTLoss'},
+        'gan_opt': {'type': 'GANLoss', 'gan_type': 'hinge', 'loss_weight': 0.1},
+        'relativistic': True,
+        'optim_d': {'type': 'Adam', 'lr': 0.0001},
+        'net_d_iters': 2,
+        'net_d_init_iters': 1,
+    },
 }
 
 PAIRS = {
@@ -331,6 +346,7 @@ def test_files_are_carried_out(workdir, write_opt, capsys, monkeypatch, name):
     for folder in ('auxiliary', 'camera/support/gt', 'camera/support/lq'):
         lmdb = '_'.join(folder.split('/')[-2:]).replace('camera_', '') + '.lmdb'
         assert cli.main(['lmdb', f'{SAMPLE_ROOT}/{folder}', lmdb]) == 0
+    torch.save(build_network(DISCRIMINATOR).state_dict(), workdir / 'net_d.pth')
     CameraFit(
         scale=4,
         kernel=torch.full((3, 8, 8), 1 / 64),

@@ -12,10 +12,13 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from drtl_plugin.meta.learner import Batch, Criterion, Precision, Rates
 from drtl_plugin.meta.low_rank import add_low_rank, merge_low_rank
+
+# Adds up the gradients of a step: of the loss, and of what else an output and its ground truth have to say.
+Backward = Callable[[Tensor, Tensor, Tensor], None]
 
 # Early stopping looks at the held-out loss this many times in a full course, and gives up after so many looks without
 # improvement.
@@ -32,6 +35,7 @@ def adaptation(
     rank: int = 0,
     warmup: int = 0,
     precision: Precision = nullcontext,
+    backward: Backward = lambda loss, output, gt: loss.backward(),
 ) -> Iterator[nn.Module]:
     """The course of an adaptation: a step for each batch, by Adam or with the inner loop's own rates.
 
@@ -49,6 +53,8 @@ def adaptation(
         warmup (int): Steps over which Adam's learning rate rises evenly to ``lr``. Adam's first steps are of the
             gradient's sign alone, as large as ``lr`` for every weight, however small the gradient.
         precision (Precision): Makes the context that each step is computed in, e.g. autocast.
+        backward (Backward): Called with the loss, a scalar, the output and its ground truth ``(B, C, H, W)``, for the
+            gradients of the step; a GAN adds its own and trains its discriminator.
 
     Yields:
         nn.Module: The adapted copy in evaluation mode, before the first and after each step: always the same object,
@@ -65,8 +71,9 @@ def adaptation(
     for step, (lq, gt) in enumerate(batches):
         student.zero_grad()
         with precision():
-            loss = criterion(student(lq), gt)
-        loss.backward()
+            output = student(lq)
+            loss = criterion(output, gt)
+        backward(loss, output, gt)
         if rates is None:
             optimizer.param_groups[0]['lr'] = lr * min(1, (step + 1) / max(warmup, 1))
             optimizer.step()

@@ -33,6 +33,11 @@ class DRTLAdaptModel(DRTLModel):
                 'drtl.inner.rate_lr: DRTLAdaptModel learns no step sizes; path.pretrain_inner_rates has them.'
             )
 
+    @property
+    def trains_by_gan(self) -> bool:
+        """Its only steps are those of adaptation."""
+        return True
+
     def save(self, epoch: int, current_iter: int) -> None:
         """Measure the relation, adapt, and save what came of it; ``net_g`` is where it was."""
         self.start()

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from basicsr.archs import build_network
 from basicsr.data import build_dataset
+from basicsr.losses import build_loss
 from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger, tensor2img
 from basicsr.utils.dist_util import master_only
@@ -38,6 +39,7 @@ from drtl_plugin.meta.learner import (
     outer_gradient,
     trainable_parameters,
 )
+from drtl_plugin.models.adversary import adversarial_backward, build_adversary, check_losses
 from drtl_plugin.models.html_report import Comparison, Page, Table, illustrations_of_folder, write_html
 from drtl_plugin.models.report import (
     AFTER,
@@ -151,6 +153,9 @@ class DRTLModel(SRModel):
     runner. Without training (``basicsr test``) it is ``SRModel``, pads for networks with a ``window_size``, and
     compares with bicubic upsampling. ``val.tile`` and ``val.overlap`` restore large images tile by tile.
 
+    ``network_d`` and ``train.gan_opt`` add a GAN to ``pretrain`` and to adaptation, which starts from a copy of the
+    discriminator (:mod:`drtl_plugin.models.adversary`).
+
     Validation has three passes, named in log and TensorBoard after the dataset: ``NAME_bicubic`` (upsampling, once),
     ``NAME`` (before adaptation), ``NAME_adapted`` (after). ``net_g_adapted`` is saved beside ``net_g``.
 
@@ -167,6 +172,7 @@ class DRTLModel(SRModel):
         graph (KnowledgeGraph | None): Set by the RelationHook.
         weights (Tensor): Gradient weights of the auxiliary tasks, ``(N,)``, mean 1.
         net_g_adapted (nn.Module | None): Set by the FewShotAdaptHook.
+        adversary (Adversary | None): The discriminator and its loss, where there is ``network_d``.
         validation_results (dict): Metrics by dataset name (with the pass), of the last validation.
         compared (dict[str, list[ComparedCrop]]): Crops of the first images of the same, by dataset name and pass.
         tb_logger (SummaryWriter | None): For hooks to write to; set by a training run, in its first process.
@@ -198,7 +204,15 @@ class DRTLModel(SRModel):
 
     def init_training_settings(self) -> None:
         """``SRModel``'s training settings, the auxiliary tasks, the DRN and the hooks."""
+        check_losses(self.opt, self.trains_by_gan)
+        self.adversary = build_adversary(self) if self.opt.get('network_d') else None
         super().init_training_settings()
+        train = self.opt['train']
+        self.further_losses = {
+            f'l_{name}': build_loss(train[f'{name}_opt']).to(self.device)
+            for name in ('msssim', 'frequency')
+            if train.get(f'{name}_opt')
+        }
         # BasicSR builds the loader's dataset elsewhere; this one, with the same options, feeds the hooks.
         self.task_data = build_dataset(self.opt['datasets']['train'])
         self.library = self.task_data.library
@@ -216,6 +230,11 @@ class DRTLModel(SRModel):
         self._started = False
         self._build_relation_net()
         self.hooks = build_hooks(self.drtl.hooks)
+
+    @property
+    def trains_by_gan(self) -> bool:
+        """Whether training steps, beside those of adaptation, can be those of a GAN."""
+        return self.drtl.pipeline == 'pretrain'
 
     def _accelerate(self) -> None:
         """Bfloat16 where it is asked for, the layout in which convolutions are fastest, and compiling."""
@@ -284,11 +303,19 @@ class DRTLModel(SRModel):
             self.inner_rates = {name: torch.full_like(parameters[name], inner.lr, requires_grad=True) for name in names}
             self.optimizer_rates = torch.optim.Adam(self.inner_rates.values(), lr=inner.rate_lr)
             self.optimizers.append(self.optimizer_rates)
+        if self.adversary is not None:
+            self.optimizer_d = self.make_optimizer_d(self.net_d)
+            self.optimizers.append(self.optimizer_d)
         load_path = self.opt['path'].get('pretrain_inner_rates')
         if load_path is not None:
             key = 'path.pretrain_inner_rates'
             content = checkpoints.read(load_path, key)
             self._set_inner_rates(checkpoints.weights_in(content, load_path, key, ['params'])[1])
+
+    def make_optimizer_d(self, net_d: nn.Module) -> torch.optim.Optimizer:
+        """A new optimiser of a discriminator, as ``train.optim_d`` says."""
+        options = dict(self.opt['train']['optim_d'])
+        return self.get_optimizer(options.pop('type'), net_d.parameters(), **options)
 
     def _set_inner_rates(self, rates: dict[str, Tensor]) -> None:
         """Take rates that were learned before.
@@ -474,7 +501,7 @@ class DRTLModel(SRModel):
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp, cache_enabled=False)
 
     def _losses(self, output: Tensor, gt: Tensor) -> tuple[Tensor, OrderedDict]:
-        """``SRModel``'s losses: their sum, and each by name."""
+        """``SRModel``'s losses, MS-SSIM and frequency: their sum, and each by name."""
         losses = OrderedDict()
         output = output.float()
         if self.cri_pix:
@@ -482,10 +509,11 @@ class DRTLModel(SRModel):
         if self.cri_perceptual:
             l_percep, l_style = self.cri_perceptual(output, gt)
             losses.update({k: v for k, v in (('l_percep', l_percep), ('l_style', l_style)) if v is not None})
+        losses.update((name, criterion(output, gt)) for name, criterion in self.further_losses.items())
         return sum(losses.values()), losses
 
     def criterion(self, output: Tensor, gt: Tensor) -> Tensor:
-        """The loss of the option file: a scalar for ``output`` and ``gt`` of ``(B, 3, H, W)``."""
+        """The loss of the option file, but for a GAN's: a scalar for ``output`` and ``gt`` of ``(B, 3, H, W)``."""
         return self._losses(output, gt)[0]
 
     def optimize_parameters(self, current_iter: int) -> None:
@@ -549,8 +577,12 @@ class DRTLModel(SRModel):
                     total = total + weight / len(weights) * loss
                     for name, value in losses.items():
                         log[name] = log.get(name, 0) + value.detach() / len(weights)
-        total.backward()
-        return OrderedDict((name, value.detach()) for name, value in log.items())
+        log = OrderedDict((name, value.detach()) for name, value in log.items())
+        if self.adversary is None:
+            total.backward()
+        else:
+            log.update(self.adversary.backward(total, output, self.episode_gt.flatten(0, 1), self.iter + 1))
+        return log
 
     def _meta_step(self, weights: list[float]) -> OrderedDict:
         """``g = (1/B) Σ w_i ∇_θ L_i^qry(θ_i')`` task by task.
@@ -650,6 +682,7 @@ class DRTLModel(SRModel):
             options.rank,
             options.warmup,
             self.precision,
+            *([] if self.adversary is None else [adversarial_backward(self)]),
         )
 
     def _replayed_patches(
@@ -743,12 +776,14 @@ class DRTLModel(SRModel):
     # ---- saving, resuming, ending ----------------------------------------------------------------------------- #
 
     def save(self, epoch: int, current_iter: int) -> None:
-        """Save ``net_g`` (and its moving average), ``net_g_adapted``, ``net_r``, and last the training state.
+        """Save ``net_g`` (and its average), ``net_g_adapted``, ``net_r``, ``net_d``, and last the training state.
 
         Where there is a state to resume from, the networks that belong to it are there, too.
         """
         self._hook_state: dict = {}
         self.save_hook_results(current_iter)
+        if self.adversary is not None:
+            self.save_network(self.net_d, 'net_d', current_iter)
         super().save(epoch, current_iter)
 
     @master_only
@@ -789,6 +824,8 @@ class DRTLModel(SRModel):
             raise OptionError(
                 'drtl.inner.rate_lr: the run to resume did not learn step sizes, or did; leave it as it was.'
             )
+        if len(resume_state['optimizers']) != len(self.optimizers):
+            raise OptionError('network_d: the run to resume had no discriminator, or had one; leave it as it was.')
         # The schedule is the option file's, which may have been extended; the state says how far in it the run is.
         position = ('last_epoch', '_step_count', '_last_lr', 'base_lrs')
         schedulers = [{key: state[key] for key in position} for state in resume_state['schedulers']]
