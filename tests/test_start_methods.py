@@ -22,8 +22,8 @@ scale: 4
 num_gpu: 0
 manual_seed: 0
 datasets:
-  train: {name: pairs, type: PairedImageDataset, dataroot_gt: GT, dataroot_lq: LQ, io_backend: {type: disk}, gt_size: 64,
-          use_hflip: true, use_rot: true, use_shuffle: true, num_worker_per_gpu: 1, batch_size_per_gpu: 2,
+  train: {name: pairs, type: PairedImageDataset, dataroot_gt: GT, dataroot_lq: LQ, io_backend: {type: disk},
+          gt_size: 64, use_hflip: true, use_rot: true, use_shuffle: true, num_worker_per_gpu: 1, batch_size_per_gpu: 2,
           dataset_enlarge_ratio: 1}
 network_g: {type: EDSR, num_in_ch: 3, num_out_ch: 3, num_feat: 8, num_block: 1, upscale: 4}
 path: {pretrain_network_g: ~}
