@@ -412,6 +412,38 @@ def name_unreadable_images() -> bool:
     return True
 
 
+def raise_errors_of_prefetching() -> bool:
+    """Let errors of loader processes end a run that prefetches.
+
+    Fault: they end the thread of ``PrefetchGenerator``, and the run waits for its next batch forever.
+
+    Returns:
+        bool: Whether something had to be repaired.
+    """
+    from basicsr.data.prefetch_dataloader import PrefetchGenerator
+
+    if PrefetchGenerator.run.__module__ == __name__:
+        return False
+    get = PrefetchGenerator.__next__
+
+    def run(self) -> None:
+        try:
+            for item in self.generator:
+                self.queue.put(item)
+            self.queue.put(None)
+        except Exception as error:
+            self.queue.put(error)
+
+    def get_or_raise(self):
+        item = get(self)
+        if isinstance(item, Exception):
+            raise item
+        return item
+
+    PrefetchGenerator.run, PrefetchGenerator.__next__ = run, get_or_raise
+    return True
+
+
 def close_basicsr_logs() -> None:
     """Let the next run of this process write a log file of its own.
 
@@ -511,3 +543,4 @@ def apply() -> None:
     make_no_folders_of_files()
     save_whole_checkpoints()
     name_unreadable_images()
+    raise_errors_of_prefetching()

@@ -229,7 +229,7 @@ class PairedDatasetOptions:
     prefetch_mode: Optional[Literal['cpu', 'cuda']] = option(None, 'Load ahead; cuda: onto the GPU.')
     num_prefetch_queue: int = option(1, 'For prefetch_mode cpu: how many batches ahead.', low=1)
     pin_memory: bool = option(False, 'For prefetch_mode cuda.')
-    persistent_workers: bool = option(False, 'Keep loader processes from epoch to epoch.')
+    persistent_workers: bool = option(False, 'Keep loader processes from epoch to epoch; not with prefetch_mode cpu.')
     phase: str = option('val', 'Set by BasicSR.')
     scale: int = option(1, 'Set by BasicSR.', low=1)
 
@@ -644,6 +644,11 @@ def _check_shape(opt: dict, path: str, is_train: bool) -> None:
         for key in ('dataroot_gt', 'dataroot_lq'):
             if not isinstance(dataset.get(key), (str, type(None))):
                 raise OptionError(f'datasets.{phase}.{key}: expected a folder, got {dataset[key]!r}.')
+        if dataset.get('prefetch_mode') == 'cpu' and dataset.get('persistent_workers'):
+            raise OptionError(
+                f'datasets.{phase}.persistent_workers: with prefetch_mode: cpu, BasicSR reads from them twice at once, '
+                'and the run stops; leave out one of the two.'
+            )
     for key, value in opt['path'].items():
         if ('pretrain_' in key or key == 'resume_state') and not isinstance(value, (str, type(None))):
             raise OptionError(f'path.{key}: expected a file, got {value!r}.')
@@ -745,4 +750,4 @@ def _fit_device(opt: dict) -> None:
         opt['num_gpu'] = 0
     for dataset in opt['datasets'].values():
         if isinstance(dataset, dict) and dataset.get('prefetch_mode') == 'cuda':
-            dataset['prefetch_mode'] = 'cpu'
+            dataset.update(prefetch_mode='cpu', persistent_workers=False)

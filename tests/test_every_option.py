@@ -168,6 +168,7 @@ SECOND = {
     'train': {**FIRST['train'], 'amp': 'bf16'},
 }
 SECOND['datasets'] = {**FIRST['datasets'], 'train': {**FIRST['datasets']['train']}}
+SECOND['datasets']['train'].update(num_worker_per_gpu=1, persistent_workers=True)
 SECOND['datasets']['train']['target'] = {**FIRST['datasets']['train']['target'], 'num_shot': 2}
 
 RESUMED = {
@@ -228,7 +229,6 @@ PRETRAINED = {
             'prefetch_mode': 'cpu',
             'num_prefetch_queue': 2,
             'pin_memory': True,
-            'persistent_workers': True,
             'target': {
                 'dataroot_gt': 'support_gt.lmdb',
                 'dataroot_lq': 'support_lq.lmdb',
@@ -303,7 +303,6 @@ PLAIN = {
             'prefetch_mode': 'cpu',
             'num_prefetch_queue': 2,
             'pin_memory': True,
-            'persistent_workers': True,
         },
         'val': {**PAIRS, 'name': 'camera'},
     },
@@ -319,11 +318,22 @@ TESTED = {
     'val': {'save_img': True, 'suffix': '_tested'},
 }
 
+PERSISTENT = {
+    **PLAIN,
+    'name': 'persistent',
+    'datasets': {
+        'train': {
+            **{key: value for key, value in PLAIN['datasets']['train'].items() if 'prefetch' not in key},
+            'persistent_workers': True,
+        }
+    },
+}
+
 # Files of a sequence use what the files before them have made.
 SEQUENCES = {
     'meta': [FIRST, SECOND, RESUMED, ADAPTED],
     'pretrain': [PRETRAINED],
-    'plain': [PLAIN, TESTED],
+    'plain': [PLAIN, PERSISTENT, TESTED],
 }
 
 

@@ -248,6 +248,27 @@ def test_a_signal_ends_a_run_in_order(workdir, long_opt, number):
     assert f'iter: {content["iter"]}.' in sorted(root.glob('*.log'))[-1].read_text()
 
 
+@pytest.mark.parametrize('prefetch_mode', [None, 'cpu'])
+def test_an_image_that_a_loader_cannot_read_ends_the_run(workdir, quick_opt, write_opt, capsys, prefetch_mode):
+    """Rather than let it wait for the next batch forever."""
+    folder = workdir / 'auxiliary'
+    folder.mkdir()
+    image = next((workdir / 'datasets/drtl_sample/auxiliary').iterdir())
+    for number in range(70):  # more than those whose headers are read before training
+        (folder / f'{number:02}{image.suffix}').symlink_to(image)
+    damaged = folder / f'69{image.suffix}'
+    damaged.unlink()
+    damaged.write_bytes(b'damaged')
+    quick_opt['datasets']['train'].update(
+        dataroot_gt=str(folder), num_worker_per_gpu=1, prefetch_mode=prefetch_mode, batch_size_per_gpu=8
+    )
+    quick_opt['drtl']['weighting']['relation'] = 'uniform'
+    quick_opt['train']['total_iter'] = 100
+    assert cli.main(['train', '-opt', write_opt(quick_opt)]) == 2
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith('basicsr: error: '))
+    assert f'{damaged} of' in line
+
+
 def test_prefetched_data_does_not_keep_a_run_from_ending(workdir, long_opt):
     long_opt['train']['total_iter'] = 2
     long_opt['datasets']['train']['prefetch_mode'] = 'cpu'
