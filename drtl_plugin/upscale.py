@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ from tqdm import tqdm
 
 from drtl_plugin.data.image_files import IMAGE_SUFFIXES, how_to_convert, image_names, is_unread, shortened
 from drtl_plugin.data.photographs import TIFF_SUFFIXES, read_photograph, write_photograph
-from drtl_plugin.errors import DataError, OptionError
+from drtl_plugin.errors import DataError, OptionError, describe, own_line
 from drtl_plugin.models.tiles import parts, restore
 from drtl_plugin.progress import Pulse, progress
 from drtl_plugin.trained import TrainedNetwork
@@ -82,8 +81,10 @@ def upscale(
             written.append(path)
             for what in sorted(missing):
                 lost.setdefault(what, []).append(path)
-        except (DataError, OSError, RuntimeError, ValueError, cv2.error, MemoryError) as error:
-            failed.append(f'{image}: {" ".join(str(error).split()).removeprefix(f"{image}: ")}')
+        except Exception as error:
+            is_plain = isinstance(error, (DataError, OSError))
+            reason = ' '.join(str(error).split()) if is_plain else f'{describe(error)}{own_line(error)}'
+            failed.append(f'{image}: {reason.removeprefix(f"{image}: ")}')
             tqdm.write(f'basicsr: warning: {failed[-1]}', file=sys.stderr)
     if lost:
         _warn_of_losses(lost)
