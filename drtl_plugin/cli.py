@@ -76,10 +76,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except DRTLError as error:
         if getattr(args, 'debug', False):
             traceback.print_exc()
-        *others, line = str(error).strip().splitlines()
-        if others:  # of a loader process, in front of the error
-            line = line.partition('Error: ')[2]
-        return _failed(line)
+        lines = str(error).strip().splitlines()
+        # A loader process puts its traceback in front of the error.
+        is_traced = len(lines) > 1 and 'Error: ' in lines[-1]
+        return _failed(lines[-1].partition('Error: ')[2] if is_traced else ' '.join(lines))
     except OSError as error:
         return _failed(' '.join(str(error).split()))
     except KeyboardInterrupt:

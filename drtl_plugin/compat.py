@@ -396,8 +396,9 @@ def name_unreadable_images() -> bool:
                 return get(self, index)
             except Exception:
                 paths = self.paths[index]
-                for key in ('lq', 'gt'):
-                    path = paths[f'{key}_path'] if isinstance(paths, dict) else paths
+                is_pair = isinstance(paths, dict)
+                files = {'lq': paths['lq_path'], 'gt': paths['gt_path']} if is_pair else {'lq': paths}
+                for key, path in files.items():
                     try:
                         imfrombytes(self.file_client.get(path, key), float32=True)
                     except Exception:

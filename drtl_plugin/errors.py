@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import sysconfig
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
+
+_STANDARD_LIBRARY = sysconfig.get_path('stdlib')
+# Folders of installed packages: of an environment, of a user, of Debian.
+_INSTALLED = {'site-packages', 'dist-packages'}
 
 
 class DRTLError(Exception):
@@ -17,6 +24,30 @@ class OptionError(DRTLError):
 
 class DataError(DRTLError):
     """A folder, an image or an LMDB is not what the options promise."""
+
+
+def describe(error: Exception) -> str:
+    """The type and message of an exception, in one line."""
+    return f'{type(error).__name__}: {" ".join(str(error).split())}'.removesuffix(': ')
+
+
+def own_line(error: Exception) -> str:
+    """``' (FILE:LINE)'``, the innermost line of a traceback that is in a module of the user; empty if there is none.
+
+    The user can change that line, unlike those of installed packages, the standard library, BasicSR and this plug-in.
+    """
+    place = ''
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        if _is_own(frame.f_code.co_filename, frame.f_globals.get('__name__', '')):
+            place = f' ({frame.f_code.co_filename}:{line})'
+    return place
+
+
+def _is_own(file: str, module: str) -> bool:
+    path = Path(file)
+    if module.partition('.')[0] in ('basicsr', 'drtl_plugin'):  # which may be installed as editable
+        return False
+    return path.is_file() and not _INSTALLED & set(path.parts) and not path.is_relative_to(_STANDARD_LIBRARY)
 
 
 def unknown(kind: str, name: object, known: Iterable[str], where: str) -> OptionError:

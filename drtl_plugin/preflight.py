@@ -8,8 +8,6 @@ import inspect
 import logging
 import os
 import random
-import sys
-import traceback
 from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
@@ -38,7 +36,7 @@ from drtl_plugin.data.image_files import (
     require,
 )
 from drtl_plugin.distributed import of_first_process
-from drtl_plugin.errors import DataError, DRTLError, OptionError, registered, unknown
+from drtl_plugin.errors import DataError, DRTLError, OptionError, describe, own_line, registered, unknown
 from drtl_plugin.meta.hooks import RelationHook, build_hooks
 from drtl_plugin.metrics import calculate_pyiqa, check_pyiqa
 from drtl_plugin.models import DRTLAdaptModel, DRTLModel
@@ -54,8 +52,6 @@ _SCHEDULERS = ('MultiStepLR', 'MultiStepRestartLR', 'CosineAnnealingRestartLR')
 _PAIRED = (PairedImageDataset, RealESRGANPairedDataset)
 # Side of the image that the rehearsal restores; as large as the windows of common networks.
 _SIZE = 32
-# Packages whose lines tell a user less than the line of their own module that called them.
-_LIBRARIES = {'basicsr', 'cv2', 'drtl_plugin', 'mmengine', 'numpy', 'torch', 'torchvision', *sys.stdlib_module_names}
 
 
 def check(opt: dict) -> None:
@@ -160,28 +156,14 @@ def _rehearse(model_class: type, opt: dict) -> None:
     except DRTLError:
         raise
     except Exception as error:
-        place = _own_line(error)
+        place = own_line(error)
         if isinstance(error, KeyError) and not place:
             raise OptionError(f'{opt["model_type"]} wants the option {error}, which is missing.') from error
-        raise OptionError(f'{opt["model_type"]} cannot be built: {_describe(error)}{place}') from error
+        raise OptionError(f'{opt["model_type"]} cannot be built: {describe(error)}{place}') from error
     finally:
         close_basicsr_logs()
         random.setstate(random_state)
         np.random.set_state(numpy_state)
-
-
-def _describe(error: Exception) -> str:
-    """An exception in one line: its type and message."""
-    return f'{type(error).__name__}: {" ".join(str(error).split())}'.removesuffix(': ')
-
-
-def _own_line(error: Exception) -> str:
-    """``(FILE:LINE)``, the innermost line of an error that is in a user's own module; empty where there is none."""
-    place = ''
-    for frame, line in traceback.walk_tb(error.__traceback__):
-        if frame.f_globals.get('__name__', '').partition('.')[0] not in _LIBRARIES:
-            place = f' ({frame.f_code.co_filename}:{line})'
-    return place
 
 
 def _check_metric(metric: object, where: str) -> None:
@@ -256,12 +238,12 @@ def _check_dataset(dataset_opt: dict, where: str, yields_episodes: bool) -> Any:
     except DRTLError:
         raise
     except Exception as error:
-        place = _own_line(error)
+        place = own_line(error)
         if isinstance(error, KeyError) and not place:
             raise OptionError(f'{where}.{error.args[0]} is missing.') from error
         if isinstance(error, (AssertionError, ValueError, OSError)) and not place:
-            raise DataError(f'{where}: {error}') from error
-        raise OptionError(f'{where}: {dataset_opt["type"]} cannot be built: {_describe(error)}{place}') from error
+            raise DataError(f'{where}: {" ".join(str(error).split())}') from error
+        raise OptionError(f'{where}: {dataset_opt["type"]} cannot be built: {describe(error)}{place}') from error
     return dataset
 
 

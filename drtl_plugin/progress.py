@@ -86,7 +86,7 @@ class Pulse:
             self._next = time.monotonic() + _INTERVAL
 
 
-def progress(items: Iterable[T], name: str, total: int, unit: str = 'step') -> Iterator[T]:
+def progress(items: Iterable[T], name: str, total: int, unit: str = 'step', pulse: Pulse | None = None) -> Iterator[T]:
     """Iterate with a bar on a terminal, and with a line now and then elsewhere.
 
     Args:
@@ -94,14 +94,15 @@ def progress(items: Iterable[T], name: str, total: int, unit: str = 'step') -> I
         name (str): Of the work, e.g. ``'adaptation'``.
         total (int): Number of items.
         unit (str): What an item is, in the singular.
+        pulse (Pulse | None): Of nested loops that take turns at their lines; the bars of such loops wait 2 seconds.
 
     Yields:
         T: The items.
     """
     if sys.stderr.isatty():
-        yield from tqdm(items, name, total, unit=unit, leave=False)
+        yield from tqdm(items, name, total, unit=unit, leave=False, delay=0 if pulse is None else _FIRST)
         return
-    pulse = Pulse()
+    pulse = pulse or Pulse()
     for count, item in enumerate(items, 1):
         yield item
         pulse.beat(f'{name}: {count} of {total} {unit}s')

@@ -14,7 +14,7 @@ from torch import nn
 
 from drtl_plugin import checkpoints
 from drtl_plugin.acceleration import lay_out
-from drtl_plugin.errors import DataError, OptionError, registered
+from drtl_plugin.errors import DataError, OptionError, describe, own_line, registered
 from drtl_plugin.options import load_option_file, number
 
 
@@ -81,9 +81,9 @@ def load_trained(path: str, option_file: str | None = None) -> TrainedNetwork:
     registered(ARCH_REGISTRY, network['type'], 'network', f'{where}: network_g.type')
     try:
         net = build_network(network)
-    except (TypeError, RuntimeError) as error:
-        line = ' '.join(str(error).split())[:300]
-        raise OptionError(f'{where}: network_g: {network["type"]} cannot be built ({line}).') from None
+    except Exception as error:
+        line = f'{describe(error)}{own_line(error)}'
+        raise OptionError(f'{where}: network_g: {network["type"]} cannot be built: {line}') from error
     fault = f'--weights: {path} does not fit the network_g of {where}'
     checkpoints.load_weights(net, weights, content, network, fault)
     lay_out(net.eval(), torch.channels_last)
@@ -103,12 +103,12 @@ def _rehearse(trained: TrainedNetwork, where: str) -> None:
     try:
         with torch.no_grad():
             result = trained.net(torch.full((1, 3, side, side), 0.5))
-    except RuntimeError as error:
-        raise DataError(f'{where}: the network restores no colour images ({" ".join(str(error).split())}).') from None
-    if result.shape[-1] != side * trained.scale:
-        raise DataError(
-            f'{where}: scale is {trained.scale}, but the network enlarges {result.shape[-1] / side:g} times.'
-        )
+        width = result.shape[-1]
+    except Exception as error:
+        line = f'{describe(error)}{own_line(error)}'
+        raise DataError(f'{where}: the network restores no colour images: {line}') from error
+    if width != side * trained.scale:
+        raise DataError(f'{where}: scale is {trained.scale}, but the network enlarges {width / side:g} times.')
     if not result.isfinite().all():
         raise DataError(f'{where}: the network makes infinite numbers, or none, of a grey image; it is damaged.')
 

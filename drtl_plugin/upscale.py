@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,8 +14,9 @@ from tqdm import tqdm
 
 from drtl_plugin.data.image_files import IMAGE_SUFFIXES, how_to_convert, image_names, is_unread, shortened
 from drtl_plugin.data.photographs import TIFF_SUFFIXES, read_photograph, write_photograph
-from drtl_plugin.errors import DataError, OptionError
+from drtl_plugin.errors import DataError, OptionError, describe, own_line
 from drtl_plugin.models.tiles import parts, restore
+from drtl_plugin.progress import Pulse, progress
 from drtl_plugin.trained import TrainedNetwork
 
 # Formats that keep more than 8 bits, and an alpha channel.
@@ -74,14 +74,17 @@ def upscale(
     failed: list[str] = []
     lost: dict[str, list[Path]] = {}
     taken = {path.resolve() for pair in pairs for path in pair}
-    for image, result in tqdm(pairs, unit='image', disable=None):
+    pulse = Pulse()
+    for image, result in progress(pairs, 'upscale', len(pairs), 'image', pulse):
         try:
-            path, missing = _upscale_file(restored, image, result, network.scale, tile, overlap, taken)
+            path, missing = _upscale_file(restored, image, result, network.scale, tile, overlap, taken, pulse)
             written.append(path)
             for what in sorted(missing):
                 lost.setdefault(what, []).append(path)
-        except (DataError, OSError, RuntimeError, ValueError, cv2.error, MemoryError) as error:
-            failed.append(f'{image}: {" ".join(str(error).split()).removeprefix(f"{image}: ")}')
+        except Exception as error:
+            is_plain = isinstance(error, (DataError, OSError))
+            reason = ' '.join(str(error).split()) if is_plain else f'{describe(error)}{own_line(error)}'
+            failed.append(f'{image}: {reason.removeprefix(f"{image}: ")}')
             tqdm.write(f'basicsr: warning: {failed[-1]}', file=sys.stderr)
     if lost:
         _warn_of_losses(lost)
@@ -132,6 +135,7 @@ def _upscale_file(
     tile: int,
     overlap: int,
     taken: set[Path],
+    pulse: Pulse,
 ) -> tuple[Path, set[str]]:
     img, metadata = read_photograph(path)
     alpha = img.shape[-1] == 4
@@ -147,13 +151,18 @@ def _upscale_file(
         img = np.round(img / 257).astype(np.uint8)
         lost.add('bits beyond 8')
     result.parent.mkdir(parents=True, exist_ok=True)
-    return result, lost | write_photograph(
-        result, upscale_array(restored, img, scale, tile, overlap, path.name), metadata
-    )
+    img = upscale_array(restored, img, scale, tile, overlap, path.name, pulse)
+    return result, lost | write_photograph(result, img, metadata)
 
 
 def upscale_array(
-    restored: Callable[[Tensor], Tensor], img: np.ndarray, scale: int, tile: int, overlap: int, name: str = ''
+    restored: Callable[[Tensor], Tensor],
+    img: np.ndarray,
+    scale: int,
+    tile: int,
+    overlap: int,
+    name: str,
+    pulse: Pulse,
 ) -> np.ndarray:
     """Restore an image in memory that the network's share of does not grow with it.
 
@@ -163,6 +172,7 @@ def upscale_array(
             image is.
         scale (int), tile (int), overlap (int): See :func:`~drtl_plugin.models.tiles.restore`; 0 for no tiles.
         name (str): Of the image, for the progress bar.
+        pulse (Pulse): See :func:`~drtl_plugin.progress.progress`.
 
     Returns:
         np.ndarray: ``(scale · H, scale · W, C)``, of the same kind.
@@ -171,7 +181,7 @@ def upscale_array(
     peak = np.iinfo(img.dtype).max
     result = np.empty((height * scale, width * scale, channels), img.dtype)
     tiles = parts(height, width, tile or max(height, width), overlap)
-    for part in tqdm(tiles, desc=name, unit='tile', leave=False, delay=2, disable=None):
+    for part in progress(tiles, name, len(tiles), 'tile', pulse):
         seen = img[part.seen].astype(np.float32) / peak
         planes = [seen[..., 2::-1]] if channels >= 3 else [np.repeat(seen, 3, axis=-1)]
         if channels == 4:

@@ -3,11 +3,16 @@ import subprocess
 import sys
 import types
 
+import cv2
+import lmdb
+import numpy as np
 import pytest
 import torch
 from basicsr.utils.file_client import FileClient, LmdbBackend
 
 from drtl_plugin import compat
+from drtl_plugin.data.lmdb_files import write_lmdb
+from drtl_plugin.errors import DataError
 
 FAKE_TORCHVISION = """
 import torch
@@ -92,8 +97,6 @@ def test_functional_tensor_gives_torchvisions_function():
 
 @pytest.fixture
 def small_lmdb(tmp_path):
-    import lmdb
-
     path = str(tmp_path / 'small.lmdb')
     with lmdb.open(path) as env, env.begin(write=True) as txn:
         txn.put(b'key', b'value')
@@ -215,3 +218,28 @@ print('imported')
 """
     result = subprocess.run([sys.executable, '-W', 'ignore', '-c', script], capture_output=True, text=True)
     assert result.stdout.split() == ['imported'], result.stderr
+
+
+@pytest.mark.parametrize('backend', ['disk', 'lmdb'])
+def test_other_errors_of_single_images_are_their_own(tmp_path, backend):
+    """Only an image that cannot be decoded is named; here, a mean is no number."""
+    from basicsr.data.single_image_dataset import SingleImageDataset
+
+    (tmp_path / 'images').mkdir()
+    cv2.imwrite(str(tmp_path / 'images/a.png'), np.zeros((8, 8, 3), np.uint8))
+    write_lmdb(tmp_path / 'images', tmp_path / 'images.lmdb')
+    root = tmp_path / ('images.lmdb' if backend == 'lmdb' else 'images')
+    opt = {'phase': 'test', 'dataroot_lq': str(root), 'io_backend': {'type': backend}}
+    with pytest.raises(ValueError, match="too many dimensions 'str'"):
+        SingleImageDataset({**opt, 'mean': ['a', 'b', 'c'], 'std': [1, 1, 1]})[0]
+
+
+def test_single_images_of_an_lmdb_that_cannot_be_decoded_are_named(tmp_path):
+    from basicsr.data.single_image_dataset import SingleImageDataset
+
+    with lmdb.open(str(tmp_path / 'x.lmdb')) as env, env.begin(write=True) as txn:
+        txn.put(b'key', b'no image')
+    (tmp_path / 'x.lmdb/meta_info.txt').write_text('key.png (8,8,3) 1\n')
+    opt = {'phase': 'test', 'dataroot_lq': str(tmp_path / 'x.lmdb'), 'io_backend': {'type': 'lmdb'}}
+    with pytest.raises(DataError, match=r'key of .*x\.lmdb: cannot be read as an image'):
+        SingleImageDataset(opt)[0]

@@ -3,6 +3,7 @@
 import logging
 import math
 import re
+import shutil
 import sys
 
 import cv2
@@ -54,7 +55,7 @@ def test_without_wandb_a_line_says_so(workdir, quick_opt, write_opt, monkeypatch
 
 class TestNetworksOfOnesOwn:
     NETWORK = """import logging
-
+import PIL.Image
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 
@@ -74,6 +75,8 @@ class OwnNet(torch.nn.Module):
             return 1 / 0
         if self.fault == 'shape':
             return torch.nn.functional.pixel_shuffle(self.conv(x), 5)
+        if self.fault == 'library':
+            return PIL.Image.new('none', (8, 8))
         return torch.nn.functional.pixel_shuffle(self.conv(x), 4)
 """
 
@@ -91,6 +94,7 @@ class OwnNet(torch.nn.Module):
             ('key', "KeyError: 'nothing'", 17),
             ('number', 'ZeroDivisionError: division by zero', 19),
             ('shape', 'RuntimeError: pixel_shuffle expects', 21),
+            ('library', 'ValueError: unrecognized image mode', 23),
         ],
     )
     @pytest.mark.parametrize('debug', [False, True])
@@ -365,6 +369,17 @@ class TestWrongInput:
         assert cli.main(['train', '-opt', write_opt(quick_opt)]) == 2
         last = capsys.readouterr().err.splitlines()[-1]
         assert last == 'basicsr: error: gt/cut.png of gt: cannot be read as an image.'
+
+    def test_names_of_files_with_line_breaks(self, workdir, quick_opt, write_opt, capsys):
+        shutil.copytree(workdir / SAMPLE_ROOT / 'camera/val', workdir / 'bad')
+        (workdir / 'bad/gt/coffee.png').rename(workdir / 'bad/gt/cof\nfee.png')
+        quick_opt['datasets']['val'].update(dataroot_gt='bad/gt', dataroot_lq='bad/lq')
+        assert cli.main(['train', '-opt', write_opt(quick_opt)]) == 2
+        assert capsys.readouterr().err == 'basicsr: error: datasets.val: cof fee.png is not in lq_paths.\n'
+        assert cli.main(['upscale', '-i', 'bad', '-o', 'out', '--weights', 'no\nweights.pth']) == 2
+        error = capsys.readouterr().err
+        assert error.startswith('basicsr: error: --weights: ') and 'no weights.pth' in error
+        assert error.count('\n') == 1
 
     def test_modules_that_are_missing(self, workdir, quick_opt, write_opt, capsys):
         assert cli.main(['train', '-opt', write_opt(quick_opt), '--import', 'nosuchmodule']) == 2

@@ -2,13 +2,22 @@
 
 import io
 import logging
+import shutil
 import sys
+from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
+import torch
 
 from drtl_plugin import progress as module
 from drtl_plugin.compat import quiet_basicsr_log
+from drtl_plugin.data.lmdb_files import write_lmdb
+from drtl_plugin.data.published_data import prepare_pairs, prepare_subimages
 from drtl_plugin.progress import aside, progress, say, seconds_aside, stage
+from drtl_plugin.trained import TrainedNetwork
+from drtl_plugin.upscale import upscale
 
 
 class Terminal(io.StringIO):
@@ -98,3 +107,65 @@ def test_inner_blocks_count_once_and_failures_too(clock):
         clock[0] += 4
         raise KeyError
     assert seconds_aside() - before == 7
+
+
+@pytest.fixture
+def eager(monkeypatch) -> None:
+    """Each step says its line, to stderr."""
+    monkeypatch.setattr(module, '_FIRST', 0)
+    monkeypatch.setattr(module, '_INTERVAL', 0)
+    logger = logging.getLogger('basicsr')
+    monkeypatch.setattr(logger, 'handlers', [])
+    monkeypatch.setattr(logger, 'propagate', False)
+
+
+@pytest.fixture
+def images(tmp_path) -> Path:
+    """A folder of three images of 40 by 24 pixels."""
+    (tmp_path / 'images').mkdir()
+    for name in 'abc':
+        cv2.imwrite(str(tmp_path / f'images/{name}.png'), np.full((24, 40, 3), 200, np.uint8))
+    return tmp_path / 'images'
+
+
+def upscale_in_tiles(images: Path, tile: int) -> None:
+    network = TrainedNetwork(torch.nn.Upsample(scale_factor=2), {'type': 'nearest'}, 2)
+    written, _ = upscale(network, str(images), str(images.parent / 'out'), tile=tile, overlap=4)
+    assert len(written) == 3
+
+
+def test_lmdbs_say_how_far_they_are(eager, images, capsys):
+    assert write_lmdb(images, images.with_suffix('.lmdb')) == 3
+    # BasicSR announces an image when it begins, and the last one's end by the end of its bar.
+    assert capsys.readouterr().err.splitlines() == ['basicsr: LMDB: 1 of 3 images', 'basicsr: LMDB: 2 of 3 images']
+
+
+def test_subimages_say_how_far_they_are(eager, images, capsys):
+    assert prepare_subimages([str(images)], images.parent / 'cut', 16, 8) == 3 * 4 * 2
+    assert capsys.readouterr().err.splitlines() == [f'basicsr: sub-images: {i} of 3 images' for i in (1, 2, 3)]
+
+
+def test_published_pairs_say_how_far_they_are(eager, images, capsys):
+    for phase in ('Train', 'Test'):
+        folder = images / f'RealSR/Canon/{phase}/2'
+        folder.mkdir(parents=True)
+        shutil.copy(images / 'a.png', folder / 'Canon_001_HR.png')
+        cv2.imwrite(str(folder / 'Canon_001_LR2.png'), np.zeros((12, 20, 3), np.uint8))
+    prepare_pairs('realsr', images / 'RealSR', images.parent / 'pairs', 2)
+    assert capsys.readouterr().err.splitlines() == [f'basicsr: realsr: {i} of 2 pairs' for i in (1, 2)]
+
+
+def test_upscaling_says_how_far_it_is(eager, images, capsys):
+    upscale_in_tiles(images, 24)
+    assert capsys.readouterr().err.splitlines() == [
+        f'basicsr: {line}'
+        for i, name in enumerate('abc', 1)
+        for line in (f'{name}.png: 1 of 2 tiles', f'{name}.png: 2 of 2 tiles', f'upscale: {i} of 3 images')
+    ]
+
+
+def test_images_and_tiles_take_turns_at_their_lines(eager, images, capsys, monkeypatch):
+    """A folder of images that take a few seconds each fills no log."""
+    monkeypatch.setattr(module, '_INTERVAL', 600)
+    upscale_in_tiles(images, 24)
+    assert capsys.readouterr().err == 'basicsr: a.png: 1 of 2 tiles\n'

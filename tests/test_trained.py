@@ -1,5 +1,7 @@
 """What becomes of weights after training: BasicSR's and Real-ESRGAN's forms, spandrel, ONNX."""
 
+import builtins
+import re
 from pathlib import Path
 
 import onnx
@@ -7,6 +9,7 @@ import pytest
 import torch
 import yaml
 from basicsr.archs import build_network
+from basicsr.utils.registry import ARCH_REGISTRY
 from spandrel import ModelLoader
 
 from drtl_plugin import cli
@@ -215,6 +218,49 @@ class TestLoadTrained:
         write({'params': weights, 'network': self.network, 'scale': 4})
         with pytest.raises(DataError, match='infinite numbers, or none, of a grey image'):
             load_trained(str(workdir / 'models/w.pth'))
+
+
+class OwnNet(torch.nn.Module):
+    """Fails while it is built, or while it restores."""
+
+    def __init__(self, building=None, restoring=None):
+        super().__init__()
+        self.w = torch.nn.Parameter(torch.ones(1))
+        self.restoring = restoring
+        if building:
+            raise getattr(builtins, building)('first line\nsecond line')
+
+    def forward(self, x):
+        if self.restoring == 'tuple':
+            return x * self.w, x
+        raise getattr(builtins, self.restoring)('first line\nsecond line')
+
+
+@pytest.mark.parametrize('command', ['upscale', 'export', 'adapt'])
+@pytest.mark.parametrize('phase', ['building', 'restoring'])
+@pytest.mark.parametrize('error', ['ValueError', 'KeyError', 'AssertionError', 'RuntimeError'])
+def test_errors_of_ones_own_network_take_one_line(workdir, monkeypatch, capsys, command, phase, error):
+    monkeypatch.setattr(ARCH_REGISTRY, '_obj_map', {**ARCH_REGISTRY._obj_map, 'OwnNet': OwnNet})
+    network = {'type': 'OwnNet', phase: error}
+    torch.save({'params': {'w': torch.ones(1)}, 'network': network, 'scale': 1}, 'w.pth')
+    arguments = {
+        'upscale': ['-i', SAMPLE_ROOT, '-o', 'out'],
+        'export': ['--onnx', 'w.onnx'],
+        'adapt': ['--pairs', f'{SAMPLE_ROOT}/camera/support', '-o', 'out'],
+    }
+    assert cli.main([command, *arguments[command], '--weights', 'w.pth']) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    what = 'network_g: OwnNet cannot be built' if phase == 'building' else 'the network restores no colour images'
+    assert line.startswith(f'basicsr: error: w.pth: {what}: {error}: ')
+    assert re.search(rf'first line.*second line.* \({re.escape(__file__)}:\d+\)$', line)
+
+
+def test_a_network_that_returns_no_image_is_named(workdir, monkeypatch):
+    monkeypatch.setattr(ARCH_REGISTRY, '_obj_map', {**ARCH_REGISTRY._obj_map, 'OwnNet': OwnNet})
+    network = {'type': 'OwnNet', 'restoring': 'tuple'}
+    torch.save({'params': {'w': torch.ones(1)}, 'network': network, 'scale': 1}, 'w.pth')
+    with pytest.raises(DataError, match=r"w\.pth: the network restores no colour images: AttributeError: 'tuple'"):
+        load_trained('w.pth')
 
 
 class TestWeightsOfAnotherNetwork:

@@ -158,6 +158,25 @@ def test_a_broken_image_does_not_keep_the_others(tmp_path, network, capsys):
     assert sorted((tmp_path / 'out').iterdir()) == sorted(written)
 
 
+class SquareOnly(torch.nn.Upsample):
+    """As networks with windows that assert their sizes."""
+
+    def forward(self, x):
+        assert x.shape[-1] == x.shape[-2]
+        return super().forward(x)
+
+
+def test_an_image_that_the_network_refuses_does_not_keep_the_others(tmp_path, capsys):
+    for name, width in (('a', 30), ('b', 20)):
+        Image.fromarray(COFFEE[:20, :width]).save(tmp_path / f'{name}.png')
+    network = TrainedNetwork(SquareOnly(scale_factor=2), {'type': 'SquareOnly'}, 2)
+    written, (line,) = upscale(network, str(tmp_path), str(tmp_path / 'out'))
+    assert [path.name for path in written] == ['b.png']
+    number = SquareOnly.forward.__code__.co_firstlineno + 1
+    assert line.startswith(f'{tmp_path}/a.png: AssertionError') and line.endswith(f' ({__file__}:{number})')
+    assert capsys.readouterr().err == f'basicsr: warning: {line}\n'
+
+
 @pytest.mark.parametrize('size', [(1, 1), (3, 5), (8, 8), (9, 17)])
 def test_images_smaller_than_a_window(tmp_path, size):
     options = {'type': 'RRDBNet', 'num_in_ch': 3, 'num_out_ch': 3, 'scale': 1, 'num_feat': 4, 'num_block': 1}

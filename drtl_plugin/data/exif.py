@@ -104,7 +104,16 @@ def entries_and_values(directory: Directory, offset: int, others: int = 0) -> tu
 
 
 def resolution(dpi: tuple[float, float]) -> Directory:
-    """The directory of an image of which nothing but the resolution, in dots per inch, is known."""
+    """The directory of an image whose only metadata is the resolution.
+
+    Args:
+        dpi (tuple[float, float]): Horizontal and vertical, in dots per inch.
+
+    Returns:
+        Directory: Empty if the resolution is not above 0, or too large for EXIF.
+    """
+    if not all(0 < value * 1000 < 2**32 - 1 for value in dpi):
+        return {}
     directory: Directory = {
         tag: (RATIONAL, struct.pack('<II', round(value * 1000), 1000))
         for tag, value in zip((Base.XResolution, Base.YResolution), dpi)

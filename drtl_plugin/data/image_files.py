@@ -18,12 +18,14 @@ import numpy as np
 from basicsr.data.data_util import paths_from_lmdb
 from basicsr.utils import FileClient, imfrombytes
 from PIL import ExifTags, Image
+from PIL.JpegImagePlugin import JpegImageFile
 from torch.utils.data import Dataset
 
 from drtl_plugin import shell
 from drtl_plugin.errors import DataError
 
 IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp')
+_JPEG_END = b'\xff\xd9'
 # Formats of photographs that are not read, or of which OpenCV reads only a preview, and how to convert them.
 _RAW = ('.cr2', '.cr3', '.nef', '.nrw', '.arw', '.dng', '.raf', '.rw2', '.orf', '.pef', '.srw')
 _CONVERTERS = {
@@ -271,13 +273,19 @@ def _png_chunks(path: str) -> set[bytes]:
 
 
 def _is_cut_jpeg(content: bytes) -> bool:
-    """Whether a JPEG file is cut short, which OpenCV fills with grey; one without an end mark may have more behind."""
+    """Whether a JPEG file is cut short; OpenCV fills the missing part with grey.
+
+    Phones append data of their own to the image, so the end mark need not be at the end of the file.
+    """
     content = bytes(content)
     if not content.startswith(b'\xff\xd8') or _ends_as_jpeg(content[-64:]):
         return False
+    file = io.BytesIO(content)
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            image.load()
+        # Unlike Image.open, this class accepts any number of pixels. It reads the headers, up to the pixels.
+        with JpegImageFile(file) as image:
+            if content.find(_JPEG_END, file.tell()) < 0:
+                image.load()
     except Exception:
         return True
     return False
@@ -290,7 +298,7 @@ def _has_jpeg_end(path: str) -> bool:
 
 
 def _ends_as_jpeg(end: bytes) -> bool:
-    return end.rstrip(b'\0').endswith(b'\xff\xd9')
+    return end.rstrip(b'\0').endswith(_JPEG_END)
 
 
 @functools.cache

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import tempfile
 from collections import Counter
@@ -10,10 +9,10 @@ from pathlib import Path
 from unittest import mock
 
 from basicsr.utils import lmdb_util
-from tqdm import tqdm
 
 from drtl_plugin.data.image_files import image_names, image_size, is_turned, read_image
 from drtl_plugin.errors import DataError
+from drtl_plugin.progress import progress
 
 
 def check_lmdb_name(target: str | Path, overwrite: bool = False) -> None:
@@ -24,6 +23,24 @@ def check_lmdb_name(target: str | Path, overwrite: bool = False) -> None:
     if target.exists() and not (overwrite and (target / 'data.mdb').is_file()):
         hint = 'is no LMDB; remove it' if overwrite else 'exists already; use --overwrite'
         raise DataError(f'lmdb: {target} {hint} or choose another name.')
+
+
+class _Bar:
+    """Takes the place of BasicSR's bar, which fills logs with its updates."""
+
+    def __init__(self, total: int, unit: str) -> None:
+        self._steps = progress(range(total), 'LMDB', total, 'image')
+
+    def update(self, n: int) -> None:
+        """Show that the next image begins."""
+        next(self._steps)
+
+    def set_description(self, text: str) -> None:
+        """Ignore the key of the image."""
+
+    def close(self) -> None:
+        """Remove the bar."""
+        self._steps.close()
 
 
 def write_lmdb(
@@ -63,10 +80,8 @@ def write_lmdb(
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix='.lmdb_') as unfinished_root:
         unfinished = os.path.join(unfinished_root, 'unfinished.lmdb')
-        # BasicSR's bar would fill logs, too.
-        bar = mock.patch.object(lmdb_util, 'tqdm', functools.partial(tqdm, disable=None))
         try:
-            with bar:
+            with mock.patch.object(lmdb_util, 'tqdm', _Bar):
                 lmdb_util.make_lmdb_from_imgs(
                     str(folder), unfinished, names, keys, compress_level=compress_level, map_size=map_size
                 )

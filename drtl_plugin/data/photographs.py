@@ -41,8 +41,10 @@ _UNASSOCIATED_ALPHA = struct.pack('<H', 2)
 _SEGMENT, _PROFILE_PART = 65533, 65519
 _XMP_ORIENTATION = re.compile(rb'(tiff:Orientation(?:\s*=\s*["\']|>)\s*)\d+')
 # Sizes and thumbnails of the original; a reference to further XMP that JPEG files store elsewhere.
-_STALE = rb'(?:exif:Pixel[XY]Dimension|tiff:Image(?:Width|Length)|xmp:Thumbnails|xmpNote:HasExtendedXMP)'
-_XMP_STALE = re.compile(rb'\s%b\s*=\s*(?:"[^"]*"|\'[^\']*\')|<(%b)\b[^>]*>.*?</\1>' % (_STALE, _STALE), re.DOTALL)
+_XMP_STALE = (
+    *(b'exif:PixelXDimension', b'exif:PixelYDimension', b'tiff:ImageWidth', b'tiff:ImageLength'),
+    *(b'xmp:Thumbnails', b'xmpNote:HasExtendedXMP'),
+)
 # XMP of these describes further images or videos in the file, which results don't have.
 _XMP_CONTAINERS = (b'http://ns.google.com/photos/1.0/', b'http://ns.adobe.com/hdr-gain-map/')
 # Largest difference, in levels of 8 bits, between colours in two profiles that count as the same.
@@ -202,14 +204,14 @@ def write_photograph(path: Path, img: np.ndarray, metadata: Metadata) -> set[str
 
 def _write(path: Path, img: np.ndarray, blocks: Mapping[str, bytes], exif: Directory) -> set[str]:
     suffix = path.suffix.lower()
-    if suffix in ('.png', '.webp') and hasattr(cv2, 'imwriteWithMetadata'):  # OpenCV 4.12
+    if suffix in ('.png', '.webp'):
         kinds = {PROFILE: cv2.IMAGE_METADATA_ICCP, EXIF: cv2.IMAGE_METADATA_EXIF, XMP: cv2.IMAGE_METADATA_XMP}
         arrays = [np.frombuffer(block, np.uint8) for block in blocks.values()]
         done, lost = cv2.imwriteWithMetadata(str(path), img, [kinds[kind] for kind in blocks], arrays), set()
     else:
         done, lost = cv2.imwrite(str(path), img), set(blocks)
     if not done:
-        raise DataError(f'{path.name.removeprefix(".unfinished_")} cannot be written.')
+        raise DataError(f'{path.with_name(path.name.removeprefix(".unfinished_"))} cannot be written.')
     if suffix in ('.jpg', '.jpeg'):
         return _add_to_jpeg(path, blocks)
     if suffix in TIFF_SUFFIXES:
@@ -225,7 +227,12 @@ def _write(path: Path, img: np.ndarray, blocks: Mapping[str, bytes], exif: Direc
 
 
 def _updated_xmp(xmp: bytes) -> bytes:
-    return _XMP_STALE.sub(b'', _XMP_ORIENTATION.sub(rb'\g<1>1', xmp))
+    xmp = _XMP_ORIENTATION.sub(rb'\g<1>1', xmp)
+    for name in _XMP_STALE:  # as attributes, then as elements; in linear time, since XMP may come from anyone
+        xmp = re.sub(rb'\s%b\s*=\s*(?:"[^"]*"|\'[^\']*\')' % name, b'', xmp)
+        *elements, rest = xmp.split(b'</%b>' % name)
+        xmp = b''.join(re.split(rb'<%b\b[^<>]*>' % name, element, maxsplit=1)[0] for element in elements) + rest
+    return xmp
 
 
 def _add_to_jpeg(path: Path, blocks: Mapping[str, bytes]) -> set[str]:

@@ -19,10 +19,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 from basicsr.utils.matlab_functions import imresize
-from tqdm import tqdm
 
 from drtl_plugin.data.image_files import image_names, image_size, read_image
 from drtl_plugin.errors import DataError
+from drtl_plugin.progress import progress
 
 # City100 has no split of its own: every tenth pair is held out, as are five others to adapt to.
 _CITY100_SUPPORT = ('011', '031', '051', '071', '091')
@@ -149,7 +149,7 @@ def prepare_pairs(dataset: str, source: str | Path, target: str | Path, scale: i
                 'times that.'
             )
     with _appearing(target) as folder:
-        for pair in tqdm(pairs, desc=dataset, unit='pair', disable=None):
+        for pair in progress(pairs, dataset, len(pairs), 'pair'):
             for part in ('gt', 'lq'):
                 (folder / pair.split / part).mkdir(parents=True, exist_ok=True)
             if layout.interpolated:
@@ -211,7 +211,7 @@ def prepare_subimages(sources: list[str], target: str | Path, size: int = 480, s
             return len(places)
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # OpenCV lets other threads work
-            return sum(tqdm(pool.map(cut, paths), desc='sub-images', total=len(paths), unit='image', disable=None))
+            return sum(progress(pool.map(cut, paths), 'sub-images', len(paths), 'image'))
 
 
 def _require_folder(path: str | Path) -> None:

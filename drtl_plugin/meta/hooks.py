@@ -418,7 +418,10 @@ def build_hooks(hook_opts: list[dict]) -> list[Hook]:
             )
         hook = META_HOOK_REGISTRY.get(name)
         known = inspect.signature(hook).parameters
-        hints = typing.get_type_hints(hook.__init__)
+        try:
+            hints = typing.get_type_hints(hook.__init__)
+        except NameError:  # of a class that is imported for type checkers only
+            hints = {}
         for key, value in arguments.items():
             if key not in known:
                 raise unknown(f'argument of {name}', key, known, where)

@@ -10,11 +10,11 @@ import cv2
 import numpy as np
 import pytest
 from basicsr.utils import FileClient, imfrombytes
-from PIL import Image
+from PIL import Image, ImageFile
 
 from drtl_plugin import cli
 from drtl_plugin.data.distortion_task_dataset import DistortionTaskDataset
-from drtl_plugin.data.image_files import check_paired_keys, image_size, is_turned, names_of_list
+from drtl_plugin.data.image_files import check_paired_keys, image_size, is_turned, names_of_list, read_image
 from drtl_plugin.data.sample_data import SAMPLE_ROOT
 from drtl_plugin.errors import DataError
 
@@ -104,6 +104,39 @@ def test_large_images_are_no_bombs(tmp_path, monkeypatch):
     (tmp_path / 'a.png').write_bytes(encoded('PNG'))
     assert image_size(str(tmp_path / 'a.png')) == (96, 120)
     assert Image.MAX_IMAGE_PIXELS == 100
+
+
+def test_large_jpegs_with_a_trailer_are_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 100)
+    content = encoded('with a trailer')
+    (tmp_path / 'a.jpg').write_bytes(content)
+    wanted = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+    assert np.array_equal(read_image(tmp_path / 'a.jpg'), wanted)
+    assert Image.MAX_IMAGE_PIXELS == 100
+
+
+def test_jpegs_with_a_trailer_are_decoded_once(tmp_path, monkeypatch):
+    decoded = []
+    load = ImageFile.ImageFile.load
+    monkeypatch.setattr(ImageFile.ImageFile, 'load', lambda image: decoded.append(image) or load(image))
+    (tmp_path / 'a.jpg').write_bytes(encoded('with a trailer'))
+    assert read_image(tmp_path / 'a.jpg').shape == (96, 120, 3)  # by OpenCV
+    assert not decoded
+
+
+@pytest.mark.parametrize('progressive', [False, True])
+def test_cut_jpegs_with_a_thumbnail_are_named(tmp_path, progressive):
+    """The thumbnail has an end mark of its own."""
+    thumbnail, buffer = io.BytesIO(), io.BytesIO()
+    Image.fromarray(PHOTOGRAPH[:16, :16]).save(thumbnail, 'JPEG')
+    exif = b'Exif\0\0II*\0\x08\0\0\0' + bytes(6) + thumbnail.getvalue()
+    Image.fromarray(PHOTOGRAPH).save(buffer, 'JPEG', exif=exif, progressive=progressive)
+    assert buffer.getvalue().count(b'\xff\xd9') == 2
+    (tmp_path / 'a.jpg').write_bytes(buffer.getvalue())
+    assert read_image(tmp_path / 'a.jpg').shape == (96, 120, 3)
+    (tmp_path / 'a.jpg').write_bytes(buffer.getvalue()[:-500])
+    with pytest.raises(DataError, match=r'a\.jpg: cannot be read as an image'):
+        read_image(tmp_path / 'a.jpg')
 
 
 @pytest.mark.parametrize('cut', [1, 4, 12, 13, 21, 100])

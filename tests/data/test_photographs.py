@@ -4,7 +4,10 @@ import json
 import shutil
 import struct
 import subprocess
+import time
+import zlib
 from pathlib import Path
+from xml.etree import ElementTree
 
 import cv2
 import numpy as np
@@ -13,13 +16,14 @@ import torch
 from PIL import Image, ImageCms
 from skimage import data
 
-from drtl_plugin.data.photographs import colour_space, has_16_bits, require_same_profile
+from drtl_plugin.data.photographs import Metadata, colour_space, has_16_bits, require_same_profile, write_photograph
 from drtl_plugin.errors import DataError
 from drtl_plugin.trained import TrainedNetwork
 from drtl_plugin.upscale import upscale
 
 COFFEE = data.coffee()[100:150, 200:270]
 P3 = {'rXYZ': (0.51512, 0.24120, -0.00105), 'gXYZ': (0.29198, 0.69225, 0.04189), 'bXYZ': (0.15710, 0.06657, 0.78407)}
+RDF = 'http://www.w3.org/1999/02/22-rdf-syntax-ns#'
 SRGB_CURVE = (2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
 
@@ -267,6 +271,56 @@ def test_xmp_of_gain_maps_is_dropped(tmp_path, network, capsys):
     (result,), _ = upscale(network, str(tmp_path / 'a.jpg'), str(tmp_path / 'b.jpg'))
     assert b'gain-map' not in result.read_bytes()
     assert 'results lack XMP of gain maps, depth or video (b.jpg)' in capsys.readouterr().err
+
+
+def test_sizes_and_thumbnails_of_the_original_leave_xmp(tmp_path):
+    stale = '<xmp:Thumbnails><rdf:Alt>{}</rdf:Alt></xmp:Thumbnails>'.format('<rdf:li>a &gt; b</rdf:li>' * 3)
+    stale += '<exif:PixelXDimension >70</exif:PixelXDimension><tiff:ImageWidth>70</tiff:ImageWidth>'
+    xmp = (
+        '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+        '<rdf:Description xmlns:xmp="http://ns.adobe.com/xap/1.0/" xmlns:exif="http://ns.adobe.com/exif/1.0/" '
+        'xmlns:tiff="http://ns.adobe.com/tiff/1.0/" xmp:Rating="4" exif:PixelYDimension="50" tiff:Orientation="6" '
+        "tiff:ImageLength = '50'>{}<xmp:Label>red</xmp:Label></rdf:Description></rdf:RDF></x:xmpmeta>"
+    )
+    metadata = Metadata(xmp=xmp.format(stale).encode())
+    assert not write_photograph(tmp_path / 'a.jpg', np.ascontiguousarray(COFFEE), metadata)
+    with Image.open(tmp_path / 'a.jpg') as image:
+        (written,) = ElementTree.fromstring(image.info['xmp']).iter(f'{{{RDF}}}Description')
+    assert {name.partition('}')[2]: value for name, value in written.attrib.items()} == {
+        'Rating': '4',
+        'Orientation': '1',
+    }
+    assert [(child.tag.partition('}')[2], child.text) for child in written] == [('Label', 'red')]
+
+
+@pytest.mark.parametrize(
+    'piece', [b'<xmp:Thumbnails>', b'<xmp:Thumbnails ', b' tiff:ImageWidth="\'', b'</xmp:Thumbnails>']
+)
+def test_malformed_xmp_takes_no_time(tmp_path, piece):
+    metadata = Metadata(xmp=piece * (2**18 // len(piece)))
+    started = time.process_time()
+    write_photograph(tmp_path / 'a.tif', np.ascontiguousarray(COFFEE), metadata)
+    assert time.process_time() - started < 1
+
+
+@pytest.mark.parametrize('size', [2**32 - 1, 0])
+def test_a_resolution_that_makes_no_sense_leaves_the_other_metadata(tmp_path, network, capsys, size):
+    Image.fromarray(COFFEE).save(tmp_path / 'a.png', icc_profile=display_p3(), dpi=(300, 300))
+    content = (tmp_path / 'a.png').read_bytes()
+    start = content.index(b'pHYs')
+    chunk = b'pHYs' + struct.pack('>IIB', size, size, 1)
+    (tmp_path / 'a.png').write_bytes(
+        content[:start] + chunk + struct.pack('>I', zlib.crc32(chunk)) + content[start + len(chunk) + 4 :]
+    )
+    (result,), _ = upscale(network, str(tmp_path / 'a.png'), str(tmp_path / 'b.tif'))
+    assert 'warning' not in capsys.readouterr().err
+    assert Image.open(result).info['icc_profile'] == display_p3()
+
+
+def test_a_folder_that_is_gone_is_named(tmp_path):
+    with pytest.raises(DataError) as caught:
+        write_photograph(tmp_path / 'gone/a.png', np.ascontiguousarray(COFFEE), Metadata())
+    assert str(caught.value) == f'{tmp_path}/gone/a.png cannot be written.'
 
 
 def test_metadata_follows_an_upscaled_result_again(tmp_path, network):

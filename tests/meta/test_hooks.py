@@ -31,6 +31,22 @@ def test_entries_set_arguments_of_shipped_hooks():
     assert hooks[1].interval == 7
 
 
+def test_annotations_that_only_type_checkers_import(monkeypatch):
+    monkeypatch.setattr(META_HOOK_REGISTRY, '_obj_map', dict(META_HOOK_REGISTRY._obj_map))
+
+    @META_HOOK_REGISTRY.register()
+    class NotedHook(MetaTrainerHook):
+        def __init__(self, folder: 'OnlyForTypeCheckers', every: int = 1):  # noqa: F821
+            self.folder, self.every = folder, every
+
+    (hook,) = (
+        hook for hook in build_hooks([{'type': 'NotedHook', 'folder': 'x', 'every': 2}]) if isinstance(hook, NotedHook)
+    )
+    assert (hook.folder, hook.every) == ('x', 2)
+    with pytest.raises(OptionError, match="unknown argument of NotedHook 'foldr'; did you mean 'folder'"):
+        build_hooks([{'type': 'NotedHook', 'foldr': 'x'}])
+
+
 def test_hooks_of_ones_own_are_added_by_name(monkeypatch):
     monkeypatch.setattr(META_HOOK_REGISTRY, '_obj_map', dict(META_HOOK_REGISTRY._obj_map))
 
