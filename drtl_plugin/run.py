@@ -202,7 +202,7 @@ class TrainingRun:
 
     def _copy_opt_file(self, copy, opt_file: str, experiments_root: str) -> None:
         kept = Path(experiments_root, Path(opt_file).name)
-        if kept.exists() and kept.samefile(opt_file):  # a run resumed by its own copy
+        if self.opt['rank'] != 0 or (kept.exists() and kept.samefile(opt_file)):  # a run resumed by its own copy
             return
         # BasicSR writes its copy in the locale's encoding, which may not hold the command that it adds.
         head = f'# GENERATE TIME: {time.asctime()}\n# CMD:\n# {" ".join(sys.argv)}\n\n'

@@ -54,7 +54,7 @@ def test_wrong_sections_are_named(section, message):
 
 
 def test_missing_key_says_what_it_is_for():
-    with pytest.raises(OptionError, match=r'target\.dataroot_lq is missing: Folder or \.lmdb of the poor photographs'):
+    with pytest.raises(OptionError, match=r'target\.dataroot_lq is missing: Folder or \.lmdb of LQ images'):
         parse_section(TargetOptions, {'dataroot_gt': 'x'}, 'target')
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from PIL.ExifTags import IFD, Base
 
 # By tag: the type and the values (little-endian), or the sub-directory.
-Directory: TypeAlias = 'dict[int, tuple[int, bytes] | Directory]'
+Directory: TypeAlias = dict[int, tuple[int, bytes] | dict]
 
 HEADER = b'II*\0\x08\0\0\0'
 BYTE, SHORT, LONG, RATIONAL, UNDEFINED = 1, 3, 4, 5, 7
