@@ -40,7 +40,8 @@ def restore(
     result = lq.new_empty(*lq.shape[:-2], height * scale, width * scale)
     for part in parts(height, width, tile, overlap):
         restored = restore(net, lq[..., part.seen[0], part.seen[1]], scale, window)
-        result[(..., *part.place(scale))] = restored[(..., *part.kept(scale))]
+        (rows, columns), (kept_rows, kept_columns) = part.place(scale), part.kept(scale)
+        result[..., rows, columns] = restored[..., kept_rows, kept_columns]
     return result
 
 
