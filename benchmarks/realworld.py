@@ -45,7 +45,7 @@ from tqdm import tqdm
 
 from drtl_plugin.meta.adaptation import last
 from drtl_plugin.models import DRTLModel
-from drtl_plugin.options import AdaptOptions, DRTLOptions, parse_section
+from drtl_plugin.options.parse import AdaptOptions, DRTLOptions, parse_section
 
 # The last one was used to choose options, and is not reported unless asked for.
 TRACKS = {

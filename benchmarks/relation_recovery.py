@@ -36,10 +36,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from drtl_plugin.data.distortions import DistortionLibrary
-from drtl_plugin.data.patches import paired_patches
-from drtl_plugin.meta.hooks import RelationHook
+from drtl_plugin.hooks.base import RelationHook
 from drtl_plugin.relation.estimators import learn_task, mean_embedding, mean_gradient
+from drtl_plugin.tasks.distortions import DistortionLibrary
+from drtl_plugin.tasks.patches import paired_patches
 
 SHOTS = (1, 2, 5)
 LQ_ONLY = 'LQ-only classifier'

@@ -47,17 +47,17 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from torch.utils.flop_counter import FlopCounterMode
 
 from drtl_plugin import cli
-from drtl_plugin.acceleration import computes_bfloat16, lay_out
-from drtl_plugin.compat import without_gpu
-from drtl_plugin.data.distortions import DistortionTask
+from drtl_plugin.compat.basicsr import without_gpu
 from drtl_plugin.data.image_files import image_size
-from drtl_plugin.data.patches import paired_patches
-from drtl_plugin.data.sample_data import prepare_sample_data
 from drtl_plugin.errors import OptionError
-from drtl_plugin.meta.hooks import RelationHook
+from drtl_plugin.hooks.base import RelationHook
 from drtl_plugin.models import DRTLModel
-from drtl_plugin.models.tiles import restore
-from drtl_plugin.options import parse_options
+from drtl_plugin.options.parse import parse_options
+from drtl_plugin.runtime.device import computes_bfloat16, lay_out
+from drtl_plugin.runtime.tiles import restore
+from drtl_plugin.sources.sample import prepare_sample_data
+from drtl_plugin.tasks.distortions import DistortionTask
+from drtl_plugin.tasks.patches import paired_patches
 
 OPTIONS = Path(__file__).parent.parent / 'options' / 'drtl_x4.yml'
 TASKS, PATCHES, LQ_SIZE, SCALE = 4, 4, 48, 4

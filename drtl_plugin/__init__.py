@@ -1,6 +1,6 @@
 """DRTL (Distortion-Relation guided Transfer Learning, arXiv 2111.13078) as a plug-in for BasicSR.
 
-Importing the package repairs what basicsr 1.4.2 lacks on current torch (:mod:`drtl_plugin.compat`) and registers the
+Importing the package repairs what basicsr 1.4.2 lacks on current torch (:mod:`drtl_plugin.compat`), and registers the
 plug-in's architectures, datasets, losses, metrics, models and meta-trainer hooks with BasicSR's registries.
 """
 
@@ -26,7 +26,7 @@ def has_basicsr() -> bool:
 
 # Without BasicSR there are no registries to fill, and drtl_plugin.install, which installs it, has to run.
 if has_basicsr():
-    from drtl_plugin import compat
+    from drtl_plugin.compat import basicsr as compat
 
     compat.apply()
 

@@ -23,22 +23,22 @@ from torch import distributed
 
 import drtl_plugin
 from drtl_plugin import preflight, shell
-from drtl_plugin.adapt import adapt
-from drtl_plugin.compat import close_basicsr_logs, processes_without_gpu, without_gpu
+from drtl_plugin.commands.adapt import adapt
+from drtl_plugin.commands.export import export_onnx, export_spandrel, require_other_file
+from drtl_plugin.commands.init import write_option_files
+from drtl_plugin.commands.upscale import upscale
+from drtl_plugin.compat.basicsr import close_basicsr_logs, processes_without_gpu, without_gpu
 from drtl_plugin.data.lmdb_files import check_lmdb_name, write_lmdb
-from drtl_plugin.data.published_data import PAIRED_DATASETS, prepare_pairs, prepare_subimages
-from drtl_plugin.data.sample_data import SAMPLE_ROOT, prepare_sample_data
-from drtl_plugin.distributed import abandon, end_dist, of_first_process
 from drtl_plugin.errors import DataError, DRTLError, OptionError
-from drtl_plugin.export import export_onnx, export_spandrel, require_other_file
 from drtl_plugin.models import DRTLModel
-from drtl_plugin.options import DRTLOptions, parse_options
+from drtl_plugin.options.parse import DRTLOptions, parse_options
 from drtl_plugin.relation.estimators import NEED_TRAINED_NETWORK
 from drtl_plugin.relation.graph import relation_table
-from drtl_plugin.run import TrainingRun, exclusive
-from drtl_plugin.shipped import write_option_files
-from drtl_plugin.trained import load_trained
-from drtl_plugin.upscale import upscale
+from drtl_plugin.runtime.distributed import abandon, end_dist, of_first_process
+from drtl_plugin.runtime.loop import TrainingRun, exclusive
+from drtl_plugin.runtime.weights import load_trained
+from drtl_plugin.sources.published import PAIRED_DATASETS, prepare_pairs, prepare_subimages
+from drtl_plugin.sources.sample import SAMPLE_ROOT, prepare_sample_data
 
 _DESCRIPTION = """\
 BasicSR with distortion-relation guided transfer learning (DRTL).

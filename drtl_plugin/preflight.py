@@ -24,8 +24,7 @@ from basicsr.models.base_model import BaseModel
 from basicsr.utils import FileClient
 from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
 
-from drtl_plugin import checkpoints
-from drtl_plugin.compat import close_basicsr_logs, quiet_basicsr_log, without_gpu
+from drtl_plugin.compat.basicsr import close_basicsr_logs, quiet_basicsr_log, without_gpu
 from drtl_plugin.data.distortion_task_dataset import DistortionTaskDataset
 from drtl_plugin.data.image_files import (
     check_lmdb,
@@ -35,15 +34,16 @@ from drtl_plugin.data.image_files import (
     names_of_list,
     require,
 )
-from drtl_plugin.distributed import of_first_process
 from drtl_plugin.errors import DataError, DRTLError, OptionError, describe, own_line, registered, unknown
-from drtl_plugin.meta.hooks import RelationHook, build_hooks
+from drtl_plugin.hooks.base import RelationHook, build_hooks
 from drtl_plugin.metrics import calculate_pyiqa, check_pyiqa
 from drtl_plugin.models import DRTLAdaptModel, DRTLModel
 from drtl_plugin.models.adversary import try_losses
 from drtl_plugin.models.drtl_model import EPISODE_INTERFACE
-from drtl_plugin.options import COMPUTED, DRTLOptions, number
+from drtl_plugin.options.parse import COMPUTED, DRTLOptions, number
 from drtl_plugin.relation.estimators import NEED_TRAINED_NETWORK
+from drtl_plugin.runtime import checkpoints
+from drtl_plugin.runtime.distributed import of_first_process
 
 # What BasicSR's models build by name, without a registry.
 _OPTIMIZERS = ('Adam',)
@@ -58,7 +58,7 @@ def check(opt: dict) -> None:
     """Check parsed options.
 
     Args:
-        opt (dict): What :func:`drtl_plugin.options.parse_options` returns. Not changed.
+        opt (dict): What :func:`drtl_plugin.options.parse.parse_options` returns. Not changed.
 
     Raises:
         OptionError: A name that is in no registry, a network's argument that it doesn't take, a wrong value.
@@ -101,7 +101,7 @@ def check_archiving(opt: dict, option_file: str, folder: str | Path) -> None:
     """Check that nothing a run reads is in the folder that BasicSR renames when a run of its name begins.
 
     Args:
-        opt (dict): What :func:`drtl_plugin.options.parse_options` returns.
+        opt (dict): What :func:`drtl_plugin.options.parse.parse_options` returns.
         option_file (str): The option file.
         folder (str | Path): The folder of the run, in experiments/ or results/.
 

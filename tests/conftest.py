@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 
-from drtl_plugin.data.sample_data import prepare_sample_data
+from drtl_plugin.sources.sample import prepare_sample_data
 
 # The same examples each time; the slow profile (make test-slow) looks further.
 hypothesis.settings.register_profile('quick', max_examples=25, deadline=None, derandomize=True, database=None)

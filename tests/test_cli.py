@@ -21,8 +21,8 @@ from basicsr.utils.matlab_functions import imresize
 import drtl_plugin
 from drtl_plugin import cli
 from drtl_plugin.data import lmdb_files
-from drtl_plugin.data.sample_data import SAMPLE_ROOT
-from drtl_plugin.relation.camera_fit import CameraFit
+from drtl_plugin.sources.sample import SAMPLE_ROOT
+from drtl_plugin.tasks.camera_fit.fit import CameraFit
 from tests.conftest import OPTIONS
 
 

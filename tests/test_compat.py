@@ -10,7 +10,7 @@ import pytest
 import torch
 from basicsr.utils.file_client import FileClient, LmdbBackend
 
-from drtl_plugin import compat
+from drtl_plugin.compat import basicsr as compat
 from drtl_plugin.data.lmdb_files import write_lmdb
 from drtl_plugin.errors import DataError
 

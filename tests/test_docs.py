@@ -10,9 +10,9 @@ import yaml
 from basicsr.utils.registry import METRIC_REGISTRY
 
 from drtl_plugin import cli
-from drtl_plugin.data import distortions
 from drtl_plugin.meta import META_HOOK_REGISTRY
 from drtl_plugin.relation import estimators
+from drtl_plugin.tasks import distortions
 from tests.conftest import OPTIONS
 
 ROOT = OPTIONS.parent

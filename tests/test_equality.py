@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import drtl_plugin
-from drtl_plugin.data.alignment import Alignment
-from drtl_plugin.models.html_report import Comparison
 from drtl_plugin.relation.estimators import RelationEvidence
 from drtl_plugin.relation.graph import KnowledgeGraph
+from drtl_plugin.report.html import Comparison
+from drtl_plugin.sources.alignment import Alignment
 
 
 def holds_tensors(hint: object) -> bool:

@@ -11,11 +11,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drtl_plugin.data.distortions import DISTORTIONS, REDUCTION, DistortionLibrary
 from drtl_plugin.data.few_shot_pair_dataset import FewShotPairDataset
 from drtl_plugin.data.image_files import names_of_list
 from drtl_plugin.errors import DataError, DRTLError, OptionError
-from drtl_plugin.options import (
+from drtl_plugin.options.parse import (
     AdaptOptions,
     DRTLOptions,
     InnerOptions,
@@ -29,6 +28,7 @@ from drtl_plugin.options import (
     load_option_file,
     parse_section,
 )
+from drtl_plugin.tasks.distortions import DISTORTIONS, REDUCTION, DistortionLibrary
 
 pytestmark = pytest.mark.fuzz
 SECTIONS = (

@@ -10,7 +10,7 @@ import torch
 
 import drtl_plugin
 from drtl_plugin import cli
-from drtl_plugin.data.sample_data import SAMPLE_ROOT
+from drtl_plugin.sources.sample import SAMPLE_ROOT
 
 
 class Bomb:

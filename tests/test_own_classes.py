@@ -66,7 +66,7 @@ def test_a_derived_dataset_has_options_of_its_own_and_the_defaults(workdir, quic
 import dataclasses
 from basicsr.utils.registry import DATASET_REGISTRY
 from drtl_plugin.data import DistortionTaskDataset
-from drtl_plugin.options import TaskDatasetOptions, option
+from drtl_plugin.options.parse import TaskDatasetOptions, option
 
 @dataclasses.dataclass(frozen=True)
 class DarkOptions(TaskDatasetOptions):
@@ -89,7 +89,7 @@ STRIPES = """
 from types import SimpleNamespace
 import torch
 from basicsr.utils.registry import DATASET_REGISTRY
-from drtl_plugin.data.distortions import DistortionLibrary
+from drtl_plugin.tasks.distortions import DistortionLibrary
 
 @DATASET_REGISTRY.register()
 class StripesDataset(torch.utils.data.Dataset):

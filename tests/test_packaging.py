@@ -21,7 +21,7 @@ import pytest
 
 import drtl_plugin
 from drtl_plugin import cli
-from drtl_plugin.data.sample_data import prepare_sample_data
+from drtl_plugin.sources.sample import prepare_sample_data
 from tests.conftest import OPTIONS
 
 ROOT = OPTIONS.parent

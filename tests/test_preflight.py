@@ -13,9 +13,9 @@ from basicsr.utils.registry import ARCH_REGISTRY, METRIC_REGISTRY
 
 from drtl_plugin import cli
 from drtl_plugin.data.image_files import image_size
-from drtl_plugin.data.sample_data import SAMPLE_ROOT
 from drtl_plugin.errors import OptionError
-from drtl_plugin.options import check_sections
+from drtl_plugin.options.parse import check_sections
+from drtl_plugin.sources.sample import SAMPLE_ROOT
 from tests.conftest import OPTIONS
 
 

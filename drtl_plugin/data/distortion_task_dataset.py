@@ -13,12 +13,12 @@ from basicsr.utils.registry import DATASET_REGISTRY
 from torch import Tensor
 from torch.utils import data
 
-from drtl_plugin.data.distortions import DistortionLibrary
 from drtl_plugin.data.few_shot_pair_dataset import FewShotPairDataset
 from drtl_plugin.data.image_files import check_lmdb, decode, image_names, image_size, lmdb_sizes, names_of_list
-from drtl_plugin.data.patches import augment, paired_patches, random_crop
 from drtl_plugin.errors import DataError, OptionError
-from drtl_plugin.options import TaskDatasetOptions, parse_section
+from drtl_plugin.options.parse import TaskDatasetOptions, parse_section
+from drtl_plugin.tasks.distortions import DistortionLibrary
+from drtl_plugin.tasks.patches import augment, paired_patches, random_crop
 
 # Headers that are read before training.
 _NUM_CHECKED = 64
@@ -41,15 +41,15 @@ class DistortionTaskDataset(data.Dataset):
 
     Args:
         opt (dict): Config for train datasets; its keys, with defaults, are
-            :class:`drtl_plugin.options.TaskDatasetOptions`. The most used ones:
+            :class:`drtl_plugin.options.parse.TaskDatasetOptions`. The most used ones:
             dataroot_gt (str): Folder (or .lmdb) of ground-truth images.
             io_backend (dict): IO backend type and other kwarg; disk or lmdb.
             gt_size (int): Side of the ground-truth patches.
             num_support, num_query (int): Patches an episode for the inner and the outer loop.
             distortions (str | list[dict]): ``'default'`` or the auxiliary tasks;
-                see :class:`drtl_plugin.data.distortions.DistortionLibrary`.
+                see :class:`drtl_plugin.tasks.distortions.DistortionLibrary`.
             target (dict): The support set: dataroot_gt, dataroot_lq, num_shot, seed or names, io_backend;
-                see :class:`drtl_plugin.options.TargetOptions`.
+                see :class:`drtl_plugin.options.parse.TargetOptions`.
 
             scale (int): Scale, which will be added automatically.
             phase (str): 'train', which will be added automatically.
@@ -61,7 +61,7 @@ class DistortionTaskDataset(data.Dataset):
 
     Attributes:
         options_class (type): The dataclass of its options. A subclass with options of its own sets one that derives
-            from :class:`drtl_plugin.options.TaskDatasetOptions`.
+            from :class:`drtl_plugin.options.parse.TaskDatasetOptions`.
     """
 
     options_class = TaskDatasetOptions

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from drtl_plugin.data.image_files import check_pair_sizes, check_paired_keys, require
 from drtl_plugin.errors import DataError, unknown
-from drtl_plugin.options import TargetOptions
+from drtl_plugin.options.parse import TargetOptions
 
 
 @DATASET_REGISTRY.register()

@@ -12,7 +12,7 @@ from basicsr.utils import lmdb_util
 
 from drtl_plugin.data.image_files import image_names, image_size, is_turned, read_image
 from drtl_plugin.errors import DataError
-from drtl_plugin.progress import progress
+from drtl_plugin.runtime.progress import progress
 
 
 def check_lmdb_name(target: str | Path, overwrite: bool = False) -> None:

@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from drtl_plugin import checkpoints
 from drtl_plugin.errors import DataError, OptionError, unknown
-from drtl_plugin.options import number
+from drtl_plugin.options.parse import number
+from drtl_plugin.runtime import checkpoints
 
 # Kinds of losses, and whether they take a file: of VGG19, or of a discriminator.
 _TAKES_FILE = {'pixel': False, 'msssim': False, 'frequency': False, 'perceptual': True, 'gan': True}

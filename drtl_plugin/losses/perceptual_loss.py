@@ -11,8 +11,8 @@ from basicsr.utils.registry import LOSS_REGISTRY
 from torch import nn
 from torchvision.models import vgg
 
-from drtl_plugin import checkpoints
 from drtl_plugin.errors import DataError, unknown
+from drtl_plugin.runtime import checkpoints
 
 # Weights of Real-ESRGAN's option files.
 LAYER_WEIGHTS = {'conv1_2': 0.1, 'conv2_2': 0.1, 'conv3_4': 1.0, 'conv4_4': 1.0, 'conv5_4': 1.0}

@@ -1,5 +1,5 @@
 """Meta-learning: the learner's pure functions, and the meta-trainer hooks (META_HOOK_REGISTRY)."""
 
-from drtl_plugin.meta.hooks import META_HOOK_REGISTRY, MetaTrainerHook
+from drtl_plugin.hooks.base import META_HOOK_REGISTRY, MetaTrainerHook
 
 __all__ = ['META_HOOK_REGISTRY', 'MetaTrainerHook']

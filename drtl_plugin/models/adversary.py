@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from drtl_plugin.errors import OptionError
 from drtl_plugin.meta.adaptation import Backward
-from drtl_plugin.options import DRTLOptions
+from drtl_plugin.options.parse import DRTLOptions
 
 if TYPE_CHECKING:
     from drtl_plugin.models.drtl_model import DRTLModel

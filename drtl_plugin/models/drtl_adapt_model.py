@@ -15,7 +15,7 @@ class DRTLAdaptModel(DRTLModel):
 
     Args:
         opt (dict): Options of ``DRTLModel``. Of ``train`` only the losses matter: the schedule that BasicSR asks for
-            is filled in, of no iterations (:func:`drtl_plugin.options.parse_options`).
+            is filled in, of no iterations (:func:`drtl_plugin.options.parse.parse_options`).
 
     Raises:
         OptionError: If there is no ``path.pretrain_network_g`` or no ``datasets.train.target``, or if step sizes are to

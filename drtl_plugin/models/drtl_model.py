@@ -25,13 +25,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.tensorboard import SummaryWriter
 
-from drtl_plugin import checkpoints
-from drtl_plugin.acceleration import compile_network, computes_bfloat16, lay_out, training_format
-from drtl_plugin.data.patches import paired_patches
-from drtl_plugin.distributed import average_gradients, broadcast, of_first_process
 from drtl_plugin.errors import DataError, OptionError, unknown
+from drtl_plugin.hooks.base import build_hooks
 from drtl_plugin.meta.adaptation import adaptation, best_step, last
-from drtl_plugin.meta.hooks import build_hooks
 from drtl_plugin.meta.learner import (
     accumulate,
     functional_loss,
@@ -40,8 +36,11 @@ from drtl_plugin.meta.learner import (
     trainable_parameters,
 )
 from drtl_plugin.models.adversary import adversarial_backward, build_adversary, check_losses
-from drtl_plugin.models.html_report import Comparison, Page, Table, illustrations_of_folder, write_html
-from drtl_plugin.models.report import (
+from drtl_plugin.options.parse import DRTLOptions
+from drtl_plugin.relation.estimators import ESTIMATORS, RelationEvidence
+from drtl_plugin.relation.graph import KnowledgeGraph, effective_number, relation_weights
+from drtl_plugin.report.html import Comparison, Page, Table, illustrations_of_folder, write_html
+from drtl_plugin.report.tables import (
     AFTER,
     BEFORE,
     BICUBIC,
@@ -59,13 +58,14 @@ from drtl_plugin.models.report import (
     results_table,
     write_image_metrics,
 )
-from drtl_plugin.models.tiles import restore
-from drtl_plugin.options import DRTLOptions
-from drtl_plugin.progress import Pulse, aside, progress, stage
-from drtl_plugin.relation.camera_fit import CameraFit, fit_camera
-from drtl_plugin.relation.estimators import ESTIMATORS, RelationEvidence
-from drtl_plugin.relation.graph import KnowledgeGraph, effective_number, relation_weights
-from drtl_plugin.trained import input_multiple
+from drtl_plugin.runtime import checkpoints
+from drtl_plugin.runtime.device import compile_network, computes_bfloat16, lay_out, training_format
+from drtl_plugin.runtime.distributed import average_gradients, broadcast, of_first_process
+from drtl_plugin.runtime.progress import Pulse, aside, progress, stage
+from drtl_plugin.runtime.tiles import restore
+from drtl_plugin.runtime.weights import input_multiple
+from drtl_plugin.tasks.camera_fit.fit import CameraFit, fit_camera
+from drtl_plugin.tasks.patches import paired_patches
 
 # Images of each validation set that go into the comparison picture.
 _NUM_COMPARED = 3
@@ -149,7 +149,7 @@ class DRTLModel(SRModel):
 
     ``SRModel`` with two pipelines (``drtl.pipeline``): ``pretrain`` takes an optimiser step on
     ``g = (1/N) Σ w_i ∇L_i(θ)``, ``meta`` on ``g = (1/B) Σ w_i ∇_θ L_i^qry(θ_i')``. The relation, the graph, the
-    adaptation and the records are meta-trainer hooks (:mod:`drtl_plugin.meta.hooks`), to which the model is the
+    adaptation and the records are meta-trainer hooks (:mod:`drtl_plugin.hooks.base`), to which the model is the
     runner. Without training (``basicsr test``) it is ``SRModel``, pads for networks with a ``window_size``, and
     compares with bicubic upsampling. ``val.tile`` and ``val.overlap`` restore large images tile by tile.
 
@@ -162,7 +162,7 @@ class DRTLModel(SRModel):
     Args:
         opt (dict): BasicSR's options for ``SRModel``, with ``datasets.train`` of type ``DistortionTaskDataset`` (or
             another registered type with items and attributes like its own, :data:`EPISODE_INTERFACE`) and a ``drtl``
-            section (:class:`drtl_plugin.options.DRTLOptions`). ``train.amp: bf16`` computes networks in
+            section (:class:`drtl_plugin.options.parse.DRTLOptions`). ``train.amp: bf16`` computes networks in
             bfloat16 (autocast) while training and adapting, where the device can; weights stay in single precision.
             ``train.compile`` has ``net_g`` compiled for training.
 
@@ -360,7 +360,7 @@ class DRTLModel(SRModel):
         """Move a network to the device; with several processes, they begin with the first one's weights.
 
         Without ``DistributedDataParallel``: the outer gradient is no ``backward``. It is averaged by
-        :func:`drtl_plugin.distributed.average_gradients`, as that of pre-training is.
+        :func:`drtl_plugin.runtime.distributed.average_gradients`, as that of pre-training is.
         """
         net = net.to(self.device)
         if self.opt['dist']:

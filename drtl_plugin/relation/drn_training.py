@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from drtl_plugin.data.distortions import bicubic
+from drtl_plugin.tasks.distortions import bicubic
 
 # Softmax temperature of the cosines; 0.05 to 0.2 measured alike.
 _TEMPERATURE = 0.1

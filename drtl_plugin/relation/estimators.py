@@ -26,11 +26,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from drtl_plugin.data.distortions import bicubic
 from drtl_plugin.errors import OptionError
 from drtl_plugin.meta.learner import Criterion, Precision, gradients_of, trainable_parameters
-from drtl_plugin.progress import progress
 from drtl_plugin.relation.graph import KnowledgeGraph, graph_from_embeddings, require_finite, uniform_graph
+from drtl_plugin.runtime.progress import progress
+from drtl_plugin.tasks.distortions import bicubic
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,8 +15,8 @@ from PIL import Image, ImageFile
 from drtl_plugin import cli
 from drtl_plugin.data.distortion_task_dataset import DistortionTaskDataset
 from drtl_plugin.data.image_files import check_paired_keys, image_size, is_turned, names_of_list, read_image
-from drtl_plugin.data.sample_data import SAMPLE_ROOT
 from drtl_plugin.errors import DataError
+from drtl_plugin.sources.sample import SAMPLE_ROOT
 
 PHOTOGRAPH = np.random.default_rng(0).integers(0, 256, (32, 40, 3)).astype(np.uint8)
 PHOTOGRAPH = cv2.resize(PHOTOGRAPH, (120, 96), interpolation=cv2.INTER_CUBIC)

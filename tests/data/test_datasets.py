@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader
 from drtl_plugin import cli
 from drtl_plugin.data import DistortionTaskDataset, FewShotPairDataset
 from drtl_plugin.data.image_files import check_pair_sizes, image_names, image_size, is_turned, require
-from drtl_plugin.data.patches import augment, paired_patches, random_crop
 from drtl_plugin.errors import DataError, OptionError
+from drtl_plugin.tasks.patches import augment, paired_patches, random_crop
 
 
 @pytest.fixture

@@ -80,8 +80,8 @@ def test_sizes_that_a_discriminator_takes(folder, quick, monkeypatch):  # noqa: 
         for suffix, side in (('LR', 25), ('HR', 100)):
             image = cv2.imread(f'pairs/{name}_{suffix}.png')[:side, :side]
             cv2.imwrite(f'pairs/{name}_{suffix}.png', image)
-    from drtl_plugin.adapt import _options
-    from drtl_plugin.trained import load_trained
+    from drtl_plugin.commands.adapt import _options
+    from drtl_plugin.runtime.weights import load_trained
 
     (folder / 'mine/pairs/gt').mkdir(parents=True)
     images = {}

@@ -8,8 +8,8 @@ from basicsr.utils.misc import check_resume
 
 from drtl_plugin import preflight
 from drtl_plugin.errors import OptionError
-from drtl_plugin.options import parse_options
-from drtl_plugin.trained import load_trained
+from drtl_plugin.options.parse import parse_options
+from drtl_plugin.runtime.weights import load_trained
 from tests.models.test_drtl_model import build, episodes, parameters  # noqa: F401
 from tests.test_options import arguments
 

@@ -20,7 +20,7 @@ from drtl_plugin.errors import DataError, OptionError
 from drtl_plugin.meta.learner import functional_loss, outer_gradient, trainable_parameters
 from drtl_plugin.models import drtl_model
 from drtl_plugin.models.drtl_model import DRTLModel
-from drtl_plugin.options import load_option_file, parse_options
+from drtl_plugin.options.parse import load_option_file, parse_options
 from drtl_plugin.relation.estimators import ESTIMATORS, RelationQuestion, relation_estimator
 from drtl_plugin.relation.graph import KnowledgeGraph
 from tests.fetches import watch_fetches
@@ -806,8 +806,8 @@ class TestAdaptation:
         assert replayed == [expected] * 4
 
     def test_progress_counts_the_steps(self, build, quick_opt, monkeypatch, caplog):
-        monkeypatch.setattr('drtl_plugin.progress._FIRST', 0)
-        monkeypatch.setattr('drtl_plugin.progress._INTERVAL', 0)
+        monkeypatch.setattr('drtl_plugin.runtime.progress._FIRST', 0)
+        monkeypatch.setattr('drtl_plugin.runtime.progress._INTERVAL', 0)
         monkeypatch.setattr(get_root_logger(), 'propagate', True)
         caplog.set_level('INFO', 'basicsr')
         self.adapted(build, quick_opt)

@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import nn
 
-from drtl_plugin.data.distortions import bicubic
 from drtl_plugin.errors import DataError
 from drtl_plugin.relation.estimators import (
     ESTIMATORS,
@@ -15,6 +14,7 @@ from drtl_plugin.relation.estimators import (
     mean_embedding,
     mean_gradient,
 )
+from drtl_plugin.tasks.distortions import bicubic
 
 LABELS = ['darker', 'same', 'brighter']
 

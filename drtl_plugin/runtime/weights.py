@@ -1,0 +1,134 @@
+"""Trained networks from a file of weights."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from basicsr.archs import build_network
+from basicsr.utils.registry import ARCH_REGISTRY
+from torch import nn
+
+from drtl_plugin.errors import DataError, OptionError, describe, own_line, registered
+from drtl_plugin.options.parse import load_option_file, number
+from drtl_plugin.runtime import checkpoints
+from drtl_plugin.runtime.device import lay_out
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedNetwork:
+    """A network with its weights.
+
+    Attributes:
+        net (nn.Module): In evaluation mode, on the CPU.
+        options (dict): ``network_g`` of the option file: its type and arguments.
+        scale (int): By how much it enlarges.
+        param_key (str | None): The key of the weights in their file; None: without a key.
+        losses (tuple[str, ...] | None): Kinds of losses that it has learned by, e.g. ``('pixel',)``; None: unknown.
+    """
+
+    net: nn.Module
+    options: dict
+    scale: int
+    param_key: str | None = None
+    losses: tuple[str, ...] | None = None
+
+    @property
+    def may_be_of_gan(self) -> bool:
+        """Whether it may have learned by a GAN or a perceptual loss, after which a pixel loss would smooth it."""
+        return self.losses is None or not {'gan', 'perceptual'}.isdisjoint(self.losses)
+
+    @property
+    def window(self) -> int:
+        """What height and width of its input must be multiples of."""
+        return input_multiple(self.options, self.scale)
+
+
+def input_multiple(options: dict, scale: int) -> int:
+    """What height and width of a network's input must be multiples of.
+
+    Args:
+        options (dict): ``network_g``.
+        scale (int): By how much it enlarges.
+    """
+    if options['type'] == 'RRDBNet' and scale < 4:
+        return 4 // scale  # it begins with pixel_unshuffle
+    return options.get('window_size', 1)
+
+
+def load_trained(path: str, option_file: str | None = None) -> TrainedNetwork:
+    """Build the network that a file of weights belongs to.
+
+    Which one that is stands in the file itself, if this plug-in has written it; in the option file that is given; or in
+    that of the experiment whose ``models`` folder the weights lie in.
+
+    Args:
+        path (str): Weights: under ``params_ema`` or ``params``, or without a key.
+        option_file (str | None): With ``network_g`` and ``scale``.
+
+    Raises:
+        DataError: If the weights cannot be read, or are of another network.
+        OptionError: If nothing says which network it is, or it does not exist.
+    """
+    content = checkpoints.read(path, '--weights')
+    key, weights = checkpoints.weights_in(content, path, '--weights', ('params_ema', 'params', None))
+    network, scale, where = _description(content, path, option_file)
+    if not isinstance(network, dict) or 'type' not in network:
+        raise OptionError(f'{where}: network_g: expected a section with a type.')
+    registered(ARCH_REGISTRY, network['type'], 'network', f'{where}: network_g.type')
+    try:
+        net = build_network(network)
+    except Exception as error:
+        line = f'{describe(error)}{own_line(error)}'
+        raise OptionError(f'{where}: network_g: {network["type"]} cannot be built: {line}') from error
+    fault = f'--weights: {path} does not fit the network_g of {where}'
+    checkpoints.load_weights(net, weights, content, network, fault)
+    lay_out(net.eval(), torch.channels_last)
+    losses = content.get('losses')
+    trained = TrainedNetwork(net, network, scale, key, tuple(losses) if isinstance(losses, list) else None)
+    _rehearse(trained, where)
+    return trained
+
+
+def _rehearse(trained: TrainedNetwork, where: str) -> None:
+    """Restore a small grey image, since weights fit networks of other scales, too.
+
+    Raises:
+        DataError: If the result has another size, or is none.
+    """
+    side = trained.window * -(-24 // trained.window)
+    try:
+        with torch.no_grad():
+            result = trained.net(torch.full((1, 3, side, side), 0.5))
+        width = result.shape[-1]
+    except Exception as error:
+        line = f'{describe(error)}{own_line(error)}'
+        raise DataError(f'{where}: the network restores no colour images: {line}') from error
+    if width != side * trained.scale:
+        raise DataError(f'{where}: scale is {trained.scale}, but the network enlarges {width / side:g} times.')
+    if not result.isfinite().all():
+        raise DataError(f'{where}: the network makes infinite numbers, or none, of a grey image; it is damaged.')
+
+
+def _description(content: Any, path: str, option_file: str | None) -> tuple[dict, int, str]:
+    """``network_g``, scale, and the file that they stand in."""
+    if option_file is None and isinstance(content.get('network'), dict):
+        return content['network'], _scale(content, path), path
+    if option_file is not None:
+        opt = load_option_file(option_file)
+        if not isinstance(opt.get('network_g'), dict):
+            raise OptionError(f'{option_file}: expected an option file with network_g and scale.')
+        return opt['network_g'], _scale(opt, option_file), option_file
+    for file in sorted(Path(path).absolute().parent.parent.glob('*.yml')):
+        with contextlib.suppress(OptionError):  # of something else
+            opt = load_option_file(str(file))
+            if isinstance(opt.get('network_g'), dict):
+                return opt['network_g'], _scale(opt, str(file)), str(file)
+    raise OptionError(f'--weights: {path} does not say which network it is of; name its option file by -opt.')
+
+
+def _scale(opt: dict, where: str) -> int:
+    return number(opt.get('scale', 1), int, f'{where}: scale', 1)

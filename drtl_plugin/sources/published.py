@@ -1,0 +1,237 @@
+"""Published datasets, from the layout that they are published in to folders that option files name.
+
+Cameras' pairs (:func:`prepare_pairs`): RealSR (version 3, Cai et al., ICCV 2019), DRealSR (Wei et al., ECCV 2020) and
+City100 (Chen et al., CVPR 2019). Photographs for the auxiliary tasks, such as DIV2K and Flickr2K, cut into sub-images
+that are read quickly (:func:`prepare_subimages`). Nothing is downloaded, and nothing in the source is changed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from basicsr.utils.matlab_functions import imresize
+
+from drtl_plugin.data.image_files import image_names, image_size, read_image
+from drtl_plugin.errors import DataError
+from drtl_plugin.runtime.progress import progress
+
+# City100 has no split of its own: every tenth pair is held out, as are five others to adapt to.
+_CITY100_SUPPORT = ('011', '031', '051', '071', '091')
+_CITY100_VAL = tuple(f'{number:03d}' for number in range(4, 100, 10))
+# A multiple of all scales that City100 is used at.
+_CITY100_MULTIPLE = 12
+
+
+@dataclass(frozen=True)
+class SourcePair:
+    """A pair as it is published.
+
+    Attributes:
+        split (str): ``support`` or ``val``.
+        name (str): What both images are to be called, without ending.
+        gt, lq (Path): The files.
+    """
+
+    split: str
+    name: str
+    gt: Path
+    lq: Path
+
+
+def _find_realsr(source: Path, camera: str | None, scale: int) -> Iterator[SourcePair]:
+    """``Canon/Train/4/Canon_001_HR.png`` beside ``Canon_001_LR4.png``; ``Test`` is held out."""
+    for split, folder in (('support', 'Train'), ('val', 'Test')):
+        for gt in sorted(source.rglob(f'{camera or "*"}/{folder}/{scale}/*_HR.*')):
+            name = gt.stem.removesuffix('_HR')
+            yield SourcePair(split, name, gt, gt.with_name(f'{name}_LR{scale}{gt.suffix}'))
+
+
+def _find_drealsr(source: Path, camera: str | None, scale: int) -> Iterator[SourcePair]:
+    """``Train_x4/train_HR/NAME_x4.png`` and ``Train_x4/train_LR/NAME_x1.png``; ``Test_x4`` is held out.
+
+    Its cameras show in the names' beginnings alone: panasonic, sony, DSC, ….
+    """
+    for split, phase in (('support', 'train'), ('val', 'test')):
+        for gt in sorted(source.rglob(f'{phase.title()}_x{scale}/{phase}_HR/{camera or ""}*')):
+            name = gt.stem.removesuffix(f'_x{scale}')
+            yield SourcePair(split, name, gt, gt.parent.with_name(f'{phase}_LR') / f'{name}_x1{gt.suffix}')
+
+
+def _find_city100(source: Path, camera: str | None, scale: int) -> Iterator[SourcePair]:
+    """``City100_NikonD5500/001H.PNG`` and ``001L.PNG``, of the same size."""
+    for gt in sorted(source.rglob(f'City100_{camera or "*"}/*H.PNG')):
+        name = gt.stem.removesuffix('H')
+        if name in _CITY100_SUPPORT + _CITY100_VAL:
+            yield SourcePair(
+                'val' if name in _CITY100_VAL else 'support', name, gt, gt.with_name(f'{name}L{gt.suffix}')
+            )
+
+
+@dataclass(frozen=True)
+class PairedDataset:
+    """How a dataset of pairs is found.
+
+    Attributes:
+        find (Callable): ``find(source, camera, scale)``, all pairs; in a docstring the layout.
+        cameras (tuple[str, ...]): What its folders or files call the cameras.
+        scales (tuple[int, ...]): Those that it is published, or customarily used, at.
+        interpolated (bool): Whether lq is published at the size of gt, to be reduced here.
+    """
+
+    find: Callable[[Path, str | None, int], Iterator[SourcePair]]
+    cameras: tuple[str, ...]
+    scales: tuple[int, ...]
+    interpolated: bool = False
+
+
+PAIRED_DATASETS = {
+    'realsr': PairedDataset(_find_realsr, ('Canon', 'Nikon'), (2, 3, 4)),
+    'drealsr': PairedDataset(_find_drealsr, (), (2, 3, 4)),
+    'city100': PairedDataset(_find_city100, ('NikonD5500', 'iPhoneX'), (2, 3, 4), interpolated=True),
+}
+
+
+def prepare_pairs(dataset: str, source: str | Path, target: str | Path, scale: int, camera: str | None = None) -> dict:
+    """Turn a published dataset into ``support/{gt,lq}`` and ``val/{gt,lq}``, the same names in both.
+
+    RealSR and DRealSR: their training part is what the support set is chosen from, their test part is held out; files
+    are copied. City100: 5 and 10 of its 100 pairs; cropped to a multiple of 12 pixels, and lq, which is published
+    enlarged to the size of gt, reduced by MATLAB's bicubic ``imresize``.
+
+    Args:
+        dataset (str): One of ``PAIRED_DATASETS``.
+        source (str | Path): Folder of the unpacked archive, or any above.
+        target (str | Path): Folder to write; it appears under this name only when it is complete.
+        scale (int): Of the pairs.
+        camera (str | None): Pairs of this camera only; None takes all.
+
+    Returns:
+        dict: Number of pairs by split.
+
+    Raises:
+        DataError: If nothing is found, an image is missing or of another size than its partner wants, the source holds
+            two pairs of a name, or the target is there already.
+    """
+    layout = PAIRED_DATASETS[dataset]
+    if scale not in layout.scales:
+        raise DataError(f'--scale {scale}: {dataset} has {", ".join(map(str, layout.scales))}.')
+    if layout.cameras and camera is not None and camera not in layout.cameras:
+        raise DataError(f'--camera {camera}: {dataset} has {", ".join(layout.cameras)}.')
+    if layout.interpolated and camera is None:
+        raise DataError(f'--camera is missing: {dataset} has {", ".join(layout.cameras)}, with the same names.')
+    _require_folder(source)
+    pairs = list(layout.find(Path(source), camera, scale))
+    counts = {split: sum(pair.split == split for pair in pairs) for split in ('support', 'val')}
+    if not all(counts.values()):
+        expected = ' '.join((layout.find.__doc__ or '').split())
+        raise DataError(f'{source}: no {dataset} pairs of scale {scale} for both parts; expected {expected}')
+    seen: dict[tuple[str, str], Path] = {}
+    for pair in pairs:
+        other = seen.setdefault((pair.split, pair.name), pair.gt)
+        if other != pair.gt:
+            raise DataError(f'{source}: {other} and {pair.gt} are pairs of the same name; name a folder below.')
+        ratio = 1 if layout.interpolated else scale
+        if not pair.lq.is_file():
+            raise DataError(f'{pair.gt}: its partner {pair.lq.name} is missing.')
+        gt_size, lq_size = image_size(str(pair.gt)), image_size(str(pair.lq))
+        if gt_size != tuple(ratio * extent for extent in lq_size):
+            raise DataError(
+                f'{pair.lq}: {lq_size[1]}x{lq_size[0]}, but {pair.gt.name} is {gt_size[1]}x{gt_size[0]}, not {ratio} '
+                'times that.'
+            )
+    with _appearing(target) as folder:
+        for pair in progress(pairs, dataset, len(pairs), 'pair'):
+            for part in ('gt', 'lq'):
+                (folder / pair.split / part).mkdir(parents=True, exist_ok=True)
+            if layout.interpolated:
+                _write_reduced(pair, folder / pair.split, scale)
+                continue
+            for part, path in (('gt', pair.gt), ('lq', pair.lq)):
+                shutil.copyfile(path, folder / pair.split / part / (pair.name + path.suffix))
+    return counts
+
+
+def _write_reduced(pair: SourcePair, folder: Path, scale: int) -> None:
+    images = []
+    for path in (pair.gt, pair.lq):
+        image = read_image(path).astype(np.float32) / 255
+        height, width = (extent - extent % _CITY100_MULTIPLE for extent in image.shape[:2])
+        images.append(image[:height, :width])
+    gt, lq = images
+    lq = imresize(np.ascontiguousarray(lq), 1 / scale)
+    for part, image in (('gt', gt), ('lq', lq)):
+        _write_png(folder / part / f'{pair.name}.png', (image * 255).round().clip(0, 255).astype(np.uint8))
+
+
+def prepare_subimages(sources: list[str], target: str | Path, size: int = 480, step: int = 240) -> int:
+    """Cut photographs into overlapping square sub-images, as BasicSR's users do with DIV2K and Flickr2K.
+
+    The last one of a row or column ends at the border, so that nothing is left out.
+
+    Args:
+        sources (list[str]): Folders of photographs.
+        target (str | Path): Folder to write, PNG files; it appears under this name only when it is complete.
+        size (int): Side of a sub-image, in pixels.
+        step (int): From one to the next.
+
+    Returns:
+        int: How many were written.
+
+    Raises:
+        DataError: If a folder holds no images, one of them cannot be read or is smaller than ``size``, two are of the
+            same name, or the target is there already.
+    """
+    paths = [Path(source, name) for source in sources for name in image_names(source, 'source')]
+    seen: dict[str, Path] = {}
+    for path in paths:
+        other = seen.setdefault(path.stem, path)
+        if other != path:
+            raise DataError(f'{path}: there is another image of that name, {other}; rename one of them.')
+        height, width = image_size(str(path))
+        if min(height, width) < size:
+            raise DataError(f'{path}: {width}x{height} is smaller than sub-images of {size}; choose a smaller --size.')
+
+    with _appearing(target) as folder:
+
+        def cut(path: Path) -> int:
+            image = read_image(path)
+            corners = [[*range(0, extent - size, step), extent - size] for extent in image.shape[:2]]
+            places = [(top, left) for top in corners[0] for left in corners[1]]
+            for i, (top, left) in enumerate(places, 1):
+                _write_png(folder / f'{path.stem}_s{i:03d}.png', image[top : top + size, left : left + size])
+            return len(places)
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # OpenCV lets other threads work
+            return sum(progress(pool.map(cut, paths), 'sub-images', len(paths), 'image'))
+
+
+def _require_folder(path: str | Path) -> None:
+    if not Path(path).is_dir():
+        raise DataError(f'source: there is no folder {path}; unpack the archive first.')
+
+
+@contextmanager
+def _appearing(target: str | Path) -> Iterator[Path]:
+    """A folder that gets its name when it is complete."""
+    target = Path(target)
+    if target.exists():
+        raise DataError(f'target: {target} exists already; remove it or choose another name.')
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix='.unfinished_') as unfinished:
+        folder = Path(unfinished, 'complete')
+        folder.mkdir()
+        yield folder
+        folder.rename(target)
+
+
+def _write_png(path: Path, image: np.ndarray) -> None:
+    path.write_bytes(cv2.imencode('.png', image, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes())

@@ -1,0 +1,364 @@
+"""``basicsr adapt``: from a folder of pairs to weights of one's own camera."""
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from basicsr.archs import build_network
+from basicsr.metrics import calculate_psnr
+from basicsr.utils import tensor2img
+from basicsr.utils.registry import ARCH_REGISTRY
+from PIL import Image
+
+from drtl_plugin import cli
+from drtl_plugin.commands import adapt as module
+from drtl_plugin.errors import DataError, OptionError
+from drtl_plugin.runtime import progress
+from drtl_plugin.runtime.weights import load_trained
+from tests.data.test_alignment import pair
+from tests.data.test_bad_files import damaged_png
+from tests.data.test_photographs import display_p3
+
+NETWORK = {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 1, 'upscale': 4, 'res_scale': 1}
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """The option file of the command, with less to fit and to measure."""
+    options = module._options
+
+    def quick_options(*arguments):
+        opt = options(*arguments)
+        opt['datasets']['train'].update(gt_size=64, distortions=[{'name': 'bicubic'}, {'name': 'gaussian_noise'}])
+        opt['drtl'].update(camera_fit=False)
+        opt['drtl']['weighting']['effective_tasks'] = 1.5
+        opt['drtl']['hooks'] = [{'type': 'RelationHook', 'num_patches': 2, 'transfer_steps': 1}]
+        return opt
+
+    monkeypatch.setattr(module, '_options', quick_options)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Three pairs, and weights that know nothing."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    state = build_network(NETWORK).state_dict()
+    torch.save({'params': state, 'network': NETWORK, 'scale': 4}, 'w.pth')
+    (tmp_path / 'pairs').mkdir()
+    lq, gt = pair()
+    for name, (x, y) in {'a': (0, 0), 'b': (60, 40), 'c': (100, 120)}.items():
+        cv2.imwrite(f'pairs/{name}_LR.png', lq[y : y + 64, x : x + 72])
+        cv2.imwrite(f'pairs/{name}_HR.png', gt[4 * y : 4 * y + 256, 4 * x : 4 * x + 288])
+    return tmp_path
+
+
+def test_from_pairs_to_weights(folder, quick, capsys):
+    command = ['adapt', '--pairs', 'pairs', '--weights', 'w.pth', '-o', 'mine', '--steps', '5']
+    assert cli.main(command) == 0
+    report = (folder / 'mine/report.md').read_text()
+    assert report in capsys.readouterr().out
+    assert {path.name for path in (folder / 'mine').iterdir()} == {
+        *(
+            'adapt.yml',
+            'pairs',
+            'report.md',
+            'report.html',
+            'net_g_adapted_latest.pth',
+            'knowledge_graph.json',
+            'knowledge_graph.png',
+        )
+    }
+    # A pair, restored by the weights that were given.
+    lq = torch.from_numpy(cv2.imread('pairs/b_LR.png')[..., ::-1].transpose(2, 0, 1) / np.float32(255))[None]
+    with torch.no_grad():
+        restored = tensor2img(load_trained('w.pth').net(lq))
+    psnr = calculate_psnr(restored, cv2.imread('pairs/b_HR.png'), crop_border=4, test_y_channel=True)
+    _, row = (line for line in report.splitlines() if line.startswith('| b |'))  # of alignment, and of evaluation
+    before, after = (float(cell) for cell in row.split('|')[2:4])
+    assert before == pytest.approx(psnr, abs=0.0051)
+    assert after > before  # by a network that knew nothing
+    assert 'Adapting gains' in report
+    gain = re.search(r'Adapting gains (\S+) dB', report)[1]
+    page = (folder / 'mine/report.html').read_text()
+    assert re.search(r'<li><strong>(.*?)</strong>', page)[1] == f'+{gain} dB PSNR-Y'
+    assert re.findall('<h3>(.*)</h3>', page) == ['a', 'b', 'c']
+    assert f'<th scope="row">b</th><td>{before:.2f}</td><td>{after:.2f}</td>' in page
+
+    # The option file repeats it.
+    assert cli.main(['train', '-opt', 'mine/adapt.yml']) == 0
+    files = ('mine/net_g_adapted_latest.pth', 'experiments/mine/models/net_g_adapted_latest.pth')
+    first, second = (torch.load(folder / file)['params'] for file in files)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert (folder / 'mine/report.md').read_text() == report
+
+    # And the weights restore photographs.
+    assert cli.main(['upscale', '-i', 'pairs/a_LR.png', '-o', 'a.png', '--weights', files[0]]) == 0
+    assert cv2.imread('a.png').shape == (256, 288, 3)
+
+    assert cli.main(command) == 2
+    assert 'basicsr: error: -o: mine is there already; choose another folder.' in capsys.readouterr().err
+
+
+def commands_in(report: str) -> dict[str, list[str]]:
+    """The commands that a report ends with, as a shell splits them, by subcommand."""
+    lines = (shlex.split(line.split('`')[1]) for line in report.splitlines() if '`basicsr ' in line)
+    return {words[1]: words[1:] for words in lines}
+
+
+@pytest.mark.parametrize('output', ['experiments/cam', 'my camera'])
+def test_the_printed_commands_work_wherever_the_output_is(folder, quick, capsys, output):
+    command = ['adapt', '--pairs', 'pairs', '--weights', 'w.pth', '-o', output, '--steps', '1', '--no-evaluation']
+    assert cli.main(command) == 0
+    commands = commands_in(capsys.readouterr().out)
+    before = {path: path.read_bytes() for path in (folder / output).rglob('*') if path.is_file()}
+    for _ in range(2):  # the second time, the folder of the first one is archived
+        assert cli.main(commands['train']) == 0
+    assert before == {path: path.read_bytes() for path in (folder / output).rglob('*') if path.is_file()}
+    (archived,) = (folder / 'experiments').glob('*_archived_*')
+    repeated = archived.with_name(archived.name.partition('_archived_')[0])
+    states = [torch.load(path)['params'] for path in folder.rglob('net_g_adapted_latest.pth')]
+    assert len(states) == 3 and (repeated / 'models').is_dir()
+    assert all(torch.equal(state[name], weight) for state in states for name, weight in states[0].items())
+    assert cli.main(['pairs/a_LR.png' if word == 'IN' else word for word in commands['upscale']]) == 0
+    assert (folder / 'OUT/a_LR.png').is_file()
+
+
+MY_NETWORK = """
+from basicsr.archs.edsr_arch import EDSR
+from basicsr.utils.registry import ARCH_REGISTRY
+
+@ARCH_REGISTRY.register()
+class MyNetwork(EDSR):
+    pass
+"""
+
+
+def test_networks_of_ones_own(folder, quick, capsys, monkeypatch):
+    """The architecture is imported by every command, and in the commands that are printed."""
+    network = {**NETWORK, 'type': 'MyNetwork'}
+    torch.save({**torch.load('w.pth'), 'network': network}, 'w.pth')
+    (folder / 'my_network.py').write_text(MY_NETWORK)
+    monkeypatch.setattr(ARCH_REGISTRY, '_obj_map', dict(ARCH_REGISTRY._obj_map))
+    monkeypatch.setattr(sys, 'path', list(sys.path))
+    shipped = dict(ARCH_REGISTRY._obj_map)
+
+    def call(*arguments):
+        sys.modules.pop('my_network', None)
+        monkeypatch.setattr(ARCH_REGISTRY, '_obj_map', dict(shipped))
+        return cli.main(list(arguments))
+
+    upscale = ('upscale', '-i', 'pairs/a_LR.png', '-o', 'a.png', '--weights', 'w.pth')
+    assert call(*upscale) == 2
+    error = capsys.readouterr().err
+    assert "w.pth: network_g.type: unknown network 'MyNetwork'" in error and '--import' in error
+    assert call(*upscale, '--import', 'nosuchmodule') == 2
+    assert "--import nosuchmodule: No module named 'nosuchmodule'" in capsys.readouterr().err
+    mine = ('--import', 'my_network')
+    assert call(*upscale, *mine) == 0
+    assert call('export', '--weights', 'w.pth', '--spandrel', 'mine.pth', *mine) == 0
+    adapt = ('adapt', '--pairs', 'pairs', '--weights', 'w.pth', '-o', 'mine', '--steps', '1', '--no-evaluation')
+    assert call(*adapt, *mine) == 0
+    commands = commands_in(capsys.readouterr().out)
+    assert call(*commands['train']) == 0
+    trained = capsys.readouterr().out.partition('Restore photographs: basicsr ')[2].splitlines()[0]
+    for command in (commands['upscale'], shlex.split(trained)):
+        assert command[-2:] == list(mine)
+        assert call(*('pairs/b_LR.png' if word == 'IN' else word for word in command)) == 0
+    sys.modules.pop('my_network')
+
+
+def test_a_pair_is_judged_by_networks_that_have_not_seen_it(folder, quick, monkeypatch):
+    adapted = module._adapted_model
+    seen = []
+
+    def watched(opt, names, *arguments):
+        model = adapted(opt, names, *arguments)
+        seen.append((list(names), sorted(key.rsplit('/')[-1] for key in model.task_data.keys)))
+        return model
+
+    monkeypatch.setattr(module, '_adapted_model', watched)
+    module.adapt('pairs', 'w.pth', 'mine', steps=1)
+    whole, *folds = seen
+    assert whole == (['a', 'b', 'c'], ['a.png', 'b.png', 'c.png'])
+    assert folds == [(list(names), [f'{name}.png' for name in names]) for names in ('bc', 'ac', 'ab')]
+
+
+def test_what_is_held_out_is_no_auxiliary_photograph(folder, quick, monkeypatch):
+    """Nor under another name, in a folder of its own; and names may be any."""
+    (folder / 'good').mkdir()
+    _, scene = pair()
+    cv2.imwrite('good/scene.png', scene)
+    for old in (folder / 'pairs').glob('c_*'):
+        old.rename(old.with_name(old.name.replace('c_', 'Screenshot 2024-01-01 at 10.15.31 AM_')))
+    for i, path in enumerate(sorted((folder / 'pairs').glob('*_HR.png'))):
+        cv2.imwrite(f'good/copy_{i}.png', cv2.imread(str(path)))
+    adapted = module._adapted_model
+    seen = []
+
+    def watched(*arguments):
+        model = adapted(*arguments)
+        seen.append(sorted(key.rsplit('/')[-1] for key in model.task_data.keys))
+        return model
+
+    monkeypatch.setattr(module, '_adapted_model', watched)
+    module.adapt('pairs', 'w.pth', 'mine', steps=1, auxiliary='good')
+    whole, *folds = seen
+    assert whole == ['copy_0.png', 'copy_1.png', 'copy_2.png', 'scene.png']
+    names = ('Screenshot 2024-01-01 at 10.15.31 AM', 'a', 'b')
+    assert [path.stem for path in sorted((folder / 'mine/pairs/gt').iterdir())] == list(names)
+    assert folds == [[name for name in whole if name != f'copy_{i}.png'] for i in range(3)]
+
+
+def test_a_failed_evaluation_leaves_what_was_adapted(folder, quick, monkeypatch):
+    def fail(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, '_leave_one_out', fail)
+    with pytest.raises(KeyboardInterrupt):
+        module.adapt('pairs', 'w.pth', 'mine', steps=1)
+    assert (folder / 'mine/net_g_adapted_latest.pth').is_file()
+    assert 'Not measured: it failed.' in (folder / 'mine/report.md').read_text()
+
+
+def test_pairs_that_lie_apart(folder, quick):
+    lq, gt = pair(shift=(5, 3))
+    cv2.imwrite('pairs/d_LR.png', lq)
+    cv2.imwrite('pairs/d_HR.png', gt)
+    with pytest.raises(DataError, match=r'd_HR\.png and .*d_LR\.png lie up to 5\.9 low-quality pixels apart; .*--reg'):
+        module.adapt('pairs', 'w.pth', 'mine')
+    assert not (folder / 'mine').exists()
+    report = module.adapt('pairs', 'w.pth', 'mine', steps=1, registers=True, evaluates=False)
+    (row,) = (line for line in report.splitlines() if line.startswith('| d |'))
+    assert [float(cell) for cell in row.split('|')[2:5]] == pytest.approx([5, 3, 1], abs=0.03)
+    assert 'Not measured: --no-evaluation.' in report
+    assert 'The gain was not measured: --no-evaluation.' in (folder / 'mine/report.html').read_text()
+    poor, good = (cv2.imread(f'mine/pairs/{side}/d.png') for side in ('lq', 'gt'))
+    reduced = cv2.resize(good, poor.shape[1::-1], interpolation=cv2.INTER_AREA).astype(float)
+    assert np.abs(reduced - poor).mean() < 3
+
+
+def test_pairs_of_16_bits(folder, quick):
+    note = '16-bit photographs were reduced to 8 bits, since BasicSR trains on 8 bits.'
+    assert note not in module.adapt('pairs', 'w.pth', 'other', steps=1, evaluates=False)
+    for path in (folder / 'pairs').iterdir():
+        cv2.imwrite(str(path), cv2.imread(str(path)).astype(np.uint16) * 257)
+    assert note in module.adapt('pairs', 'w.pth', 'mine', steps=1, evaluates=False)
+    for side in ('gt', 'lq'):
+        images = (cv2.imread(f'{output}/pairs/{side}/a.png', cv2.IMREAD_UNCHANGED) for output in ('other', 'mine'))
+        assert np.array_equal(*images)
+
+
+def test_pairs_of_different_colours(folder, quick):
+    Image.open('pairs/a_LR.png').save('pairs/a_LR.png', icc_profile=display_p3())
+    with pytest.raises(
+        DataError, match=r'--pairs: .*a_HR\.png \(without one, so sRGB\) and .*a_LR\.png \(Display P3\)'
+    ):
+        module.adapt('pairs', 'w.pth', 'mine')
+    assert not (folder / 'mine').exists()
+
+
+def resize(factor: float, pattern: str) -> None:
+    for path in Path('pairs').glob(pattern):
+        cv2.imwrite(str(path), cv2.resize(cv2.imread(str(path)), None, fx=factor, fy=factor))
+
+
+def swap() -> None:
+    """LQ for GT and GT for LQ, in two folders."""
+    for suffix, side in (('LR', 'gt'), ('HR', 'lq')):
+        Path('pairs', side).mkdir()
+        for path in Path('pairs').glob(f'*_{suffix}.png'):
+            path.rename(Path('pairs', side, path.name.replace(f'_{suffix}', '')))
+
+
+@pytest.mark.parametrize('registers', [False, True])
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (swap, r'pairs/lq/a\.png.* is 288x256, larger than .*72x64; are the folders pairs/gt and pairs/lq swapped\?$'),
+        (
+            lambda: resize(3 / 4, '*_HR.png'),
+            r'a_HR\.png is 216x192, .* is 72x64: these pairs are x3, the weights are for x4',
+        ),
+        (
+            lambda: resize(4, '*_LR.png'),
+            r'a_HR\.png is 288x256, .* is 288x256: these pairs are x1, the weights are for x4',
+        ),
+    ],
+)
+def test_sizes_that_tell_what_is_wrong(folder, quick, change, message, registers):
+    change()
+    with pytest.raises(DataError, match=message):
+        module.adapt('pairs', 'w.pth', 'mine', registers=registers)
+    assert not (folder / 'mine').exists()
+
+
+def test_cropped_photographs_are_registered(folder, quick):
+    """Although their sizes are those of x3 pairs."""
+    lq, gt = pair()
+    cv2.imwrite('pairs/d_LR.png', lq[:160, :160])
+    cv2.imwrite('pairs/d_HR.png', gt[:480, :480])
+    report = module.adapt('pairs', 'w.pth', 'mine', steps=1, registers=True, evaluates=False)
+    (row,) = (line for line in report.splitlines() if line.startswith('| d |'))
+    assert float(row.split('|')[4]) == pytest.approx(1, abs=1e-3)
+
+
+def test_the_folder_of_the_weights_scale_is_found(folder, quick):
+    """As City100 is laid out for several scales."""
+    for suffix, side in (('LR', 'lr_x4'), ('HR', 'hr')):
+        Path('pairs', side).mkdir()
+        for path in Path('pairs').glob(f'*_{suffix}.png'):
+            path.rename(Path('pairs', side, path.name.replace(f'_{suffix}', '')))
+    Path('pairs/lr_x3').mkdir()
+    module.adapt('pairs', 'w.pth', 'mine', steps=1, evaluates=False)
+    assert np.array_equal(cv2.imread('mine/pairs/lq/a.png'), cv2.imread('pairs/lr_x4/a.png'))
+
+
+def test_progress_is_shown_without_a_terminal(folder, quick, monkeypatch, capsys):
+    monkeypatch.setattr(progress, '_FIRST', 0)
+    monkeypatch.setattr(progress, '_INTERVAL', 0)
+    module.adapt('pairs', 'w.pth', 'mine', steps=1)
+    error = capsys.readouterr().err
+    for work in ('alignment', 'leaving one out'):
+        assert re.findall(rf': {work}: (\d) of 3 pairs\n', error) == ['1', '2', '3']
+    assert ': Adapting to the target (3 pairs, 1 steps).\n' in error
+
+
+def test_one_pair_is_not_judged(folder, quick):
+    for name in ('b_LR', 'b_HR', 'c_LR', 'c_HR'):
+        (folder / f'pairs/{name}.png').unlink()
+    assert 'Not measured: there is only one pair.' in module.adapt('pairs', 'w.pth', 'mine', steps=1)
+
+
+@pytest.mark.parametrize(
+    'change, options, error, message',
+    [
+        (
+            lambda: cv2.imwrite('pairs/a_HR.png', np.zeros((256, 288, 3))),
+            {},
+            DataError,
+            'do not show the same',
+        ),
+        (
+            lambda: cv2.imwrite('pairs/a_HR.png', np.zeros((255, 288, 3))),
+            {},
+            DataError,
+            'should be 4 times as',
+        ),
+        (lambda: open('pairs/a_HR.png', 'wb').close(), {}, DataError, r'a_HR\.png: cannot be read as an image'),
+        (lambda: damaged_png(Path('pairs/a_LR.png')), {}, DataError, r'^pairs/a_LR\.png: cannot be read as an image'),
+        (lambda: damaged_png(Path('pairs/b_HR.png')), {}, DataError, r'^pairs/b_HR\.png: cannot be read as an image'),
+        (lambda: None, {'steps': 0}, OptionError, '--steps must be at least 1'),
+        (lambda: None, {'auxiliary': 'none'}, DataError, '--auxiliary: there is no folder none'),
+    ],
+)
+def test_wrong_input(folder, quick, change, options, error, message):
+    change()
+    with pytest.raises(error, match=message):
+        module.adapt('pairs', 'w.pth', 'mine', **options)
+    assert not (folder / 'mine').exists()
