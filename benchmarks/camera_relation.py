@@ -115,7 +115,7 @@ def main() -> None:
             graph = mean_graph([run[relation] for run in runs])
             weights = relation_weights(graph.relation, floor=0.2)
             draw_graph(graph, path.parent / f'{camera}_x{scale}_{relation}.png', weights)
-            result['relation'][relation] = dict(zip(labels, graph.relation.tolist()))
+            result['relation'][relation] = dict(zip(labels, graph.relation.tolist(), strict=True))
             result['spearman'][relation] = [float(spearmanr(run[relation].relation, psnr)[0]) for run in runs]
         path.write_text(json.dumps(result, indent=1), encoding='utf-8')
         order = sorted(range(len(labels)), key=lambda i: -psnr[i])

@@ -263,7 +263,7 @@ def trained_model(job: Job) -> tuple[DRTLModel, float]:
         opt['path']['pretrain_camera_fit'] = str(job.fit)
     model = DRTLModel(opt)
     if model.camera_fit is not None and not job.fit.is_file():
-        _write(job.fit, lambda path: torch.save(model.camera_fit.state(), path))
+        _write(job.fit, functools.partial(torch.save, model.camera_fit.state()))
     if not ARMS[job.arm].trained:
         return model, 0.0
     if job.network.is_file():
@@ -312,7 +312,7 @@ def score(result: Tensor, gt: Tensor, scale: int) -> tuple[float, float]:
 def evaluate(model: DRTLModel, net: nn.Module, pairs: list[tuple[Tensor, Tensor]]) -> list[float]:
     """Mean PSNR and SSIM over pairs."""
     scores = [score(restore(model, net, lq), gt, model.library.scale) for lq, gt in pairs]
-    return [statistics.mean(values) for values in zip(*scores)]
+    return [statistics.mean(values) for values in zip(*scores, strict=True)]
 
 
 def adapt(model: DRTLModel, variant: dict, columns: tuple[int, ...], pairs: list) -> dict:
@@ -357,7 +357,7 @@ def upsampling(args: argparse.Namespace, track: str) -> list[float]:
         for lq, gt in read_pairs(args.data / camera / 'val', scale):
             result = F.interpolate(lq[None] / 255, size=gt.shape[-2:], mode='bicubic', antialias=True)
             scores.append(score(result, gt, scale))
-        path.write_text(json.dumps([statistics.mean(values) for values in zip(*scores)]), encoding='utf-8')
+        path.write_text(json.dumps([statistics.mean(values) for values in zip(*scores, strict=True)]), encoding='utf-8')
     return json.loads(path.read_text(encoding='utf-8'))
 
 
@@ -447,7 +447,7 @@ def verdict(args: argparse.Namespace, rows: list[dict]) -> str:
             margin += [default[50] - baseline[final], best(track, shots, final, arms - baselines) - baseline[final]]
             margins.append(margin)
             body.append([track, str(shots), *(f'{value:+.2f}' for value in margin)])
-        body.append(['mean', str(shots), *(f'{statistics.mean(column):+.2f}' for column in zip(*margins))])
+        body.append(['mean', str(shots), *(f'{statistics.mean(column):+.2f}' for column in zip(*margins, strict=True))])
     header = ['track', 'shots', 'before adaptation', 'after 10 steps', f'after {final}']
     return markdown_table([*header, f'50 steps against {final}', f'best of ours after {final}'], body)
 
@@ -459,13 +459,13 @@ def draw_curves(args: argparse.Namespace, rows: list[dict]) -> None:
     psnr = means_of(rows, 'psnr_y')
     for shots in args.shots:
         figure = Figure(figsize=(4.6 * len(args.tracks), 4.2), layout='constrained')
-        for axes, track in zip(figure.subplots(1, len(args.tracks), squeeze=False)[0], args.tracks):
+        for axes, track in zip(figure.subplots(1, len(args.tracks), squeeze=False)[0], args.tracks, strict=True):
             for arm in ARMS:
                 if (track, shots, arm, 0) not in psnr or arm == 'scratch':  # far below
                     continue
-                mean, spread = zip(*(psnr[track, shots, arm, step] for step in args.columns))
+                mean, spread = zip(*(psnr[track, shots, arm, step] for step in args.columns), strict=True)
                 line = axes.plot(args.columns, mean, '--' if arm in BASELINES else '-', marker='.', label=arm)[0]
-                low, high = ([m + sign * s for m, s in zip(mean, spread)] for sign in (-1, 1))
+                low, high = ([m + sign * s for m, s in zip(mean, spread, strict=True)] for sign in (-1, 1))
                 axes.fill_between(args.columns, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
             axes.set_xscale('symlog', linthresh=1)
             axes.set_title(f'{track}, {shots} shot{"s" * (shots > 1)}')
@@ -489,7 +489,7 @@ def draw_crops(args: argparse.Namespace) -> None:
     if not jobs:
         return
     figure = Figure(figsize=(10, 2.7 * len(jobs)), layout='constrained')
-    for line, job in zip(figure.subplots(len(jobs), 4, squeeze=False), jobs):
+    for line, job in zip(figure.subplots(len(jobs), 4, squeeze=False), jobs, strict=True):
         track = job.track
         camera, scale = TRACKS[track]
         model, _ = trained_model(job)
@@ -505,7 +505,7 @@ def draw_crops(args: argparse.Namespace) -> None:
             f'after {steps} steps': restore(model, adapted, lq),
             'ground truth': gt[None] / 255,
         }
-        for axes, (name, picture) in zip(line, pictures.items()):
+        for axes, (name, picture) in zip(line, pictures.items(), strict=True):
             axes.imshow(tensor2img(picture, rgb2bgr=False)[top : top + side, left : left + side])
             axes.set_title(f'{track}: {name}' if name == 'bicubic' else name, fontsize=9)
             axes.axis('off')

@@ -202,9 +202,9 @@ def main() -> None:
         measure('transfer', gains, gains, slow)
     rows = []
     for name, runs in results.items():
-        columns = list(zip(*runs))
+        columns = list(zip(*runs, strict=True))
         spread = [f' ± {statistics.stdev(column):.2f}' if len(column) > 1 else '' for column in columns]
-        rows.append([name] + [f'{statistics.mean(column):.2f}{s}' for column, s in zip(columns, spread)])
+        rows.append([name] + [f'{statistics.mean(column):.2f}{s}' for column, s in zip(columns, spread, strict=True)])
     print(markdown_table(['relation', *(f'K = {k}' for k in SHOTS), 'blur order'], rows))
 
 

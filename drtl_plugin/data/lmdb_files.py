@@ -1,4 +1,4 @@
-"""Folders of images into LMDBs in the BasicSR layout."""
+"""Conversion of image folders to LMDBs in the BasicSR layout."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from drtl_plugin.runtime.progress import progress
 
 
 def check_lmdb_name(target: str | Path, overwrite: bool = False) -> None:
-    """Raise DataError unless ``target`` can be the name of a new LMDB, or one that may be replaced."""
+    """Raise DataError unless ``target`` is a valid name for a new LMDB, or an LMDB that may be replaced."""
     target = Path(target)
     if target.suffix != '.lmdb':
         raise DataError(f'lmdb: the name must end in .lmdb, got {target}.')
     if target.exists() and not (overwrite and (target / 'data.mdb').is_file()):
-        hint = 'is no LMDB; remove it' if overwrite else 'exists already; use --overwrite'
+        hint = 'is not an LMDB; remove it' if overwrite else 'exists; use --overwrite'
         raise DataError(f'lmdb: {target} {hint} or choose another name.')
 
 
@@ -46,20 +46,20 @@ class _Bar:
 def write_lmdb(
     folder: str | Path, target: str | Path, strip: str = '', compress_level: int = 1, overwrite: bool = False
 ) -> int:
-    """Turn a folder of images into an LMDB; it appears under its name only when it is complete.
+    """Convert a folder of images to an LMDB, which gets its name when it is complete.
 
     Args:
-        folder (str | Path): Images directly in it.
+        folder (str | Path): Folder of the images; subfolders are ignored.
         target (str | Path): Name of the LMDB, ending in .lmdb.
-        strip (str): Ending that is left out of keys, e.g. x4 to key babyx4.png as baby.
-        compress_level (int): Of the PNG files that are its values, 0 to 9.
-        overwrite (bool): Whether an LMDB of this name is replaced; it is there until the new one is complete.
+        strip (str): Suffix to remove from keys, e.g. x4 for babyx4.png to get the key baby.
+        compress_level (int): PNG compression of the values, 0 to 9.
+        overwrite (bool): Whether to replace an LMDB of this name, once the new one is complete.
 
     Returns:
         int: Number of images.
 
     Raises:
-        DataError: If the target is there already, the folder holds no images, or one that cannot be a value or key.
+        DataError: If the target exists, the folder contains no images, or an image cannot be a value or its name a key.
     """
     names = image_names(str(folder), 'folder')
     check_lmdb_name(target, overwrite)
@@ -72,9 +72,11 @@ def write_lmdb(
             raise DataError(f'folder: {key} cannot be an LMDB key in the BasicSR layout; use ASCII names without dots.')
     for name in names:
         if is_turned(os.path.join(folder, name)):
-            raise DataError(f'folder: {name} is turned by its EXIF header, which an LMDB cannot hold; save it upright.')
-    # BasicSR reserves space by the first image alone, which is too little where it is the smallest. PNG files of 16
-    # bits with alpha are the largest; the file stays as small as its content.
+            raise DataError(
+                f'folder: {name} is rotated by its EXIF header, which an LMDB cannot store; save it upright.'
+            )
+    # BasicSR reserves space based on the first image, too little if that is the smallest. 16-bit PNG files with alpha
+    # are the largest; the file stays as small as its content.
     sizes = [image_size(os.path.join(folder, name)) for name in names]
     map_size = sum(9 * height * width for height, width in sizes) + (1 << 24)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -85,7 +87,7 @@ def write_lmdb(
                 lmdb_util.make_lmdb_from_imgs(
                     str(folder), unfinished, names, keys, compress_level=compress_level, map_size=map_size
                 )
-        except AttributeError:  # of an image that is None
+        except AttributeError:  # an image that could not be read is None
             for name in names:
                 read_image(os.path.join(folder, name))
             raise

@@ -371,7 +371,7 @@ class TestUnread:
             'heif-convert a.heic a.png, darktable-cli c.nef c.tif.'
         )
         Path('in/z.png').unlink()
-        with pytest.raises(DataError, match=r'-i: in holds no images \(.*\); cannot read a\.heic, b\.heic, c\.nef'):
+        with pytest.raises(DataError, match=r'-i: in contains no images \(.*\); cannot read a\.heic, b\.heic, c\.nef'):
             upscale(network, 'in', 'out')
 
 
@@ -389,10 +389,10 @@ class TestProfilesOfPairs:
     @pytest.mark.parametrize(
         'first, second, names',
         [
-            (display_p3(), None, r'\(Display P3\) and .*lq\.png \(without one, so sRGB\)'),
+            (display_p3(), None, r'\(Display P3\) and .*lq\.png \(no profile, i.e. sRGB\)'),
             (SRGB, display_p3(), r'\(sRGB.*\) and .*lq\.png \(Display P3\)'),
             (grey_profile(), None, r'\(Gamma 1\.8\) and'),
-            (b'damaged' * 30, None, r'\(a damaged one\) and'),
+            (b'damaged' * 30, None, r'\(a damaged profile\) and'),
         ],
     )
     def test_others(self, tmp_path, first, second, names):
