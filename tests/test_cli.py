@@ -403,11 +403,10 @@ class TestLmdb:
         assert np.array_equal(imfrombytes(client.get('c', 'gt')), noise)
 
     def test_a_failure_leaves_nothing_under_the_final_name(self, workdir, benchmark, monkeypatch, capsys):
-        def fail(folder, path, *_, **__):
-            Path(path).mkdir()
-            raise OSError(errno.ENOSPC, 'No space left on device', path)
+        def fail(maker, *_):
+            raise OSError(errno.ENOSPC, 'No space left on device', maker.lmdb_path)
 
-        monkeypatch.setattr(lmdb_files.lmdb_util, 'make_lmdb_from_imgs', fail)
+        monkeypatch.setattr(lmdb_files.LmdbMaker, 'put', fail)
         before = sorted(workdir.iterdir())
         assert cli.main(['lmdb', 'bench/gt', 'x.lmdb']) == 2
         assert 'basicsr: error: [Errno 28] No space left on device' in capsys.readouterr().err

@@ -6,9 +6,8 @@ import os
 import tempfile
 from collections import Counter
 from pathlib import Path
-from unittest import mock
 
-from basicsr.utils import lmdb_util
+from basicsr.utils.lmdb_util import LmdbMaker, read_img_worker
 
 from drtl_plugin.data.image_files import image_names, image_size, is_turned, read_image
 from drtl_plugin.errors import DataError
@@ -23,24 +22,6 @@ def check_lmdb_name(target: str | Path, overwrite: bool = False) -> None:
     if target.exists() and not (overwrite and (target / 'data.mdb').is_file()):
         hint = 'is not an LMDB; remove it' if overwrite else 'exists; use --overwrite'
         raise DataError(f'lmdb: {target} {hint} or choose another name.')
-
-
-class _Bar:
-    """Takes the place of BasicSR's bar, which fills logs with its updates."""
-
-    def __init__(self, total: int, unit: str) -> None:
-        self._steps = progress(range(total), 'LMDB', total, 'image')
-
-    def update(self, n: int) -> None:
-        """Show that the next image begins."""
-        next(self._steps)
-
-    def set_description(self, text: str) -> None:
-        """Ignore the key of the image."""
-
-    def close(self) -> None:
-        """Remove the bar."""
-        self._steps.close()
 
 
 def write_lmdb(
@@ -75,22 +56,14 @@ def write_lmdb(
             raise DataError(
                 f'folder: {name} is rotated by its EXIF header, which an LMDB cannot store; save it upright.'
             )
-    # BasicSR reserves space based on the first image, too little if that is the smallest. 16-bit PNG files with alpha
-    # are the largest; the file stays as small as its content.
+    # Upper bound: 16-bit PNG files with alpha are the largest. The file stays as small as its content.
     sizes = [image_size(os.path.join(folder, name)) for name in names]
     map_size = sum(9 * height * width for height, width in sizes) + (1 << 24)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix='.lmdb_') as unfinished_root:
         unfinished = os.path.join(unfinished_root, 'unfinished.lmdb')
-        try:
-            with mock.patch.object(lmdb_util, 'tqdm', _Bar):
-                lmdb_util.make_lmdb_from_imgs(
-                    str(folder), unfinished, names, keys, compress_level=compress_level, map_size=map_size
-                )
-        except AttributeError:  # an image that could not be read is None
-            for name in names:
-                read_image(os.path.join(folder, name))
-            raise
+        paths = [os.path.join(folder, name) for name in names]
+        _write_images(paths, keys, unfinished, compress_level, map_size)
         replaced = os.path.join(unfinished_root, 'replaced.lmdb')
         if target.exists():
             os.rename(target, replaced)
@@ -101,3 +74,17 @@ def write_lmdb(
                 os.rename(replaced, target)
             raise
     return len(keys)
+
+
+def _write_images(paths: list[str], keys: list[str], target: str, compress_level: int, map_size: int) -> None:
+    maker = LmdbMaker(target, map_size, compress_level=compress_level)
+    try:
+        for path, key in progress(zip(paths, keys, strict=True), 'LMDB', len(paths), 'image'):
+            try:
+                _, content, shape = read_img_worker(path, key, compress_level)
+            except AttributeError:  # OpenCV returned None
+                read_image(path)  # names the file
+                raise
+            maker.put(content, key, shape)
+    finally:
+        maker.close()

@@ -179,7 +179,9 @@ def _affine(lq_grey: np.ndarray, gt_grey: np.ndarray, start: tuple[float, float]
     guess = np.array([[1, 0, start[0] + margins[0]], [0, 1, start[1] + margins[1]]], np.float32)
     criteria = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 200, 1e-7)
     try:
-        correlation, found = cv2.findTransformECC(inner, gt_grey, guess, cv2.MOTION_AFFINE, criteria, None, _SMOOTH)
+        correlation, found = cv2.findTransformECC(  # type: ignore[call-overload]  # the stub forbids inputMask=None
+            inner, gt_grey, guess, cv2.MOTION_AFFINE, criteria, None, _SMOOTH
+        )
     except cv2.error:  # no convergence
         return -1.0, np.array([[1, 0, start[0]], [0, 1, start[1]]])
     matrix = np.asarray(found, np.float64)
@@ -195,8 +197,9 @@ def _grey(image: np.ndarray, factor: float) -> np.ndarray:
 
 def _correlation(first: np.ndarray, second: np.ndarray) -> float:
     """Correlation of two images, smoothed as in ECC."""
-    smooth = np.stack([cv2.GaussianBlur(image, (_SMOOTH, _SMOOTH), 0).ravel() for image in (first, second)])
-    return float(np.nan_to_num(np.corrcoef(smooth)[0, 1], nan=-1))
+    smooth = [cv2.GaussianBlur(image, (_SMOOTH, _SMOOTH), 0).ravel() for image in (first, second)]
+    correlations = np.asarray(np.corrcoef(np.stack(smooth)))
+    return float(np.nan_to_num(correlations[0, 1], nan=-1))
 
 
 def register(lq: np.ndarray, gt: np.ndarray, scale: int, alignment: Alignment) -> tuple[np.ndarray, np.ndarray]:

@@ -91,7 +91,7 @@ class TestSave:
 class TestRead:
     def test_code_is_refused_and_does_not_run(self, tmp_path):
         torch.save({'params': {}, 'bomb': Bomb(tmp_path / 'exploded')}, tmp_path / 'a.pth')
-        with pytest.raises(DataError, match=r'path\.x: .*a\.pth holds .* code, which is not run'):
+        with pytest.raises(DataError, match=r'path\.x: .*a\.pth contains .* code, which is not run'):
             checkpoints.read(tmp_path / 'a.pth', 'path.x')
         assert not (tmp_path / 'exploded').exists()
 

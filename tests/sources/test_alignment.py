@@ -146,7 +146,7 @@ class TestFindPairs:
         'names, message',
         [
             ([], r'contains no pairs\. Use two subfolders'),
-            (['hr/a.png', 'lr_x2/a.png'], 'gt and lq, HR and LR, or HR and LR_x4; or'),
+            (['hr/a.png', 'lr_x2/a.png'], r'gt and lq, HR and LR, or HR and LR_x4\), or one folder'),
             (['a.png', 'b.png'], 'contains no pairs'),
             (['HR.png', 'LR.png'], 'contains no pairs'),
             (['a_HR.png'], 'a_HR.png has no partner'),
