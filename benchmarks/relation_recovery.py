@@ -1,12 +1,11 @@
 """Relation recovery under content shift: is each distortion its own nearest neighbour?
 
-Auxiliary tasks are learned on BSDS500; supports are made from photographs of another source (City100's ground truth,
-printed posters and postcards), K images under one task, its parameters drawn once for each image, as a camera has them.
-A trial asks for the task that relates most to such a support. Beside the plug-in's estimators stands a plain
-classifier of low-quality patches.
+The auxiliary tasks use BSDS500. A support set is K photographs from another source (City100's GT: printed posters and
+postcards) under one task, with parameters drawn once per photograph. In each trial, the task with the highest relation to
+a support set should be the one that made it. A classifier of LQ patches serves as a baseline.
 
-The second measurement is order: Spearman correlation, over pairs of blurs, between the distance of their nodes and the
-difference of their sigmas.
+The second measurement is the blur order: the Spearman correlation, over pairs of blurs, between the distance of their
+nodes and the difference of their sigmas.
 
     python benchmarks/relation_recovery.py             # 25 minutes on 2 CPU cores
 """
@@ -38,25 +37,25 @@ from tqdm import tqdm
 
 from drtl_plugin.hooks.base import RelationHook
 from drtl_plugin.relation.estimators import learn_task, mean_embedding, mean_gradient
-from drtl_plugin.tasks.distortions import DistortionLibrary
+from drtl_plugin.tasks.library import DistortionLibrary
 from drtl_plugin.tasks.patches import paired_patches
 
 SHOTS = (1, 2, 5)
 LQ_ONLY = 'LQ-only classifier'
 RELATIONS = ('embedding', LQ_ONLY, 'gradient', 'transfer')
-# Blur sigmas in pixels of the low-quality picture.
+# Blur sigmas in LQ pixels.
 BLURS = (0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75)
-# Side of the supports' images: enough for the patches of a support to differ.
+# Side of support images in LQ pixels, large enough for patches to differ.
 LQ_SIDE = 144
 NUM_PATCHES = 64
 
 Pairs = list[tuple[Tensor, Tensor]]
-# A node for a set of patches (lq, gt): a vector that cosines are taken of.
+# Maps patches (lq, gt) to a node: a vector whose cosines are compared.
 Node = Callable[[Tensor, Tensor], Tensor]
 
 
 class LQClassifier(nn.Module):
-    """The baseline: a small CNN that names the task of a low-quality patch, without its ground truth."""
+    """Baseline: a small CNN that recognises the task of an LQ patch, without GT."""
 
     def __init__(self, num_task: int, num_feat: int = 32) -> None:
         super().__init__()
@@ -202,9 +201,9 @@ def main() -> None:
         measure('transfer', gains, gains, slow)
     rows = []
     for name, runs in results.items():
-        columns = list(zip(*runs))
+        columns = list(zip(*runs, strict=True))
         spread = [f' ± {statistics.stdev(column):.2f}' if len(column) > 1 else '' for column in columns]
-        rows.append([name] + [f'{statistics.mean(column):.2f}{s}' for column, s in zip(columns, spread)])
+        rows.append([name] + [f'{statistics.mean(column):.2f}{s}' for column, s in zip(columns, spread, strict=True)])
     print(markdown_table(['relation', *(f'K = {k}' for k in SHOTS), 'blur order'], rows))
 
 

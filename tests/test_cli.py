@@ -22,7 +22,7 @@ import drtl_plugin
 from drtl_plugin import cli
 from drtl_plugin.data import lmdb_files
 from drtl_plugin.sources.sample import SAMPLE_ROOT
-from drtl_plugin.tasks.camera_fit.fit import CameraFit
+from drtl_plugin.tasks.camera_fit import CameraFit
 from tests.conftest import OPTIONS
 
 
@@ -87,7 +87,7 @@ class TestTrain:
         command = command.partition(': basicsr ')[2].replace('IN', f'{SAMPLE_ROOT}/camera/val/lq')
         assert cli.main(command.split()) == 0
         assert len(list((workdir / 'OUT').iterdir())) == 3
-        for line, words in zip(lines[1:], ('bicubic upsampling', 'before adaptation', 'after adaptation')):
+        for line, words in zip(lines[1:], ('bicubic upsampling', 'before adaptation', 'after adaptation'), strict=True):
             assert re.fullmatch(rf'  {words}\s+\d+\.\d{{4}}\s+0\.\d{{4}}', line)
 
         root = workdir / 'experiments/drtl_x4'
@@ -122,7 +122,7 @@ class TestTrain:
         quick_opt['datasets']['train']['target']['num_shot'] = 1
         assert cli.main(['train', '-opt', write_opt(quick_opt)]) == 0
         root = workdir / 'experiments/drtl_x4'
-        fit = CameraFit.load(root / 'camera_fit.pth')
+        fit = CameraFit.from_state(torch.load(root / 'camera_fit.pth'))
         assert cv2.imread(str(root / 'camera_fit.png')) is not None
         log = next(root.glob('*.log')).read_text()
         assert fit.summary() in log
@@ -403,11 +403,10 @@ class TestLmdb:
         assert np.array_equal(imfrombytes(client.get('c', 'gt')), noise)
 
     def test_a_failure_leaves_nothing_under_the_final_name(self, workdir, benchmark, monkeypatch, capsys):
-        def fail(folder, path, *_, **__):
-            Path(path).mkdir()
-            raise OSError(errno.ENOSPC, 'No space left on device', path)
+        def fail(maker, *_):
+            raise OSError(errno.ENOSPC, 'No space left on device', maker.lmdb_path)
 
-        monkeypatch.setattr(lmdb_files.lmdb_util, 'make_lmdb_from_imgs', fail)
+        monkeypatch.setattr(lmdb_files.LmdbMaker, 'put', fail)
         before = sorted(workdir.iterdir())
         assert cli.main(['lmdb', 'bench/gt', 'x.lmdb']) == 2
         assert 'basicsr: error: [Errno 28] No space left on device' in capsys.readouterr().err
@@ -418,9 +417,9 @@ class TestLmdb:
         [
             (['broken', 'x.lmdb'], 'a.png: cannot be read as an image'),
             (['nowhere', 'x.lmdb'], 'folder: there is no folder nowhere'),
-            (['empty', 'x.lmdb'], 'holds no images'),
+            (['empty', 'x.lmdb'], 'contains no images'),
             (['bench/gt', 'x'], 'the name must end in .lmdb'),
-            (['bench/gt', 'empty.lmdb'], 'empty.lmdb exists already'),
+            (['bench/gt', 'empty.lmdb'], 'empty.lmdb exists'),
             (['dots', 'x.lmdb'], 'a.b cannot be an LMDB key'),
             (['twice', 'x.lmdb'], 'more than one image named a'),
         ],

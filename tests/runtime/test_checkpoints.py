@@ -91,7 +91,7 @@ class TestSave:
 class TestRead:
     def test_code_is_refused_and_does_not_run(self, tmp_path):
         torch.save({'params': {}, 'bomb': Bomb(tmp_path / 'exploded')}, tmp_path / 'a.pth')
-        with pytest.raises(DataError, match=r'path\.x: .*a\.pth holds .* code, which is not run'):
+        with pytest.raises(DataError, match=r'path\.x: .*a\.pth contains .* code, which is not run'):
             checkpoints.read(tmp_path / 'a.pth', 'path.x')
         assert not (tmp_path / 'exploded').exists()
 
@@ -105,7 +105,7 @@ class TestRead:
     @pytest.mark.parametrize('content', [b'', b'x', b'no weights', b'PK\x03\x04 cut', bytes(5000)])
     def test_other_files_are_named(self, tmp_path, content):
         (tmp_path / 'a.pth').write_bytes(content)
-        with pytest.raises(DataError, match=r'path\.x: .*a\.pth is damaged, or holds no weights or state'):
+        with pytest.raises(DataError, match=r'path\.x: .*a\.pth is damaged, or contains no weights or state'):
             checkpoints.read(tmp_path / 'a.pth', 'path.x')
 
     def test_damaged_files_of_the_old_format_are_named(self, tmp_path):
@@ -159,7 +159,7 @@ class TestLoadResumeState:
         (tmp_path / name).write_bytes({'cut': content[: len(content) // 2], 'emptied': b''}.get(damage, content))
         assert compat.load_resume_state(opt)['iter'] == 900
         assert opt['path']['pretrain_network_g'] == str(tmp_path / 'net_g_900.pth')
-        assert 'basicsr: warning: iteration 1000 is damaged and left out' in capsys.readouterr().err
+        assert 'basicsr: warning: iteration 1000 is damaged and skipped' in capsys.readouterr().err
 
     def test_passes_over_a_state_whose_network_is_gone(self, opt, tmp_path, capsys):
         (tmp_path / 'net_g_1000.pth').rename(tmp_path / 'net_d_1000.pth')
@@ -178,7 +178,7 @@ class TestLoadResumeState:
     def test_says_so_where_none_is_whole(self, opt, tmp_path):
         for path in tmp_path.glob('*.state'):
             path.write_bytes(b'')
-        with pytest.raises(DataError, match=r'none of the training states in .* is whole'):
+        with pytest.raises(DataError, match=r'all training states in .* are damaged'):
             compat.load_resume_state(opt)
 
     def test_refuses_what_is_no_state(self, opt, tmp_path):
