@@ -57,7 +57,7 @@ def _without_empty_sections(cls: type[Section], mapping: Any) -> Any:
         return mapping
     fields, kept = declared(cls), {}
     for key, value in mapping.items():
-        section = _section_class(fields[key].type) if key in fields else None
+        section = section_class(fields[key].type) if key in fields else None
         if section is not None:
             if value is None and not is_optional(fields[key].type):
                 continue
@@ -76,7 +76,7 @@ def _raise_first_fault(cls: type[Section], mapping: Any, where: str) -> None:
             raise unknown_key(cls, key, where)
     for name, field in fields.items():
         if name in mapping:
-            section = _section_class(field.type)
+            section = section_class(field.type)
             if section is None or (mapping[name] is None and is_optional(field.type)):
                 convert(mapping[name], field.type, f'{where}.{name}')
             else:
@@ -135,7 +135,10 @@ def description(field: structs.FieldInfo) -> str:
 
 def missing(field: structs.FieldInfo, where: str) -> OptionError:
     """The error for a required option that is not in the file."""
-    return OptionError(f'{where}.{field.name} is missing: {description(field)}'.removesuffix(': '))
+    purpose = description(field)
+    return OptionError(
+        f'{where}.{field.name} is missing: {purpose}' if purpose else f'{where}.{field.name} is missing.'
+    )
 
 
 def unknown_key(cls: type[Section], key: str, where: str) -> OptionError:
@@ -150,7 +153,7 @@ def is_optional(kind: Any) -> bool:
     return any(isinstance(member, inspect.NoneType) for member in _members(kind))
 
 
-def _section_class(kind: Any) -> type[Section] | None:
+def section_class(kind: Any) -> type[Section] | None:
     """The section that a type is, or may be; None for other types."""
     classes = (member.cls for member in _members(kind) if isinstance(member, inspect.StructType))
     return next((cls for cls in classes if issubclass(cls, Section)), None)
@@ -211,6 +214,7 @@ _NAMES: dict[type[inspect.Type], str] = {
     inspect.StructType: 'a section of keys and values',
 }
 _PLURALS: dict[type[inspect.Type], str] = {
+    inspect.IntType: 'whole numbers',
     inspect.FloatType: 'numbers',
     inspect.StrType: 'texts',
     inspect.DictType: 'sections of keys and values',

@@ -17,12 +17,12 @@ from basicsr.utils import set_random_seed
 from basicsr.utils.dist_util import get_dist_info
 from basicsr.utils.registry import DATASET_REGISTRY, MODEL_REGISTRY
 
+from drtl_plugin.compat.distributed import init_dist
 from drtl_plugin.errors import OptionError, unknown
 from drtl_plugin.options.basicsr import SECTIONS, FileOptions, PairedDatasetOptions, ValOptions
 from drtl_plugin.options.convert import Section, convert, declared, missing, number, parse_section, unknown_key
 from drtl_plugin.options.file import check_tree, force_yml, load_option_file
 from drtl_plugin.options.sections import DRTLOptions
-from drtl_plugin.runtime.distributed import init_dist, of_first_process
 
 __all__ = ['check_options', 'folder_name', 'is_a', 'number', 'parse_options', 'parse_section']
 
@@ -130,13 +130,13 @@ def check_options(opt: dict[str, Any], path: str, is_train: bool) -> None:
             section['lr'] = number(section['lr'], float, f'train.{key}.lr', 0)
     for phase, dataset in opt['datasets'].items():
         _check_dataset(phase, dataset, is_train)
+    logger = opt.get('logger') or {}
+    if (logger.get('wandb') or {}).get('project') and logger.get('use_tb_logger') is not True:
+        raise OptionError('logger.wandb: Weights & Biases requires use_tb_logger: true.')
     _check_required(opt, is_train)
     suffix = (opt.get('val') or {}).get('suffix')
     if suffix is not None:
         folder_name(f'image{suffix}', 'val.suffix')
-    logger = opt.get('logger') or {}
-    if (logger.get('wandb') or {}).get('project') and logger.get('use_tb_logger') is not True:
-        raise OptionError('logger.wandb: Weights & Biases requires use_tb_logger: true.')
 
 
 def _check_presence(opt: dict[str, Any], path: str, is_train: bool) -> None:
@@ -251,7 +251,10 @@ def _start_processes(opt: dict[str, Any], launcher: str) -> None:
         init_dist(launcher, **(opt.get('dist_params') or {} if launcher == 'slurm' else {}))
     opt['rank'], opt['world_size'] = get_dist_info()
     if opt.get('manual_seed') is None:
-        opt['manual_seed'] = of_first_process(lambda: random.randint(1, 10000))
+        seeds = [random.randint(1, 10000)]
+        if opt['dist']:  # the first process's
+            torch.distributed.broadcast_object_list(seeds, src=0)
+        opt['manual_seed'] = seeds[0]
     set_random_seed(opt['manual_seed'] + opt['rank'])
     if opt['num_gpu'] == 'auto':
         opt['num_gpu'] = torch.cuda.device_count()

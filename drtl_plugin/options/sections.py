@@ -82,8 +82,8 @@ class InnerOptions(Section, frozen=True, kw_only=True):
     parameters: Annotated[
         list[str],
         Meta(
-            description='Name patterns of the parameters that the inner loop adapts, e.g. conv_last.* for only the last '
-            'layer (ANIL).'
+            description='Name patterns of the parameters that the inner loop adapts, e.g. conv_last.* for the last '
+            'layer only (ANIL).'
         ),
     ] = msgspec.field(default_factory=lambda: ['*'])
     rate_lr: Annotated[
@@ -173,7 +173,7 @@ class DRTLOptions(Section, frozen=True, kw_only=True):
                 raise OptionError('drtl.inner.steps: reptile needs at least 2; they alternate support and query.')
             if inner.parameters != ['*']:
                 raise OptionError(
-                    'drtl.inner.parameters: reptile trains only what its inner loop adapts; use maml or remove this key.'
+                    'drtl.inner.parameters: reptile trains only what its inner loop adapts; remove this or use maml.'
                 )
         if 0 < adapt.replay < 1 and adapt.batch_size < 2:
             raise OptionError(
