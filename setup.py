@@ -32,6 +32,7 @@ setup(
         'mmengine>=0.10',
         'opencv-python>=4.12',  # the first that writes metadata
         'lmdb',
+        'msgspec>=0.20',
         'pyyaml',
         'filelock>=4.1',  # whose locks forked processes do not keep
         'jinja2',

@@ -33,6 +33,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 
+import msgspec
 from common import HERE, LQ_SIZE, markdown_table, parse, parser, read_pairs
 
 import torch  # isort: skip
@@ -45,7 +46,8 @@ from tqdm import tqdm
 
 from drtl_plugin.meta.adaptation import last
 from drtl_plugin.models import DRTLModel
-from drtl_plugin.options.parse import AdaptOptions, DRTLOptions, parse_section
+from drtl_plugin.options.convert import parse_section
+from drtl_plugin.options.sections import AdaptOptions, DRTLOptions
 
 # The last one was used to choose options, and is not reported unless asked for.
 TRACKS = {
@@ -159,7 +161,7 @@ class Job:
     def path(self, variant: str) -> Path:
         """File of the result of an adaptation."""
         section = parse_section(AdaptOptions, ARMS[self.arm].adapt[variant], 'adapt')
-        digest = _digest(options(self), dataclasses.asdict(section), self.columns)
+        digest = _digest(options(self), msgspec.to_builtins(section), self.columns)
         name = '_'.join([self.arm, *([variant] if variant else [])]).replace(' ', '_')
         return self.results / self.track / f'{name}_k{self.shots}_s{self.seed}_{digest}.json'
 
@@ -185,7 +187,7 @@ class Job:
 
 def _digest(opt: dict, *settings: object) -> str:
     """Digest for file names, which changes with the options and with the defaults of the plug-in."""
-    drtl = dataclasses.asdict(DRTLOptions.from_opt(opt))
+    drtl = msgspec.to_builtins(DRTLOptions.from_opt(opt))
     del drtl['adapt']  # does not affect training
     return hashlib.sha256(json.dumps([{**opt, 'drtl': drtl}, *settings], sort_keys=True).encode()).hexdigest()[:8]
 
@@ -312,7 +314,7 @@ def evaluate(model: DRTLModel, net: nn.Module, pairs: list[tuple[Tensor, Tensor]
 def adapt(model: DRTLModel, variant: dict, columns: tuple[int, ...], pairs: list) -> dict:
     """Scores by number of adaptation steps."""
     section = parse_section(AdaptOptions, {**variant, 'steps': columns[-1]}, 'adapt')
-    model.drtl = dataclasses.replace(model.drtl, adapt=section)
+    model.drtl = msgspec.structs.replace(model.drtl, adapt=section)
     scores = {}
     for step, net in enumerate(model.adaptation_course(model.target_pairs, columns[-1])):
         if step in columns:
@@ -487,7 +489,7 @@ def draw_crops(args: argparse.Namespace) -> None:
         track = job.track
         camera, scale = TRACKS[track]
         model, _ = trained_model(job)
-        model.drtl = dataclasses.replace(model.drtl, adapt=parse_section(AdaptOptions, {'steps': steps}, 'adapt'))
+        model.drtl = msgspec.structs.replace(model.drtl, adapt=parse_section(AdaptOptions, {'steps': steps}, 'adapt'))
         adapted = last(model.adaptation_course(model.target_pairs, steps))
         lq, gt = read_pairs(args.data / camera / 'val', scale)[0]
         brightness = gt.float().mean(dim=0, keepdim=True)[None] / 255

@@ -1,4 +1,4 @@
-"""Checks of a run before it touches a file: names, options and data that the option file refers to."""
+"""Checks of a run before it writes anything: the names, options and data that the option file refers to."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from basicsr.data.single_image_dataset import SingleImageDataset
 from basicsr.models.base_model import BaseModel
 from basicsr.utils import FileClient
 from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
+from torch.utils.data import Dataset
 
 from drtl_plugin.compat.basicsr import close_basicsr_logs, quiet_basicsr_log, without_gpu
 from drtl_plugin.data.distortion_task_dataset import DistortionTaskDataset
@@ -40,29 +41,34 @@ from drtl_plugin.metrics import calculate_pyiqa, check_pyiqa
 from drtl_plugin.models import DRTLAdaptModel, DRTLModel
 from drtl_plugin.models.adversary import try_losses
 from drtl_plugin.models.drtl_model import EPISODE_INTERFACE
-from drtl_plugin.options.parse import COMPUTED, DRTLOptions, number
+from drtl_plugin.options.convert import number
+from drtl_plugin.options.parse import COMPUTED_PATHS
+from drtl_plugin.options.sections import DRTLOptions
 from drtl_plugin.relation.estimators import needs_trained_network
 from drtl_plugin.runtime import checkpoints
 from drtl_plugin.runtime.distributed import of_first_process
 
-# What BasicSR's models build by name, without a registry.
+# Classes that BasicSR's models build by name, without a registry.
 _OPTIMIZERS = ('Adam',)
 _SCHEDULERS = ('MultiStepLR', 'MultiStepRestartLR', 'CosineAnnealingRestartLR')
 # Datasets that read LQ and GT from LMDBs under the same keys.
 _PAIRED = (PairedImageDataset, RealESRGANPairedDataset)
-# Side of the image that the rehearsal restores; as large as the windows of common networks.
+# Side in pixels of the image that the rehearsal restores; a multiple of the windows of common networks.
 _SIZE = 32
 
 
-def check(opt: dict) -> None:
-    """Check parsed options.
+def check(opt: dict) -> dict[str, Dataset]:
+    """Check parsed options, build the datasets, and rehearse the model.
 
     Args:
-        opt (dict): What :func:`drtl_plugin.options.parse.parse_options` returns. Not changed.
+        opt (dict): Returned by :func:`drtl_plugin.options.parse.parse_options`. Not changed.
+
+    Returns:
+        dict[str, Dataset]: The dataset of each phase (``train``, ``val``, ``val_2``, …), for the run to use.
 
     Raises:
-        OptionError: A name that is in no registry, a network's argument that it doesn't take, a wrong value.
-        DataError: A folder or file that is missing, pairs that don't fit.
+        OptionError: Unregistered name, unknown argument of a network or metric, invalid value.
+        DataError: Missing folder or file, or pairs that don't fit.
     """
     model = registered(MODEL_REGISTRY, opt['model_type'], 'model', 'model_type')
     for key in opt:
@@ -89,26 +95,26 @@ def check(opt: dict) -> None:
                     if section.get('type') not in known:
                         raise unknown(key.split('_')[0], section.get('type'), known, f'train.{key}.type')
     datasets = {
-        phase: _check_dataset(dataset_opt, f'datasets.{phase}', issubclass(model, DRTLModel) and phase == 'train')
-        for phase, dataset_opt in opt['datasets'].items()
+        phase: _build_dataset(dataset_opt, f'datasets.{phase}') for phase, dataset_opt in opt['datasets'].items()
     }
     if issubclass(model, DRTLModel):
         _check_drtl(opt, datasets.get('train'))
     _rehearse(model, opt)
+    return datasets
 
 
 def check_archiving(opt: dict, option_file: str, folder: str | Path) -> None:
-    """Check that nothing a run reads is in the folder that BasicSR renames when a run of its name begins.
+    """Check that a run reads nothing from its own folder, which a new run of this name archives by renaming it.
 
     Args:
-        opt (dict): What :func:`drtl_plugin.options.parse.parse_options` returns.
+        opt (dict): Returned by :func:`drtl_plugin.options.parse.parse_options`.
         option_file (str): The option file.
         folder (str | Path): The folder of the run, in experiments/ or results/.
 
     Raises:
-        DataError: If the option file, or a file or folder that it names, is in there.
+        DataError: If the option file, or a file or folder that it names, is in that folder.
     """
-    opt = {**opt, 'path': {key: value for key, value in opt['path'].items() if key not in COMPUTED}}
+    opt = {**opt, 'path': {key: value for key, value in opt['path'].items() if key not in COMPUTED_PATHS}}
     for key, text in (('-opt', option_file), *_texts(opt)):
         is_inside = any(
             Path(place(text)).is_relative_to(place(folder)) for place in (os.path.abspath, os.path.realpath)
@@ -116,7 +122,7 @@ def check_archiving(opt: dict, option_file: str, folder: str | Path) -> None:
         if is_inside and os.path.exists(text):
             raise DataError(
                 f'{key}: {text} is in {os.path.relpath(folder)}, which a new run named {opt["name"]} would archive; '
-                'choose another name (--force_yml name=…), or move it elsewhere.'
+                'choose another name (--force_yml name=…) or move it.'
             )
 
 
@@ -131,9 +137,9 @@ def _texts(section: dict | list, where: str = '') -> Iterator[tuple[str, str]]:
 
 
 def _rehearse(model_class: type, opt: dict) -> None:
-    """Build the model once, and restore a small image with it, without leaving a trace.
+    """Build the model, restore a small image with it, and discard it; random states and log are left as they were.
 
-    That finds what has no check of its own: options that are missing, weights that don't fit the network, a network
+    This finds faults that have no check of their own: missing options, weights that don't fit the network, a network
     of another scale.
     """
     random_state, numpy_state = random.getstate(), np.random.get_state()
@@ -158,7 +164,7 @@ def _rehearse(model_class: type, opt: dict) -> None:
     except Exception as error:
         place = own_line(error)
         if isinstance(error, KeyError) and not place:
-            raise OptionError(f'{opt["model_type"]} wants the option {error}, which is missing.') from error
+            raise OptionError(f'{opt["model_type"]} needs the option {error}, which is missing.') from error
         raise OptionError(f'{opt["model_type"]} cannot be built: {describe(error)}{place}') from error
     finally:
         close_basicsr_logs()
@@ -173,7 +179,7 @@ def _check_metric(metric: object, where: str) -> None:
     if metric.get('better', 'higher') not in ('higher', 'lower'):
         raise OptionError(f'{where}.better: {metric["better"]!r} is not one of higher, lower.')
     parameters = inspect.signature(function).parameters.values()
-    # BasicSR's metrics swallow arguments that they don't know; those of others may read them.
+    # BasicSR's metrics ignore further keyword arguments; metrics of others may read them.
     swallows = any(p.kind is p.VAR_KEYWORD for p in parameters) and not function.__module__.startswith('basicsr.')
     known = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     names = [p.name for p in known if p.name not in ('img', 'img1', 'img2')]
@@ -209,8 +215,8 @@ def _check_network(network_opt: dict, where: str) -> None:
         raise OptionError(f'{where}: {network_opt["type"]} needs {", ".join(missing)}.')
 
 
-def _check_dataset(dataset_opt: dict, where: str, yields_episodes: bool) -> Any:
-    """Check a dataset's options, and its data where its type is known; returns the dataset where it was built."""
+def _build_dataset(dataset_opt: dict, where: str) -> Dataset:
+    """Check the options of a dataset, build it, and check the images of those types that we know."""
     kind = registered(DATASET_REGISTRY, dataset_opt.get('type'), 'dataset', f'{where}.type')
     for section, place in ((dataset_opt, where), (dataset_opt.get('target') or {}, f'{where}.target')):
         backend = section.get('io_backend')
@@ -228,11 +234,9 @@ def _check_dataset(dataset_opt: dict, where: str, yields_episodes: bool) -> Any:
             check_paired_keys(*roots, place)
         if section.get('meta_info_file') is not None:
             names_of_list(section['meta_info_file'], f'{place}.meta_info_file')
-    if not yields_episodes and not issubclass(kind, (DistortionTaskDataset, PairedImageDataset, SingleImageDataset)):
-        return None
     try:
         dataset = kind(deepcopy(dataset_opt))
-        if not yields_episodes and len(dataset) == 0:
+        if isinstance(dataset, (PairedImageDataset, SingleImageDataset)) and len(dataset) == 0:
             raise DataError(f'{where}.dataroot_lq: {dataset_opt["dataroot_lq"]} contains no images.')
         of_first_process(lambda: _check_images(dataset, dataset_opt))
     except DRTLError:
@@ -247,8 +251,8 @@ def _check_dataset(dataset_opt: dict, where: str, yields_episodes: bool) -> Any:
     return dataset
 
 
-def _check_images(dataset: Any, dataset_opt: dict) -> None:
-    """Look at the images of a dataset as far as that takes seconds."""
+def _check_images(dataset: Dataset, dataset_opt: dict) -> None:
+    """Check the images of a dataset as far as this takes seconds."""
     if isinstance(dataset, PairedImageDataset):
         check_pair_sizes(dataset)
     elif isinstance(dataset, SingleImageDataset):
@@ -260,7 +264,7 @@ def _check_images(dataset: Any, dataset_opt: dict) -> None:
 
 
 def _check_drtl(opt: dict, train_set: Any) -> None:
-    """Check the ``drtl`` section; ``train_set`` is the dataset of ``datasets.train``."""
+    """Check the ``drtl`` section against the dataset of ``datasets.train``."""
     drtl = DRTLOptions.from_opt(opt)
     hooks = build_hooks(drtl.hooks)
     if opt.get('network_g') is None:
@@ -291,5 +295,3 @@ def _check_drtl(opt: dict, train_set: Any) -> None:
                 f'drtl.weighting.effective_tasks: {wanted:g} of {num} tasks means equal weights; '
                 'lower it, or say relation: uniform.'
             )
-    if drtl.target_weight > 0 and not train.get('target'):
-        raise OptionError('drtl.target_weight: there is no datasets.train.target whose gradient could be weighted.')

@@ -529,7 +529,7 @@ class TestAdapt:
             ('datasets:train:target=none', 'datasets.train.target is missing'),
             ('train:total_iter=5', 'train.total_iter: DRTLAdaptModel does not train'),
             ('drtl:inner={rate_lr: 0.1}', 'drtl.inner.rate_lr: DRTLAdaptModel learns no step sizes'),
-            ('drtl:adapt:rank=-1', 'drtl.adapt.rank: -1 is out of range'),
+            ('drtl:adapt:warmup=-1', 'drtl.adapt.warmup: -1 is out of range'),
         ):
             assert cli.main(['train', '-opt', path, '--force_yml', change]) == 2
             lines = capsys.readouterr().err.strip().splitlines()

@@ -1,5 +1,6 @@
 """Properties that hold for whatever is thrown at them: 25 examples each, or 1,000 by ``make test-slow``."""
 
+import math
 import shutil
 import tempfile
 from pathlib import Path
@@ -14,20 +15,10 @@ from hypothesis import strategies as st
 from drtl_plugin.data.few_shot_pair_dataset import FewShotPairDataset
 from drtl_plugin.data.image_files import names_of_list
 from drtl_plugin.errors import DataError, DRTLError, OptionError
-from drtl_plugin.options.parse import (
-    AdaptOptions,
-    DRTLOptions,
-    InnerOptions,
-    LoggerOptions,
-    PathOptions,
-    TaskDatasetOptions,
-    TrainOptions,
-    ValOptions,
-    WeightingOptions,
-    force_yml,
-    load_option_file,
-    parse_section,
-)
+from drtl_plugin.options.basicsr import LoggerOptions, PathOptions, TrainOptions, ValOptions
+from drtl_plugin.options.convert import declared, parse_section
+from drtl_plugin.options.file import force_yml, load_option_file
+from drtl_plugin.options.sections import AdaptOptions, DRTLOptions, InnerOptions, TaskDatasetOptions, WeightingOptions
 from drtl_plugin.tasks.distortions import DISTORTION_REGISTRY, REDUCTION
 from drtl_plugin.tasks.library import DistortionLibrary
 
@@ -53,17 +44,20 @@ def one_line(error: DRTLError) -> bool:
 @pytest.mark.parametrize('cls', SECTIONS)
 @given(data=st.data())
 def test_sections_are_read_or_refused_in_a_line(cls, data):
-    known = st.sampled_from(sorted(cls.__dataclass_fields__))
+    known = st.sampled_from(sorted(declared(cls)))
     section = data.draw(st.dictionaries(st.one_of(known, st.text(max_size=8)), VALUES, max_size=6))
     try:
         options = parse_section(cls, section, 'here')
     except OptionError as error:
         assert one_line(error)
         return
-    for name, field in cls.__dataclass_fields__.items():
+    for name, field in declared(cls).items():
         value = getattr(options, name)
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            assert field.metadata['low'] <= value <= field.metadata['high']
+        if isinstance(value, float):
+            assert math.isfinite(value)
+        bounds = [note for note in getattr(field.type, '__metadata__', ()) if note.ge is not None]
+        if isinstance(value, (int, float)) and bounds:
+            assert bounds[0].ge <= value and (bounds[0].le is None or value <= bounds[0].le)
 
 
 @given(opt=st.dictionaries(st.sampled_from(['drtl', 'scale']), VALUES))

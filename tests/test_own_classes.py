@@ -64,14 +64,14 @@ def test_a_derived_dataset_has_options_of_its_own_and_the_defaults(workdir, quic
     quick_opt['datasets']['train'].update(type='DarkDataset', darkness=0.25)
     del quick_opt['datasets']['train']['num_worker_per_gpu']
     code = """
-import dataclasses
+from typing import Annotated
 from basicsr.utils.registry import DATASET_REGISTRY
+from msgspec import Meta
 from drtl_plugin.data import DistortionTaskDataset
-from drtl_plugin.options.parse import TaskDatasetOptions, option
+from drtl_plugin.options.sections import TaskDatasetOptions
 
-@dataclasses.dataclass(frozen=True)
 class DarkOptions(TaskDatasetOptions):
-    darkness: float = option(0.5, 'How dark.', 0, 1)
+    darkness: Annotated[float, Meta(ge=0, le=1, description='How dark.')] = 0.5
 
 @DATASET_REGISTRY.register()
 class DarkDataset(DistortionTaskDataset):

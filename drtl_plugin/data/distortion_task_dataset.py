@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import torch
 from basicsr.data.data_util import paths_from_lmdb
@@ -16,7 +17,8 @@ from torch.utils import data
 from drtl_plugin.data.few_shot_pair_dataset import FewShotPairDataset
 from drtl_plugin.data.image_files import check_lmdb, decode, image_names, image_size, lmdb_sizes, names_of_list
 from drtl_plugin.errors import DataError, OptionError
-from drtl_plugin.options.parse import TaskDatasetOptions, parse_section
+from drtl_plugin.options.convert import parse_section
+from drtl_plugin.options.sections import TaskDatasetOptions
 from drtl_plugin.tasks.library import DistortionLibrary
 from drtl_plugin.tasks.patches import augment, paired_patches, random_crop
 
@@ -28,7 +30,9 @@ def build_target(opt: TaskDatasetOptions) -> FewShotPairDataset | None:
     """The support set that ``datasets.train.target`` describes, or None where there is none."""
     if opt.target is None:
         return None
-    return FewShotPairDataset({**vars(opt.target), 'name': f'{opt.name} target', 'phase': 'train', 'scale': opt.scale})
+    return FewShotPairDataset(
+        {**msgspec.structs.asdict(opt.target), 'name': f'{opt.name} target', 'phase': 'train', 'scale': opt.scale}
+    )
 
 
 @DATASET_REGISTRY.register()

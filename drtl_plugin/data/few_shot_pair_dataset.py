@@ -11,7 +11,8 @@ from torch import Tensor
 
 from drtl_plugin.data.image_files import check_pair_sizes, check_paired_keys, require
 from drtl_plugin.errors import DataError, unknown
-from drtl_plugin.options.parse import TargetOptions
+from drtl_plugin.options.convert import default
+from drtl_plugin.options.sections import TargetOptions
 
 
 @DATASET_REGISTRY.register()
@@ -42,12 +43,14 @@ class FewShotPairDataset(PairedImageDataset):
         except (AssertionError, ValueError) as error:  # how PairedImageDataset says that folders don't match
             raise DataError(f'{opt["dataroot_lq"]}: {error}') from None
         names = opt.get('names')
-        num_shot = len(names) if names is not None else opt.get('num_shot', TargetOptions.num_shot)
+        num_shot = len(names) if names is not None else opt.get('num_shot', default(TargetOptions, 'num_shot'))
         if len(self.paths) < num_shot:
             raise DataError(f'{opt["dataroot_lq"]}: num_shot is {num_shot}, but there are {len(self.paths)} pairs.')
         if names is None:
             self.paths = sorted(self.paths, key=lambda path: path['gt_path'])
-            chosen = sorted(random.Random(opt.get('seed', TargetOptions.seed)).sample(range(len(self.paths)), num_shot))
+            chosen = sorted(
+                random.Random(opt.get('seed', default(TargetOptions, 'seed'))).sample(range(len(self.paths)), num_shot)
+            )
             self.paths = [self.paths[i] for i in chosen]
         else:
             by_name = {Path(path['gt_path']).stem: path for path in self.paths}

@@ -1,124 +1,37 @@
-"""The options for people and editors, made of :mod:`drtl_plugin.options.parse`: a JSON schema and a reference.
+"""The options for people and editors: a JSON schema and a reference page, generated from the declarations.
 
 ``python -m drtl_plugin.options.schema .`` writes both.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import math
 import sys
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
-from drtl_plugin.options.parse import (
-    SECTIONS,
+import msgspec
+
+from drtl_plugin.options.basicsr import SECTIONS, FileOptions, PairedDatasetOptions
+from drtl_plugin.options.convert import LARGEST, Section, declared, default
+from drtl_plugin.options.sections import (
     AdaptOptions,
     DRTLOptions,
-    FileOptions,
     InnerOptions,
-    PairedDatasetOptions,
     TargetOptions,
     TaskDatasetOptions,
     WeightingOptions,
 )
 
-_TYPES = {bool: 'boolean', int: 'integer', float: 'number', str: 'string', dict: 'object', list: 'array'}
-# What BasicSR, or the plug-in, sets, and nobody writes.
-_NOT_WRITTEN = {'camera_fit', 'phase', 'scale'}
-
-
-def json_schema() -> dict:
-    """JSON schema (draft 2020-12) of option files."""
-    schema = _section(FileOptions)
-    properties = schema['properties']
-    properties['num_gpu'] = {**properties['num_gpu'], 'type': ['integer', 'string']}  # or auto
-    for name, section in {**SECTIONS, 'drtl': DRTLOptions}.items():
-        properties[name] = {**_section(section), 'description': properties[name]['description']}
-        if name != 'drtl':  # models of others read more, and tests need less
-            properties[name].update(type=['object', 'null'], additionalProperties=True, required=[])
-    paired, tasks = _section(PairedDatasetOptions), _section(TaskDatasetOptions, _NOT_WRITTEN)
-    properties['datasets'] = {
-        'type': 'object',
-        'description': properties['datasets']['description'],
-        'properties': {'train': _if_type('DistortionTaskDataset', tasks)},
-        'patternProperties': {'^(val|test)(_|$)': _if_type('PairedImageDataset', paired)},
-        'additionalProperties': False,
-    }
-    # Networks, losses and hooks of other models have sections of their own.
-    schema.update(additionalProperties=True)
-    return {'$schema': 'https://json-schema.org/draft/2020-12/schema', 'title': 'Option file of drtl_plugin', **schema}
-
-
-def _if_type(name: str, section: dict) -> dict:
-    """A section of which only one type is known here."""
-    return {
-        'type': 'object',
-        'required': ['type'],
-        'properties': {'type': {'type': 'string', 'description': f'{name}, or another dataset.'}},
-        'if': {'properties': {'type': {'const': name}}},
-        'then': section,
-    }
-
-
-def _section(section: type, left_out: set[str] = frozenset()) -> dict:
-    hints = get_type_hints(section)
-    properties, required = {}, []
-    for field in dataclasses.fields(section):
-        if field.name in left_out:
-            continue
-        properties[field.name] = _property(hints[field.name], field)
-        if _is_required(field):
-            required.append(field.name)
-    return {'type': 'object', 'properties': properties, 'required': required, 'additionalProperties': False}
-
-
-def _is_required(field: dataclasses.Field) -> bool:
-    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-
-
-def _default(field: dataclasses.Field) -> Any:
-    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-
-
-def _property(kind: Any, field: dataclasses.Field) -> dict:
-    described = _kind(kind)
-    if 'doc' in field.metadata:
-        described['description'] = field.metadata['doc']
-    if not _is_required(field) and not dataclasses.is_dataclass(_default(field)):
-        described['default'] = _default(field)
-    for name, key in (('minimum', 'low'), ('maximum', 'high')):
-        if math.isfinite(field.metadata.get(key, math.inf)):
-            described[name] = field.metadata[key]
-    return described
-
-
-def _kind(kind: Any) -> dict:
-    arguments = get_args(kind)
-    if kind is Any:
-        return {}
-    if dataclasses.is_dataclass(kind):
-        return _section(kind)
-    if get_origin(kind) is Literal:
-        return {'enum': list(arguments)}
-    if get_origin(kind) is Union:  # Optional
-        (kind,) = (argument for argument in arguments if argument is not type(None))
-        described = _kind(kind)
-        if 'enum' in described:
-            return {'enum': [*described['enum'], None]}
-        return {**described, 'type': [described['type'], 'null']}
-    if get_origin(kind) is list:
-        return {'type': 'array', 'items': _kind(arguments[0])}
-    return {'type': _TYPES[kind]}
-
-
-# The headings of the reference, in order.
-_REFERENCE = {
+# Options of a dataset that BasicSR sets and nobody writes.
+SET_BY_BASICSR = frozenset({'phase', 'scale'})
+_DATASETS = (TaskDatasetOptions, PairedDatasetOptions)
+# The headings of the reference page, in order.
+_REFERENCE: dict[str, type[Section]] = {
     'The file': FileOptions,
-    'datasets.train, of type DistortionTaskDataset': TaskDatasetOptions,
+    'datasets.train, with type DistortionTaskDataset': TaskDatasetOptions,
     'datasets.train.target': TargetOptions,
-    'datasets.val…, datasets.test…, of type PairedImageDataset': PairedDatasetOptions,
+    'datasets.val…, datasets.test…, with type PairedImageDataset': PairedDatasetOptions,
     'drtl': DRTLOptions,
     'drtl.weighting': WeightingOptions,
     'drtl.inner': InnerOptions,
@@ -127,32 +40,91 @@ _REFERENCE = {
 }
 
 
+def json_schema() -> dict[str, Any]:
+    """JSON schema (draft 2020-12) of option files."""
+    sections = _sections()
+    schema = sections.pop('FileOptions')
+    properties = schema['properties']
+    named: dict[str, type[Section]] = {**SECTIONS, 'drtl': DRTLOptions}
+    for name, cls in named.items():
+        section = {'$ref': f'#/$defs/{cls.__name__}'}
+        properties[name] = {'description': properties[name]['description'], **section}
+        if name != 'drtl':  # other models read further keys, and tests need fewer
+            sections[cls.__name__].update(type=['object', 'null'], additionalProperties=True, required=[])
+    properties['datasets'] = {
+        'type': 'object',
+        'description': properties['datasets']['description'],
+        'properties': {'train': _if_type('DistortionTaskDataset', TaskDatasetOptions)},
+        'patternProperties': {'^(val|test)(_|$)': _if_type('PairedImageDataset', PairedDatasetOptions)},
+        'additionalProperties': False,
+    }
+    # Networks, losses and hooks of other models have sections of their own.
+    schema.update(title='Option file of drtl_plugin', additionalProperties=True)
+    return {'$schema': 'https://json-schema.org/draft/2020-12/schema', **schema, '$defs': sections}
+
+
+def _if_type(name: str, section: type[Section]) -> dict[str, Any]:
+    """A dataset whose options are known only if it has a certain type."""
+    return {
+        'type': 'object',
+        'required': ['type'],
+        'properties': {'type': {'type': 'string', 'description': f'{name}, or another dataset.'}},
+        'if': {'properties': {'type': {'const': name}}},
+        'then': {'$ref': f'#/$defs/{section.__name__}'},
+    }
+
+
+def _sections() -> dict[str, dict[str, Any]]:
+    """The schema of each section, by the name of its class."""
+    classes = list(_REFERENCE.values())
+    schemas: dict[str, dict[str, Any]] = msgspec.json.schema_components(classes, ref_template='#/$defs/{name}')[1]
+    for cls in classes:
+        schema = schemas[cls.__name__]
+        for name, field in declared(cls).items():
+            described = schema['properties'][name]
+            for bounded in (described, *described.get('anyOf', ())):
+                if bounded.get('maximum') == LARGEST:  # which only rejects infinity
+                    del bounded['maximum']
+            if field.default_factory is not msgspec.NODEFAULT:  # which msgspec leaves out
+                described['default'] = default(cls, name)
+            if isinstance(field.default, msgspec.Struct):  # the section has its own defaults
+                del described['default']
+            if cls in _DATASETS and name in SET_BY_BASICSR:
+                del schema['properties'][name]
+    return schemas
+
+
 def reference() -> str:
     """All options as Markdown: a table for each section."""
-    source = 'Generated from `drtl_plugin/options/parse.py` by `python -m drtl_plugin.options.schema .`'
+    source = 'Generated from `drtl_plugin/options/` by `python -m drtl_plugin.options.schema .`'
     lines = ['# Options', '', source]
-    for heading, section in _REFERENCE.items():
-        left_out = _NOT_WRITTEN if section is TaskDatasetOptions else frozenset()
-        described = _section(section, left_out)
+    schemas = _sections()
+    for heading, cls in _REFERENCE.items():
+        schema = schemas[cls.__name__]
         lines += ['', f'## {heading}', '', '| key | values | default | meaning |', '|---|---|---|---|']
-        for name, value in described['properties'].items():
-            default = f'`{json.dumps(value["default"])}`' if 'default' in value else ''
-            if name in described['required']:
-                default = 'must be set'
-            meaning = value.get('description', 'A section of its own, below.').replace('|', '\\|')
-            lines.append(f'| `{name}` | {_values(value)} | {default} | {meaning} |')
+        for name, described in schema['properties'].items():
+            default = f'`{json.dumps(described["default"])}`' if 'default' in described else ''
+            if name in schema['required']:
+                default = 'required'
+            meaning = described.get('description', 'A section of its own, below.').replace('|', '\\|')
+            lines.append(f'| `{name}` | {_values(described)} | {default} | {meaning} |')
     return '\n'.join(lines) + '\n'
 
 
-def _values(described: dict) -> str:
+def _values(described: dict[str, Any]) -> str:
+    if 'anyOf' in described:
+        return ' or '.join(map(_values, described['anyOf']))
     if 'enum' in described:
         return ', '.join(f'`{json.dumps(value)}`' for value in described['enum'])
-    kinds = described.get('type', 'any')
-    text = ' or '.join([kinds] if isinstance(kinds, str) else kinds)
+    if '$ref' in described:
+        return 'object'
+    kind: str = described.get('type', 'any')
+    if kind == 'array' and 'type' in described['items']:
+        kind = f'array of {described["items"]["type"]}'
     low, high = described.get('minimum'), described.get('maximum')
     if low is not None and high is not None:
-        return f'{text}, {low:g} to {high:g}'
-    return f'{text}, from {low:g}' if low is not None else text
+        return f'{kind}, {low:g} to {high:g}'
+    return f'{kind}, from {low:g}' if low is not None else kind
 
 
 def main(folder: str) -> None:

@@ -1,4 +1,4 @@
-"""Training in several processes, with or without GPUs: joining, agreeing, averaging gradients.
+"""Training in several processes, with or without GPUs: agreeing, averaging gradients.
 
 The distortions of a step depend only on the step and its episodes, so N processes with B episodes each take the same
 step as one process with N · B episodes, provided that N divides the number of episodes and the network has no dropout
@@ -8,73 +8,20 @@ and no running statistics. All processes need the same folders.
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterable
-from datetime import timedelta
 from typing import TypeVar
 
 import torch
 from basicsr.utils.dist_util import get_dist_info
-from torch import Tensor, distributed, multiprocessing
+from torch import Tensor, distributed
 
-from drtl_plugin.errors import DRTLError, OptionError
+from drtl_plugin.errors import DRTLError
 
 T = TypeVar('T')
 
 # Size of a gradient message in bytes.
 _BUCKET = 25 * 1024**2
-# The first process measures relations, adapts, validates and saves while the others wait.
-_TIMEOUT = timedelta(hours=3)
-_STARTED_BY = {
-    'pytorch': ('torchrun', ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')),
-    'slurm': ('srun', ('SLURM_PROCID', 'SLURM_LOCALID', 'SLURM_NTASKS', 'SLURM_NODELIST')),
-}
-
-
-def init_dist(launcher: str, backend: str | None = None, port: int | None = None) -> None:
-    """Join the other processes.
-
-    Replaces BasicSR's function, which needs a GPU and passes SLURM's node list to a shell (CVE-2024-27763).
-
-    Args:
-        launcher (str): ``pytorch`` (started by torchrun) or ``slurm`` (by srun).
-        backend (str | None): Backend of torch.distributed. By default, and for ``nccl``: NCCL for tensors on GPUs, Gloo
-            for others.
-        port (int | None): Port of the first process, for SLURM; by default ``MASTER_PORT``, or 29500.
-
-    Raises:
-        OptionError: If the process was not started by this launcher.
-    """
-    command, variables = _STARTED_BY[launcher]
-    missing = [name for name in variables if name not in os.environ]
-    if missing:
-        raise OptionError(
-            f'--launcher {launcher}: {", ".join(missing)} is not set; start the processes with {command}.'
-        )
-    if launcher == 'slurm':
-        os.environ.update(
-            RANK=os.environ['SLURM_PROCID'],
-            LOCAL_RANK=os.environ['SLURM_LOCALID'],
-            WORLD_SIZE=os.environ['SLURM_NTASKS'],
-            MASTER_ADDR=_first_host(os.environ['SLURM_NODELIST']),
-            MASTER_PORT=str(port or os.environ.get('MASTER_PORT', 29500)),
-        )
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ['LOCAL_RANK']) % torch.cuda.device_count())
-    if backend in (None, 'nccl'):
-        backend = 'cpu:gloo,cuda:nccl' if torch.cuda.is_available() else 'gloo'
-    # Forked loader processes would break communication.
-    multiprocessing.set_start_method('spawn', force=True)
-    distributed.init_process_group(backend, timeout=_TIMEOUT)
-
-
-def _first_host(node_list: str) -> str:
-    command = ['scontrol', 'show', 'hostnames', node_list]
-    try:
-        return subprocess.run(command, capture_output=True, check=True, text=True).stdout.split()[0]
-    except (OSError, subprocess.CalledProcessError, IndexError) as error:
-        raise OptionError(f'--launcher slurm: {" ".join(command)} names no host ({error}).') from None
 
 
 def end_dist() -> None:

@@ -7,7 +7,7 @@ import jsonschema
 import pytest
 import yaml
 
-from drtl_plugin.options.parse import OptionLoader
+from drtl_plugin.options.file import OptionLoader
 from drtl_plugin.options.schema import json_schema, reference
 from tests.conftest import OPTIONS
 

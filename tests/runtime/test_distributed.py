@@ -9,9 +9,9 @@ import pytest
 import torch
 import yaml
 
+from drtl_plugin.compat.distributed import init_dist
 from drtl_plugin.errors import DataError, OptionError
-from drtl_plugin.runtime import distributed
-from drtl_plugin.runtime.distributed import average_gradients, init_dist, of_first_process
+from drtl_plugin.runtime.distributed import average_gradients, of_first_process
 
 
 def start(*arguments: str, processes: int = 1, cwd: Path) -> subprocess.CompletedProcess:
@@ -98,10 +98,11 @@ def test_plain_models_run_in_several_processes_without_gpu(workdir, quick_opt):
 
 _PROCESS = """
 import torch
-from drtl_plugin.runtime import distributed
+from drtl_plugin.compat.distributed import init_dist
 from drtl_plugin.errors import DataError
+from drtl_plugin.runtime import distributed
 
-distributed.init_dist('pytorch')
+init_dist('pytorch')
 rank = torch.distributed.get_rank()
 distributed._BUCKET = 100  # bytes: several buckets
 kinds = [(width, dtype) for dtype in (torch.float, torch.double) for width in (1, 2, 7, 4, 1)]
@@ -177,8 +178,8 @@ class TestSlurm:
         for name, value in (('PROCID', '3'), ('LOCALID', '1'), ('NTASKS', '4'), ('NODELIST', 'node[1-2]')):
             monkeypatch.setenv(f'SLURM_{name}', value)
         joined = []
-        monkeypatch.setattr(distributed.distributed, 'init_process_group', lambda *a, **_: joined.append(a))
-        monkeypatch.setattr(distributed.multiprocessing, 'set_start_method', lambda *_, **__: None)
+        monkeypatch.setattr(torch.distributed, 'init_process_group', lambda *a, **_: joined.append(a))
+        monkeypatch.setattr(torch.multiprocessing, 'set_start_method', lambda *_, **__: None)
         monkeypatch.setattr('torch.cuda.is_available', lambda: False)
         return joined
 
