@@ -35,7 +35,7 @@ from scipy.stats import spearmanr
 from torch import nn
 
 from drtl_plugin.data.distortion_task_dataset import DistortionTaskDataset
-from drtl_plugin.hooks.base import RelationHook
+from drtl_plugin.hooks import RelationHook
 from drtl_plugin.relation.estimators import ESTIMATORS, RelationEvidence, RelationQuestion
 from drtl_plugin.relation.graph import KnowledgeGraph, relation_weights
 from drtl_plugin.tasks.patches import paired_patches

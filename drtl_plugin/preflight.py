@@ -26,6 +26,7 @@ from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTR
 
 from drtl_plugin.compat.basicsr import close_basicsr_logs, quiet_basicsr_log, without_gpu
 from drtl_plugin.data.distortion_task_dataset import DistortionTaskDataset
+from drtl_plugin.data.episode import missing_members
 from drtl_plugin.data.image_files import (
     check_lmdb,
     check_pair_sizes,
@@ -35,11 +36,10 @@ from drtl_plugin.data.image_files import (
     require,
 )
 from drtl_plugin.errors import DataError, DRTLError, OptionError, describe, own_line, registered, unknown
-from drtl_plugin.hooks.base import RelationHook, build_hooks
+from drtl_plugin.hooks import RelationHook
+from drtl_plugin.hooks.base import build_hooks
 from drtl_plugin.metrics import calculate_pyiqa, check_pyiqa
 from drtl_plugin.models import DRTLAdaptModel, DRTLModel
-from drtl_plugin.models.adversary import try_losses
-from drtl_plugin.models.drtl_model import EPISODE_INTERFACE
 from drtl_plugin.options.parse import COMPUTED, DRTLOptions, number
 from drtl_plugin.relation.estimators import NEED_TRAINED_NETWORK
 from drtl_plugin.runtime import checkpoints
@@ -94,7 +94,7 @@ def check(opt: dict) -> None:
     }
     if issubclass(model, DRTLModel):
         _check_drtl(opt, datasets.get('train'))
-    _rehearse(model, opt)
+    _rehearse(model, opt, datasets.get('train'))
 
 
 def check_archiving(opt: dict, option_file: str, folder: str | Path) -> None:
@@ -130,7 +130,7 @@ def _texts(section: dict | list, where: str = '') -> Iterator[tuple[str, str]]:
             yield place, value
 
 
-def _rehearse(model_class: type, opt: dict) -> None:
+def _rehearse(model_class: type, opt: dict, train_set: Any) -> None:
     """Build the model once, and restore a small image with it, without leaving a trace.
 
     That finds what has no check of its own: options that are missing, weights that don't fit the network, a network
@@ -152,7 +152,8 @@ def _rehearse(model_class: type, opt: dict) -> None:
                 if height != _SIZE * scale:
                     raise OptionError(f'network_g enlarges {height / _SIZE:g} times, but scale is {scale}.')
                 if opt['is_train']:
-                    try_losses(model)
+                    model.train_set = train_set
+                    model.check_data()
     except DRTLError:
         raise
     except Exception as error:
@@ -268,7 +269,7 @@ def _check_drtl(opt: dict, train_set: Any) -> None:
     if not opt['is_train']:
         return
     train = opt['datasets']['train']
-    lacking = [name for name in EPISODE_INTERFACE if not hasattr(train_set, name)]
+    lacking = missing_members(train_set)
     if lacking:
         raise OptionError(
             f'datasets.train.type: DRTLModel trains on DistortionTaskDataset, not {train["type"]}, which lacks '
@@ -291,5 +292,3 @@ def _check_drtl(opt: dict, train_set: Any) -> None:
                 f'drtl.weighting.effective_tasks: {wanted:g} of {num} tasks means equal weights; '
                 'lower it, or say relation: uniform.'
             )
-    if drtl.target_weight > 0 and not train.get('target'):
-        raise OptionError('drtl.target_weight: there is no datasets.train.target whose gradient could be weighted.')

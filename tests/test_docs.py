@@ -10,7 +10,7 @@ import yaml
 from basicsr.utils.registry import METRIC_REGISTRY
 
 from drtl_plugin import cli
-from drtl_plugin.meta import META_HOOK_REGISTRY
+from drtl_plugin.hooks import META_HOOK_REGISTRY
 from drtl_plugin.relation import estimators
 from drtl_plugin.tasks import distortions
 from tests.conftest import OPTIONS

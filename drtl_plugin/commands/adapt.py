@@ -43,7 +43,8 @@ from drtl_plugin.report.html import (
     illustrations_of_folder,
     write_html,
 )
-from drtl_plugin.report.tables import Gain, busiest, command_line, compared_crop, duration_in_words, network_in_words
+from drtl_plugin.report.pictures import busiest, compared_crop
+from drtl_plugin.report.tables import Gain, command_line, duration_in_words, network_in_words
 from drtl_plugin.runtime.progress import progress
 from drtl_plugin.runtime.tiles import restore
 from drtl_plugin.runtime.weights import TrainedNetwork, load_trained

@@ -18,8 +18,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from drtl_plugin import cli
+from drtl_plugin.hooks import META_HOOK_REGISTRY
 from drtl_plugin.hooks.base import DEFAULT_HOOKS
-from drtl_plugin.meta import META_HOOK_REGISTRY
 from drtl_plugin.options.parse import SECTIONS, DRTLOptions, FileOptions, PairedDatasetOptions, TaskDatasetOptions
 from drtl_plugin.sources.sample import SAMPLE_ROOT
 from drtl_plugin.tasks.camera_fit.fit import CameraFit

@@ -6,7 +6,7 @@ import pytest
 
 from drtl_plugin import cli
 from drtl_plugin.models.drtl_model import DRTLModel
-from drtl_plugin.report.tables import compared_crop
+from drtl_plugin.report.pictures import compared_crop
 
 
 @pytest.mark.parametrize(
