@@ -24,11 +24,11 @@ from drtl_plugin.models.acceleration import Acceleration, accelerate
 from drtl_plugin.models.adapter import Adapter, Watch
 from drtl_plugin.models.adversary import adversarial_backward, build_discriminator, make_adversary
 from drtl_plugin.models.camera import fit_to_target, load_camera
-from drtl_plugin.models.episodes import Episodes
+from drtl_plugin.models.episodes import Episodes, check_training_set
 from drtl_plugin.models.inner_rates import InnerRates
 from drtl_plugin.models.losses import Losses, check_losses, try_patches
 from drtl_plugin.models.steps import meta_step, pretrain_step
-from drtl_plugin.models.validation import Validation
+from drtl_plugin.models.validation import Validator
 from drtl_plugin.options.parse import DRTLOptions
 from drtl_plugin.relation.fit_share import reserve_share
 from drtl_plugin.relation.graph import effective_number
@@ -52,7 +52,7 @@ class DRTLModel(SRModel):
     Validation has three passes, named in log and TensorBoard after the dataset: ``NAME_bicubic`` (once), ``NAME``
     (before adaptation) and ``NAME_adapted`` (after). ``net_g_adapted`` is saved beside ``net_g``.
 
-    The parts: ``episodes`` draws tasks and patches, ``adapter`` adapts to the target, ``validation`` runs the passes,
+    The parts: ``episodes`` draws tasks and patches, ``adapter`` adapts to the target, ``validator`` runs the passes,
     ``criterion`` is the sum of the losses, ``inner_rates`` are the inner loop's step sizes, ``adversary`` is a GAN's
     discriminator with its loss.
 
@@ -75,8 +75,8 @@ class DRTLModel(SRModel):
         self._started = False
         self._hook_state: dict[str, Any] = {}
         self.drtl = DRTLOptions.from_opt(opt)
-        self.validation = Validation(opt)
-        self.validation_results, self.compared = self.validation.results, self.validation.compared
+        self.validator = Validator(opt)
+        self.validation_results, self.compared = self.validator.results, self.validator.compared
         self.net_g_adapted: nn.Module | None = None
         self.tb_logger = None
         super().__init__(opt)
@@ -154,29 +154,19 @@ class DRTLModel(SRModel):
         return build_dataset(self.opt['datasets']['train'])
 
     def check_data(self) -> None:
-        """Check that options and training set go together, before anything is fitted or trained.
+        """Check, before a run starts, that options, networks and losses go together with the training set.
 
         Raises:
             OptionError: If they don't.
         """
-        pairs, options = self.train_set.target_pairs, self.train_set.options
-        if pairs is not None and self.drtl.adapt.early_stop and len(pairs) < 2:
-            raise OptionError('drtl.adapt.early_stop: holding pairs out takes at least 2 pairs; there is 1.')
-        if pairs is not None and self.drtl.weighting.relation == 'embedding':
-            if self.net_r is None:
-                raise OptionError("network_r is missing: drtl.weighting.relation 'embedding' needs a DRN.")
-            least = getattr(self.net_r, 'window', 1) * self.train_set.library.scale
-            if options.gt_size < least:
-                raise OptionError(
-                    f'datasets.train.gt_size: network_r looks at {least // self.train_set.library.scale} LQ pixels a '
-                    f'side, so gt_size must be at least {least}.'
-                )
+        check_training_set(self.train_set, self.drtl, self.net_r)
         try_patches(self.train_set, self.criterion, getattr(self, 'net_d', None), self.device)
 
     def prepare(self) -> None:
         """Build what needs the training data, once: the tasks with the camera fit, their weights, and the adapter."""
         if self.episodes is not None:
             return
+        check_training_set(self.train_set, self.drtl, self.net_r)
         self.target_pairs = pairs = self.train_set.target_pairs
         seed, drtl = self.opt['manual_seed'], self.drtl
         if pairs is None:
@@ -274,10 +264,10 @@ class DRTLModel(SRModel):
 
     def test(self) -> None:
         """Restore ``lq`` with the network of the pass that is going on."""
-        net = self.net_g_adapted if self.validation.suffix == AFTER else self.trained_network()
+        net = self.net_g_adapted if self.validator.suffix == AFTER else self.trained_network()
         with self.acceleration.uncompiled():
-            self.output = self.validation.restore(self.lq, net)
-        self.validation.keep_crop(self.output, getattr(self, 'gt', None))
+            self.output = self.validator.restore(self.lq, net)
+        self.validator.keep_crop(self.output, getattr(self, 'gt', None))
 
     def nondist_validation(self, dataloader, current_iter, tb_logger, save_img) -> None:
         """``SRModel``'s validation, once for each pass."""
@@ -288,10 +278,10 @@ class DRTLModel(SRModel):
             save_img,
         )
         if not self.is_train:
-            self.validation.test(dataloader, *arguments)
+            self.validator.test(dataloader, *arguments)
             return
         call_hooks(self.hooks, 'before_val', self)
-        self.validation.validate(dataloader, self.net_g_adapted is not None, *arguments)
+        self.validator.validate(dataloader, self.net_g_adapted is not None, *arguments)
         # Bicubic upsampling has no best iteration.
         getattr(self, 'best_metric_results', {}).pop(dataloader.dataset.opt['name'] + BICUBIC, None)
         call_hooks(self.hooks, 'after_val', self)

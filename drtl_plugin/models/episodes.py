@@ -7,12 +7,37 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from drtl_plugin.data.episode import EpisodeBatch, EpisodeDataset
+from drtl_plugin.errors import OptionError
+from drtl_plugin.options.parse import DRTLOptions
 from drtl_plugin.relation.estimators import RelationEvidence
 from drtl_plugin.tasks.camera_fit.fit import CameraFit
 from drtl_plugin.tasks.patches import paired_patches
+
+
+def check_training_set(train_set: EpisodeDataset, drtl: DRTLOptions, net_r: nn.Module | None) -> None:
+    """Check that a training set fits the ``drtl`` section and the DRN.
+
+    Raises:
+        OptionError: If there are too few pairs for early stopping, or the relation ``embedding`` lacks its DRN, or the
+            patches are smaller than the DRN's windows.
+    """
+    pairs = train_set.target_pairs
+    if pairs is None:
+        return
+    if drtl.adapt.early_stop and len(pairs) < 2:
+        raise OptionError('drtl.adapt.early_stop: holding pairs out takes at least 2 pairs; there is 1.')
+    if drtl.weighting.relation == 'embedding':
+        if net_r is None:
+            raise OptionError("network_r is missing: drtl.weighting.relation 'embedding' needs a DRN.")
+        window, scale = getattr(net_r, 'window', 1), train_set.library.scale
+        if train_set.options.gt_size < window * scale:
+            raise OptionError(
+                f'datasets.train.gt_size: network_r looks at windows of {window} low-quality pixels, so at scale '
+                f'{scale} gt_size must be at least {window * scale}.'
+            )
 
 
 class Episodes:

@@ -69,7 +69,7 @@ class PassLoader:
         return len(self._dataloader)
 
 
-class Validation:
+class Validator:
     """Validates in passes: bicubic upsampling, the network, and the adapted network.
 
     Args:
