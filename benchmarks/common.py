@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from drtl_plugin.archs import DistortionRelationNet
 from drtl_plugin.data.distortion_task_dataset import DistortionTaskDataset
-from drtl_plugin.hooks.base import RelationHook
+from drtl_plugin.hooks import RelationHook
 from drtl_plugin.relation.drn_training import train_drn
 from drtl_plugin.tasks.library import DistortionLibrary
 

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from drtl_plugin.hooks.base import RelationHook
+from drtl_plugin.hooks import RelationHook
 from drtl_plugin.relation.estimators import learn_task, mean_embedding, mean_gradient
 from drtl_plugin.tasks.library import DistortionLibrary
 from drtl_plugin.tasks.patches import paired_patches

@@ -50,7 +50,7 @@ from drtl_plugin import cli
 from drtl_plugin.compat.basicsr import without_gpu
 from drtl_plugin.data.image_files import image_size
 from drtl_plugin.errors import OptionError
-from drtl_plugin.hooks.base import RelationHook
+from drtl_plugin.hooks import RelationHook
 from drtl_plugin.models import DRTLModel
 from drtl_plugin.options.parse import parse_options
 from drtl_plugin.runtime.device import computes_bfloat16, lay_out

@@ -30,4 +30,4 @@ if has_basicsr():
 
     compat.apply()
 
-    from drtl_plugin import archs, data, losses, meta, metrics, models
+    from drtl_plugin import archs, data, hooks, losses, metrics, models

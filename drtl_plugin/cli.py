@@ -31,9 +31,10 @@ from drtl_plugin.compat.basicsr import close_basicsr_logs, processes_without_gpu
 from drtl_plugin.data.lmdb_files import check_lmdb_name, write_lmdb
 from drtl_plugin.errors import DataError, DRTLError, OptionError, describe, own_line
 from drtl_plugin.models import DRTLModel
-from drtl_plugin.options.parse import DRTLOptions, parse_options
+from drtl_plugin.options.parse import parse_options
+from drtl_plugin.options.sections import DRTLOptions
 from drtl_plugin.relation.estimators import needs_trained_network
-from drtl_plugin.report.pictures import draw_graph
+from drtl_plugin.report.figures import draw_graph
 from drtl_plugin.report.tables import relation_table, write_graph
 from drtl_plugin.runtime.distributed import abandon, end_dist, of_first_process
 from drtl_plugin.runtime.loop import TrainingRun, exclusive

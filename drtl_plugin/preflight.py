@@ -27,6 +27,7 @@ from torch.utils.data import Dataset
 
 from drtl_plugin.compat.basicsr import close_basicsr_logs, quiet_basicsr_log, without_gpu
 from drtl_plugin.data.distortion_task_dataset import DistortionTaskDataset
+from drtl_plugin.data.episode import missing_members
 from drtl_plugin.data.image_files import (
     check_lmdb,
     check_pair_sizes,
@@ -36,15 +37,12 @@ from drtl_plugin.data.image_files import (
     require,
 )
 from drtl_plugin.errors import DataError, DRTLError, OptionError, describe, own_line, registered, unknown
-from drtl_plugin.hooks.base import RelationHook, build_hooks
+from drtl_plugin.hooks import RelationHook
+from drtl_plugin.hooks.base import build_hooks
 from drtl_plugin.metrics import calculate_pyiqa, check_pyiqa
 from drtl_plugin.models import DRTLAdaptModel, DRTLModel
-from drtl_plugin.models.adversary import try_losses
-from drtl_plugin.models.drtl_model import EPISODE_INTERFACE
 from drtl_plugin.options.convert import number
-from drtl_plugin.options.parse import COMPUTED_PATHS
 from drtl_plugin.options.sections import DRTLOptions
-from drtl_plugin.relation.estimators import needs_trained_network
 from drtl_plugin.runtime import checkpoints
 from drtl_plugin.runtime.distributed import of_first_process
 
@@ -99,8 +97,7 @@ def check(opt: dict) -> dict[str, Dataset]:
     }
     if issubclass(model, DRTLModel):
         _check_drtl(opt, datasets.get('train'))
-    _rehearse(model, opt)
-    return datasets
+    _rehearse(model, opt, datasets.get('train'))
 
 
 def check_archiving(opt: dict, option_file: str, folder: str | Path) -> None:
@@ -136,8 +133,8 @@ def _texts(section: dict | list, where: str = '') -> Iterator[tuple[str, str]]:
             yield place, value
 
 
-def _rehearse(model_class: type, opt: dict) -> None:
-    """Build the model, restore a small image with it, and discard it; random states and log are left as they were.
+def _rehearse(model_class: type, opt: dict, train_set: Any) -> None:
+    """Build the model once, and restore a small image with it, without leaving a trace.
 
     This finds faults that have no check of their own: missing options, weights that don't fit the network, a network
     of another scale.
@@ -158,7 +155,8 @@ def _rehearse(model_class: type, opt: dict) -> None:
                 if height != _SIZE * scale:
                     raise OptionError(f'network_g enlarges {height / _SIZE:g} times, but scale is {scale}.')
                 if opt['is_train']:
-                    try_losses(model)
+                    model.train_set = train_set
+                    model.check_data()
     except DRTLError:
         raise
     except Exception as error:
@@ -272,7 +270,7 @@ def _check_drtl(opt: dict, train_set: Any) -> None:
     if not opt['is_train']:
         return
     train = opt['datasets']['train']
-    lacking = [name for name in EPISODE_INTERFACE if not hasattr(train_set, name)]
+    lacking = missing_members(train_set)
     if lacking:
         raise OptionError(
             f'datasets.train.type: DRTLModel trains on DistortionTaskDataset, not {train["type"]}, which lacks '

@@ -8,13 +8,16 @@ import os
 if 'PYTEST_XDIST_WORKER' in os.environ:
     os.environ.setdefault('OMP_NUM_THREADS', '1')
 import drtl_plugin  # noqa: F401  isort: skip
+import argparse
 from pathlib import Path
 
 import hypothesis
 import pytest
 import torch
 import yaml
+from basicsr.models import build_model
 
+from drtl_plugin.options.parse import parse_options
 from drtl_plugin.sources.sample import prepare_sample_data
 
 # The same examples each time; the slow profile (make test-slow) looks further.
@@ -73,6 +76,21 @@ def write_opt(tmp_path):
         return str(path)
 
     return write
+
+
+@pytest.fixture
+def build(workdir, write_opt):
+    """Build a model from options as the command line does, with its folders there."""
+
+    def build_from(opt: dict):
+        args = argparse.Namespace(opt=write_opt(opt), launcher='none', auto_resume=False, debug=False, force_yml=None)
+        parsed = parse_options(args, str(workdir), is_train=True)
+        parsed['root_path'] = str(workdir)
+        for key in ('models', 'training_states', 'visualization'):
+            (workdir / parsed['path'][key]).mkdir(parents=True, exist_ok=True)
+        return build_model(parsed)
+
+    return build_from
 
 
 @pytest.fixture

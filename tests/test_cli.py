@@ -214,7 +214,7 @@ class TestTrain:
 
     def test_hooks_of_ones_own_are_imported_from_the_current_folder(self, workdir, quick_opt, write_opt, capsys):
         (workdir / 'my_hook_module.py').write_text(
-            'from drtl_plugin.meta import META_HOOK_REGISTRY, MetaTrainerHook\n'
+            'from drtl_plugin.hooks import META_HOOK_REGISTRY, MetaTrainerHook\n'
             '@META_HOOK_REGISTRY.register()\n'
             'class ShoutHook(MetaTrainerHook):\n'
             '    def after_train(self, runner):\n'

@@ -10,9 +10,7 @@ import yaml
 from basicsr.utils.registry import METRIC_REGISTRY
 
 from drtl_plugin import cli
-from drtl_plugin.meta import META_HOOK_REGISTRY
-from drtl_plugin.relation.estimators import ESTIMATOR_REGISTRY
-from drtl_plugin.tasks.distortions import DISTORTION_REGISTRY
+from drtl_plugin.hooks import META_HOOK_REGISTRY
 from tests.conftest import OPTIONS
 
 ROOT = OPTIONS.parent

@@ -33,26 +33,9 @@ from drtl_plugin.errors import DataError, OptionError
 from drtl_plugin.losses.command_line import loss_sections
 from drtl_plugin.models.drtl_model import DRTLModel
 from drtl_plugin.options.parse import parse_options
-from drtl_plugin.report.html import (
-    Comparison,
-    Curves,
-    Page,
-    Table,
-    illustrate,
-    illustrations_of_folder,
-    write_html,
-)
-from drtl_plugin.report.pictures import draw_graph
-from drtl_plugin.report.tables import (
-    Gain,
-    busiest,
-    command_line,
-    compared_crop,
-    duration_in_words,
-    network_in_words,
-    relation_table,
-    write_graph,
-)
+from drtl_plugin.report.html import Comparison, Curves, Page, Table, illustrate, illustrations_of_folder, write_html
+from drtl_plugin.report.pictures import busiest, compared_crop
+from drtl_plugin.report.tables import Gain, command_line, duration_in_words, network_in_words
 from drtl_plugin.runtime.progress import progress
 from drtl_plugin.runtime.tiles import restore
 from drtl_plugin.runtime.weights import TrainedNetwork, load_trained

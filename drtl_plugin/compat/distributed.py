@@ -34,7 +34,9 @@ def init_dist(launcher: str, backend: str | None = None, port: int | None = None
     command, variables = _STARTED_BY[launcher]
     missing = [name for name in variables if name not in os.environ]
     if missing:
-        raise OptionError(f'--launcher {launcher}: {", ".join(missing)} is not set; start the processes with {command}.')
+        raise OptionError(
+            f'--launcher {launcher}: {", ".join(missing)} is not set; start the processes with {command}.'
+        )
     if launcher == 'slurm':
         os.environ.update(
             RANK=os.environ['SLURM_PROCID'],

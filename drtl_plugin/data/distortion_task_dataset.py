@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -20,14 +21,14 @@ from drtl_plugin.errors import DataError, OptionError
 from drtl_plugin.options.convert import parse_section
 from drtl_plugin.options.sections import TaskDatasetOptions
 from drtl_plugin.tasks.library import DistortionLibrary
-from drtl_plugin.tasks.patches import augment, paired_patches, random_crop
+from drtl_plugin.tasks.patches import augment, random_crop
 
-# Headers that are read before training.
+# Image headers that are read before training.
 _NUM_CHECKED = 64
 
 
 def build_target(opt: TaskDatasetOptions) -> FewShotPairDataset | None:
-    """The support set that ``datasets.train.target`` describes, or None where there is none."""
+    """The support set that ``datasets.train.target`` describes; None if there is no such section."""
     if opt.target is None:
         return None
     return FewShotPairDataset(
@@ -37,11 +38,11 @@ def build_target(opt: TaskDatasetOptions) -> FewShotPairDataset | None:
 
 @DATASET_REGISTRY.register()
 class DistortionTaskDataset(data.Dataset):
-    """Episodes: support and query patches for one auxiliary task, beside patches of the target's support pairs.
+    """Episodes: support and query patches of one auxiliary task each.
 
-    As with BasicSR's ``RealESRGANDataset``, the low-quality patches are made in the model, on its device and in
-    batch: a step's episodes come as ground truth with the number of their task. An episode is a function of
-    ``seed`` and its index alone, whatever the number of loader processes.
+    As with BasicSR's ``RealESRGANDataset``, an item has only GT patches: the model draws the task of an episode and
+    makes the LQ patches, on its device and in batches. An episode depends only on ``seed`` and its index, however many
+    processes load.
 
     Args:
         opt (dict): Config for train datasets; its keys, with defaults, are
@@ -49,7 +50,7 @@ class DistortionTaskDataset(data.Dataset):
             dataroot_gt (str): Folder (or .lmdb) of ground-truth images.
             io_backend (dict): IO backend type and other kwarg; disk or lmdb.
             gt_size (int): Side of the ground-truth patches.
-            num_support, num_query (int): Patches an episode for the inner and the outer loop.
+            num_support, num_query (int): Patches an episode, for the inner and the outer loop.
             distortions (str | list[dict]): ``'default'`` or the auxiliary tasks;
                 see :class:`drtl_plugin.tasks.library.DistortionLibrary`.
             target (dict): The support set: dataroot_gt, dataroot_lq, num_shot, seed or names, io_backend;
@@ -60,12 +61,16 @@ class DistortionTaskDataset(data.Dataset):
 
     Raises:
         OptionError: If an option is unknown, of the wrong type or out of range.
-        DataError: If a folder is missing, holds no images or unfit pairs; when an image is drawn that is damaged or
-            smaller than ``gt_size``.
+        DataError: If a folder is missing or holds no images, or pairs don't fit; when an image is drawn that is
+            damaged or smaller than ``gt_size``.
 
     Attributes:
         options_class (type): The dataclass of its options. A subclass with options of its own sets one that derives
             from :class:`drtl_plugin.options.parse.TaskDatasetOptions`.
+        options (TaskDatasetOptions): Parsed options.
+        library (DistortionLibrary): The auxiliary tasks.
+        target_pairs (list[tuple[Tensor, Tensor]] | None): All pairs ``(lq, gt)`` of the target, RGB, uint8,
+            ``(3, H, W)`` and ``(3, scale H, scale W)``; None without a target.
     """
 
     options_class = TaskDatasetOptions
@@ -82,8 +87,12 @@ class DistortionTaskDataset(data.Dataset):
         target = build_target(options)
         self.target_pairs = target.pairs() if target is not None else None
         self._decoded: dict[int, np.ndarray] = {}
-        # The loader processes, or the process that loads, and the model have an object each.
-        self._cache_size = options.image_cache_mb * 2**20 / (max(1, options.num_worker_per_gpu) + 1)
+        # Each loader process has its own copy beside this one, from which the model draws.
+        self._cache_size = options.image_cache_mb * 2**20 / (options.num_worker_per_gpu + 1)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without open files and decoded images, for loader processes that are spawned."""
+        return {**self.__dict__, 'file_client': None, '_decoded': {}}
 
     def _find_images(self) -> list[str]:
         options = self.options
@@ -98,7 +107,7 @@ class DistortionTaskDataset(data.Dataset):
         return [os.path.join(root, name) for name in names]
 
     def _image(self, index: int) -> np.ndarray:
-        """An image as uint8 ``(H, W, 3)``, BGR; decoding is most of a patch's cost, so that the last ones are kept."""
+        """An image as uint8 ``(H, W, 3)``, BGR. Decoding is most of a patch's cost, so the last images are kept."""
         if index in self._decoded:
             return self._decoded[index]
         image = self._read_image(index)
@@ -134,10 +143,10 @@ class DistortionTaskDataset(data.Dataset):
     def check_image_sizes(self) -> None:
         """Check the headers of the first images, or an LMDB's list, before training.
 
-        Of thousands of images, to read each header takes minutes; those that are bad are named when they are drawn.
+        Reading the headers of thousands of images takes minutes; a bad one of these is reported when it is drawn.
 
         Raises:
-            DataError: Names the first of these images that cannot be read or is smaller than ``gt_size``.
+            DataError: Names the first image that cannot be read or is smaller than ``gt_size``.
         """
         if self.options.io_backend['type'] == 'lmdb':
             sizes = lmdb_sizes(self.options.dataroot_gt)
@@ -147,10 +156,10 @@ class DistortionTaskDataset(data.Dataset):
             self._check_size(key, size)
 
     def gt_patches(self, num: int, generator: torch.Generator) -> Tensor:
-        """Draw ground-truth patches.
+        """Draw GT patches, each from a random image.
 
         Args:
-            num (int): How many; each from an image that is drawn anew.
+            num (int): How many.
             generator (torch.Generator): On the CPU.
 
         Returns:
@@ -164,30 +173,17 @@ class DistortionTaskDataset(data.Dataset):
             patches.append(img2tensor(np.ascontiguousarray(patch.permute(1, 2, 0).numpy())) / 255)
         return torch.stack(patches)
 
-    def __getitem__(self, index: int) -> dict:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         """One episode.
 
         Returns:
-            dict: ``index`` (int), ``task`` (int), ``support_gt`` ``(num_support, 3, gt_size, gt_size)``, ``query_gt``
-            ``(num_query, …)``, and with a target ``target_lq`` and ``target_gt`` ``(num_query, …)``.
+            dict: ``index`` (int), ``support_gt`` ``(num_support, 3, gt_size, gt_size)`` and ``query_gt``
+            ``(num_query, 3, gt_size, gt_size)``, RGB in [0, 1].
         """
         options = self.options
         generator = torch.Generator().manual_seed(options.seed * options.num_episodes + index)
         gt = self.gt_patches(options.num_support + options.num_query, generator)
-        # The task that is fitted to the camera is the model's, and the last one.
-        num_task = len(self.library) + options.camera_fit
-        episode = {
-            'index': index,
-            'task': int(torch.randint(0, num_task, (), generator=generator)),
-            'support_gt': gt[: options.num_support],
-            'query_gt': gt[options.num_support :],
-        }
-        if self.target_pairs is not None:
-            lq_size = options.gt_size // options.scale
-            episode['target_lq'], episode['target_gt'] = paired_patches(
-                self.target_pairs, options.num_query, lq_size, generator, options.use_hflip, options.use_rot
-            )
-        return episode
+        return {'index': index, 'support_gt': gt[: options.num_support], 'query_gt': gt[options.num_support :]}
 
     def __len__(self) -> int:
         return self.options.num_episodes

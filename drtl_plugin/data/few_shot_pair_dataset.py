@@ -17,19 +17,20 @@ from drtl_plugin.options.sections import TargetOptions
 
 @DATASET_REGISTRY.register()
 class FewShotPairDataset(PairedImageDataset):
-    """K pairs of a poor and a good photograph of the same scene (LQ and GT).
+    """K pairs of an LQ and a GT photograph of the same scene.
 
-    It reads what BasicSR's ``PairedImageDataset`` reads (LMDB, meta-info file or folder), and keeps K pairs of it.
+    It reads the same sources as BasicSR's ``PairedImageDataset`` (LMDB, meta-info file or folder), and keeps K pairs.
 
     Args:
         opt (dict): Config. The keys of ``PairedImageDataset``, and:
             num_shot (int): K. Default: 5.
-            seed (int): Which K are chosen where there are more. Default: 0.
-            names (list[str]): The pairs by name, without extension, instead of by seed. Default: None.
+            seed (int): Selects the K pairs if there are more. Default: 0.
+            names (list[str]): Names of the pairs, without extension, instead of a seed. Default: None.
 
     Raises:
-        DataError: If a folder is missing, if there are fewer than ``num_shot`` pairs, if a name does not exist, or if
-            the sizes of a pair don't fit ``scale``.
+        DataError: If a folder is missing, there are fewer than ``num_shot`` pairs, or the sizes of a pair don't fit
+            ``scale``.
+        OptionError: If there is no pair of a name.
     """
 
     def __init__(self, opt: dict) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from drtl_plugin.errors import DataError, OptionError, unknown
-from drtl_plugin.options.parse import number
+from drtl_plugin.options.convert import number
 from drtl_plugin.runtime import checkpoints
 
 # Kinds of losses, and whether they take a file: of VGG19, or of a discriminator.

@@ -1,5 +1,1 @@
-"""Meta-learning: the learner's pure functions, and the meta-trainer hooks (META_HOOK_REGISTRY)."""
-
-from drtl_plugin.hooks.base import META_HOOK_REGISTRY, MetaTrainerHook
-
-__all__ = ['META_HOOK_REGISTRY', 'MetaTrainerHook']
+"""Meta-learning and few-shot adaptation as functions of a network's parameters."""

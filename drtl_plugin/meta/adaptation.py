@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from drtl_plugin.meta.learner import Batch, Criterion, Precision, Rates
-from drtl_plugin.meta.low_rank import add_low_rank, merge_low_rank
 
 # Adds up the gradients of a step: of the loss, and of what else an output and its ground truth have to say.
 Backward = Callable[[Tensor, Tensor, Tensor], None]
@@ -32,7 +31,6 @@ def adaptation(
     lr: float,
     ema_decay: float = 0.0,
     rates: Rates | None = None,
-    rank: int = 0,
     warmup: int = 0,
     precision: Precision = nullcontext,
     backward: Backward = lambda loss, output, gt: loss.backward(),
@@ -48,8 +46,6 @@ def adaptation(
             handed out, ramped up as ``min(decay, (1 + t) / (10 + t))`` with the step t; 0 hands out the last weights.
         rates (Rates | None): Step sizes by parameter name for plain gradient descent, instead of Adam: the inner
             loop of meta-learning continued. What is not named stays as it is.
-        rank (int): Above 0, low-rank adapters of that rank on convolutions and linear layers learn instead of the
-            weights (:mod:`drtl_plugin.meta.low_rank`).
         warmup (int): Steps over which Adam's learning rate rises evenly to ``lr``. Adam's first steps are of the
             gradient's sign alone, as large as ``lr`` for every weight, however small the gradient.
         precision (Precision): Makes the context that each step is computed in, e.g. autocast.
@@ -61,8 +57,6 @@ def adaptation(
         whose weights go on changing.
     """
     student = copy.deepcopy(net).train()
-    if rank:
-        add_low_rank(student, rank)
     averaged = copy.deepcopy(student).eval()
     learned = {name: p for name, p in student.named_parameters() if p.requires_grad}
     if rates is None:
@@ -100,7 +94,7 @@ def last(course: Iterable[nn.Module]) -> nn.Module:
         nn.Module: The adapted network, of the same architecture as the one that was adapted, in evaluation mode.
     """
     *_, adapted = course
-    return merge_low_rank(adapted)
+    return adapted
 
 
 def best_step(course: Iterator[nn.Module], held_out_loss: Callable[[nn.Module], float], steps: int) -> int:

@@ -13,7 +13,8 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import nn
 
 from drtl_plugin.errors import DataError, OptionError, describe, own_line, registered
-from drtl_plugin.options.parse import load_option_file, number
+from drtl_plugin.options.convert import number
+from drtl_plugin.options.file import load_option_file
 from drtl_plugin.runtime import checkpoints
 from drtl_plugin.runtime.device import lay_out
 

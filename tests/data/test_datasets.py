@@ -57,9 +57,8 @@ class TestDistortionTaskDataset:
         episode = dataset[0]
         assert episode['support_gt'].shape == (2, 3, 64, 64)
         assert episode['query_gt'].shape == (3, 3, 64, 64)
-        assert episode['target_lq'].shape == (3, 3, 16, 16)
-        assert episode['target_gt'].shape == (3, 3, 64, 64)
-        assert 0 <= episode['task'] < len(dataset.library)
+        assert set(episode) == {'index', 'support_gt', 'query_gt'}
+        assert len(dataset.target_pairs) == 5
         assert episode['support_gt'].min() >= 0 and 0.1 < episode['support_gt'].max() <= 1
 
     def test_episodes_do_not_depend_on_loader_processes(self, task_opt):
@@ -77,22 +76,25 @@ class TestDistortionTaskDataset:
         again = pickle.loads(pickle.dumps(dataset))[2]
         assert torch.equal(episode['query_gt'], again['query_gt'])
 
+    def test_a_spawned_process_gets_no_decoded_images(self, task_opt):
+        dataset = DistortionTaskDataset(task_opt)
+        dataset.gt_patches(4, torch.Generator().manual_seed(0))
+        assert dataset._decoded and not pickle.loads(pickle.dumps(dataset))._decoded
+
     def test_seed_and_index_change_the_episode(self, task_opt):
         dataset, other = DistortionTaskDataset(task_opt), DistortionTaskDataset({**task_opt, 'seed': 1})
         assert not torch.equal(dataset[0]['query_gt'], dataset[1]['query_gt'])
         assert not torch.equal(dataset[0]['query_gt'], other[0]['query_gt'])
 
-    def test_flips_and_turns_can_be_switched_off(self, task_opt):
-        dataset = DistortionTaskDataset({**task_opt, 'use_hflip': False, 'use_rot': False, 'num_query': 8})
-        lq_pictures = [lq.float() / 255 for lq, _ in dataset.target_pairs]
-        for patch in dataset[0]['target_lq']:
-            places = [picture.unfold(1, 16, 1).unfold(2, 16, 1).permute(1, 2, 0, 3, 4) for picture in lq_pictures]
-            assert any((place == patch).flatten(2).all(-1).any() for place in places)
-
-    def test_tasks_are_drawn_evenly(self, task_opt):
-        task_opt['distortions'] = [{'name': 'bicubic'}, {'name': 'jpeg'}]
-        dataset = DistortionTaskDataset({**task_opt, 'num_support': 1, 'num_query': 1, 'target': None})
-        assert 20 <= sum(dataset[i]['task'] for i in range(60)) <= 40
+    def test_flips_and_turns_can_be_switched_off(self, task_opt, tmp_path):
+        y, x = np.mgrid[:64, :64]
+        ramp = (y + 2 * x).astype(np.uint8)  # looks different after each flip and turn
+        cv2.imwrite(str(tmp_path / 'ramp.png'), ramp)
+        task_opt.update(dataroot_gt=str(tmp_path), num_query=8)
+        for options in ({'use_hflip': False, 'use_rot': False}, {}):
+            patches = DistortionTaskDataset({**task_opt, **options})[0]['query_gt'] * 255
+            unturned = [torch.equal(patch[0].round().byte(), torch.from_numpy(ramp)) for patch in patches]
+            assert all(unturned) == bool(options)
 
     def test_patches_are_rgb_pieces_of_the_images(self, task_opt, tmp_path):
         blue = np.zeros((64, 80, 3), np.uint8)

@@ -8,8 +8,8 @@ from mmengine.registry import HOOKS
 
 from drtl_plugin import cli
 from drtl_plugin.errors import OptionError
+from drtl_plugin.hooks import META_HOOK_REGISTRY, MetaTrainerHook
 from drtl_plugin.hooks.base import DEFAULT_HOOKS, build_hooks
-from drtl_plugin.meta import META_HOOK_REGISTRY, MetaTrainerHook
 
 
 def types(hooks) -> list[str]:

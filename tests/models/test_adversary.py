@@ -10,8 +10,8 @@ from drtl_plugin import preflight
 from drtl_plugin.errors import OptionError
 from drtl_plugin.options.parse import parse_options
 from drtl_plugin.runtime.weights import load_trained
-from tests.models.test_drtl_model import build, episodes, parameters  # noqa: F401
-from tests.test_options import arguments
+from tests.models.helpers import feed, parameters
+from tests.options.test_parse import arguments
 
 GENERATOR = {'type': 'RRDBNet', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 1, 'num_grow_ch': 4}
 UNET = {'type': 'UNetDiscriminatorSN', 'num_in_ch': 3, 'num_feat': 4}
@@ -47,7 +47,7 @@ def same(first: dict, second: dict) -> bool:
         ('SRGANModel', UNET, {'net_d_iters': 2, 'net_d_init_iters': 1}),
     ],
 )
-def test_uniform_pretraining_is_that_of_basicsr_step_for_step(build, gan_opt, model_type, network_d, train):  # noqa: F811
+def test_uniform_pretraining_is_that_of_basicsr_step_for_step(build, gan_opt, model_type, network_d, train):
     gan_opt['network_d'] = dict(network_d)
     gan_opt['train'].update(train)
     if network_d is VGG_STYLE:
@@ -60,8 +60,8 @@ def test_uniform_pretraining_is_that_of_basicsr_step_for_step(build, gan_opt, mo
         getattr(theirs, name).load_state_dict(getattr(ours, name).state_dict())
     start = state(ours.net_g)
     for step in range(1, 5):
-        ours.feed_data(episodes(ours, [0, 1]))
-        theirs.feed_data({'lq': ours.episode_lq.flatten(0, 1), 'gt': ours.episode_gt.flatten(0, 1)})
+        feed(ours, [0, 1])
+        theirs.feed_data({'lq': ours.batch.lq.flatten(0, 1), 'gt': ours.batch.gt.flatten(0, 1)})
         for model in (ours, theirs):
             model.update_learning_rate(step)
             model.optimize_parameters(step)
@@ -73,12 +73,12 @@ def test_uniform_pretraining_is_that_of_basicsr_step_for_step(build, gan_opt, mo
     assert not same(start, state(ours.net_g))
 
 
-def test_a_resumed_run_has_its_discriminator(build, gan_opt, workdir):  # noqa: F811
+def test_a_resumed_run_has_its_discriminator(build, gan_opt, workdir):
     model = build(gan_opt)
 
     def steps(model, first, last):
         for step in range(first, last + 1):
-            model.feed_data(episodes(model, [0, 1]))
+            feed(model, [0, 1])
             model.optimize_parameters(step)
 
     steps(model, 1, 2)
@@ -101,7 +101,7 @@ def test_a_resumed_run_has_its_discriminator(build, gan_opt, workdir):  # noqa: 
         build(plain).resume_training(torch.load(root / 'training_states/2.state', weights_only=True))
 
 
-def test_adaptation_trains_a_discriminator_of_its_own(build, gan_opt):  # noqa: F811
+def test_adaptation_trains_a_discriminator_of_its_own(build, gan_opt):
     """What adapts is what a step of SRGANModel would make of the same batch; the model's own networks stay."""
     gan_opt['drtl']['adapt'].update(steps=3, ema_decay=0, warmup=0, lr=1e-3)
     gan_opt['train']['ema_decay'] = 0
@@ -113,11 +113,12 @@ def test_adaptation_trains_a_discriminator_of_its_own(build, gan_opt):  # noqa: 
     before = {name: state(getattr(ours, name)) for name in ('net_g', 'net_d')}
     generator = torch.get_rng_state()
     batches = []
-    criterion, first = ours._target_patches, ours.net_d(torch.zeros(1, 3, 64, 64))  # leaves tensors with a graph
+    ours.prepare()
+    patches, first = ours.episodes.target_patches, ours.net_d(torch.zeros(1, 3, 64, 64))  # leaves tensors with a graph
     assert first.requires_grad
     before['net_d'] = state(ours.net_d)
     theirs.net_d.load_state_dict(ours.net_d.state_dict())
-    ours._target_patches = lambda *args: batches.append(criterion(*args)) or batches[-1]
+    ours.episodes.target_patches = lambda *args: batches.append(patches(*args)) or batches[-1]
     ours.adapt_to_target()
     assert len(batches) == 3
     for step, (lq, gt) in enumerate(batches, 1):
@@ -127,12 +128,12 @@ def test_adaptation_trains_a_discriminator_of_its_own(build, gan_opt):  # noqa: 
     assert all(same(before[name], state(getattr(ours, name))) for name in before)
     assert torch.equal(torch.get_rng_state(), generator)
     adapted = state(ours.net_g_adapted)
-    ours._target_patches = criterion
+    ours.episodes.target_patches = patches
     ours.adapt_to_target()
     assert same(state(ours.net_g_adapted), adapted)
 
 
-def test_initial_weights_are_a_function_of_the_seed(build, gan_opt):  # noqa: F811
+def test_initial_weights_are_a_function_of_the_seed(build, gan_opt):
     first = build(gan_opt)
     torch.rand(3)
     second = build(gan_opt)
@@ -148,7 +149,6 @@ def test_initial_weights_are_a_function_of_the_seed(build, gan_opt):  # noqa: F8
         ({'train': {'gan_opt': None}}, r'^train\.gan_opt is missing: network_d needs it'),
         ({'train': {'optim_d': None}}, r'^train\.optim_d is missing: network_d needs it'),
         ({'train': {'pixel_opt': None}}, r'^train: pixel_opt or perceptual_opt is missing'),
-        ({'drtl': {'target_weight': 1}}, r'^drtl\.target_weight: the term has no GAN loss'),
         (
             {'network_d': VGG_STYLE},
             r'^datasets\.train\.gt_size: the losses cannot take patches of 64 pixels a side \(Input size must be id',
@@ -180,7 +180,7 @@ def test_what_does_not_go_together_is_refused(workdir, write_opt, gan_opt, monke
         preflight.check(parse_options(arguments(write_opt(gan_opt)), str(workdir), is_train=True))
 
 
-def test_checkpoints_record_their_losses(build, gan_opt, workdir):  # noqa: F811
+def test_checkpoints_record_their_losses(build, gan_opt, workdir):
     model = build(gan_opt)
     model.save_network(model.net_g, 'net_g', 1)
     path = workdir / 'experiments/drtl_x4/models/net_g_1.pth'

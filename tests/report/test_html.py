@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from drtl_plugin import cli
-from drtl_plugin.models import drtl_model
+from drtl_plugin.models import camera
 from drtl_plugin.relation.graph import graph_from_embeddings
+from drtl_plugin.report.figures import draw_graph
 from drtl_plugin.report.html import (
     Comparison,
     Curves,
@@ -27,7 +28,6 @@ from drtl_plugin.report.html import (
     illustrations_of_folder,
     write_html,
 )
-from drtl_plugin.report.pictures import draw_graph
 from drtl_plugin.report.tables import Gain, duration_in_words, gains_of_results, write_graph
 from drtl_plugin.tasks.camera_fit import CameraFit
 
@@ -144,7 +144,7 @@ def test_a_training_run_leaves_one(workdir, quick_opt, write_opt, monkeypatch):
     kernel, tone = torch.full((3, 8, 8), 1 / 64), torch.tensor([[0.0, 1, 0, 0]] * 3)
     noise = {'noise': torch.zeros(3, 3), 'colour_correlation': torch.eye(3), 'neighbour_correlation': 0.0}
     fit = CameraFit(4, kernel, tone, torch.zeros(5, 2), **noise, gt_sigma=0.0, explained=0.5, explained_left_out=0.5)
-    monkeypatch.setattr(drtl_model, '_fit_once', lambda pairs, photographs: fit)
+    monkeypatch.setattr(camera, 'fit_camera', lambda pairs, patches: fit)
     assert cli.main(['train', '-opt', write_opt(quick_opt)]) == 0
     root = workdir / 'experiments' / quick_opt['name']
     text = (root / 'report.html').read_text()

@@ -69,7 +69,7 @@ def test_a_process_that_fails_does_not_keep_the_others(workdir, quick_opt):
 
 
 _FAILING_HOOK = """
-from drtl_plugin.meta import META_HOOK_REGISTRY, MetaTrainerHook
+from drtl_plugin.hooks import META_HOOK_REGISTRY, MetaTrainerHook
 
 @META_HOOK_REGISTRY.register()
 class FailingHook(MetaTrainerHook):

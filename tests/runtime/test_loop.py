@@ -30,7 +30,7 @@ _DICE_HOOK = """
 import random
 import numpy as np
 import torch
-from drtl_plugin.meta import META_HOOK_REGISTRY, MetaTrainerHook
+from drtl_plugin.hooks import META_HOOK_REGISTRY, MetaTrainerHook
 
 @META_HOOK_REGISTRY.register()
 class DiceHook(MetaTrainerHook):
@@ -437,7 +437,7 @@ class TestResumingWithinAnEpoch:
 class TestNumbersGoneBad:
     HOOK = """
 import torch
-from drtl_plugin.meta import META_HOOK_REGISTRY, MetaTrainerHook
+from drtl_plugin.hooks import META_HOOK_REGISTRY, MetaTrainerHook
 
 @META_HOOK_REGISTRY.register()
 class SpoilHook(MetaTrainerHook):

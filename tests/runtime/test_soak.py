@@ -10,7 +10,7 @@ import pytest
 
 _WATCH_HOOK = """
 import json, os
-from drtl_plugin.meta import META_HOOK_REGISTRY, MetaTrainerHook
+from drtl_plugin.hooks import META_HOOK_REGISTRY, MetaTrainerHook
 
 def resident(pid):
     with open(f'/proc/{pid}/statm') as file:

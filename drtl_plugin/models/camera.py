@@ -1,0 +1,54 @@
+"""The camera fit of a run: read from a file, or fitted to the target's pairs once, by the first process."""
+
+from __future__ import annotations
+
+import torch
+
+from drtl_plugin.data.episode import EpisodeDataset
+from drtl_plugin.errors import DataError, OptionError
+from drtl_plugin.runtime import checkpoints
+from drtl_plugin.runtime.distributed import of_first_process
+from drtl_plugin.runtime.progress import stage
+from drtl_plugin.tasks.camera_fit import CameraFit, fit_camera
+
+# Auxiliary GT patches that the sharpness of the target's GT is compared with.
+_NUM_PATCHES = 64
+
+
+def load_camera(path: str, scale: int) -> CameraFit:
+    """Read the file of ``path.pretrain_camera_fit``.
+
+    Raises:
+        DataError: If it cannot be read.
+        OptionError: If its scale is another one.
+    """
+    try:
+        fit = CameraFit.from_state(checkpoints.read(path, 'path.pretrain_camera_fit'))
+    except ValueError:
+        raise DataError(f'path.pretrain_camera_fit: {path} is not a camera fit.') from None
+    if fit.scale != scale:
+        raise OptionError(f'path.pretrain_camera_fit: {path} is of scale {fit.scale}, not of {scale}.')
+    return fit
+
+
+def fit_to_target(train_set: EpisodeDataset, seed: int) -> CameraFit:
+    """Fit the camera to the target's pairs; takes about 20 s on 2 CPU cores.
+
+    Args:
+        train_set (EpisodeDataset): With a target.
+        seed (int): Seed of the auxiliary patches.
+
+    Raises:
+        DataError: If the pairs are too small.
+    """
+    pairs = train_set.target_pairs or ()
+    patches = train_set.gt_patches(_NUM_PATCHES, torch.Generator().manual_seed(seed))
+
+    def fit() -> CameraFit:
+        with stage(f'Fitting the camera ({len(pairs)} pairs)'):
+            return fit_camera(pairs, patches)
+
+    try:
+        return of_first_process(fit)
+    except DataError as error:
+        raise DataError(f'drtl.camera_fit: {error} Leave it out by camera_fit: false.') from None

@@ -1,0 +1,154 @@
+"""Draws the auxiliary task of each episode, and makes its LQ patches from GT."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from drtl_plugin.data.episode import EpisodeBatch, EpisodeDataset
+from drtl_plugin.errors import OptionError
+from drtl_plugin.options.sections import DRTLOptions
+from drtl_plugin.relation.estimators import RelationEvidence
+from drtl_plugin.tasks.camera_fit import CameraFit
+from drtl_plugin.tasks.patches import paired_patches
+
+
+def check_training_set(train_set: EpisodeDataset, drtl: DRTLOptions, net_r: nn.Module | None) -> None:
+    """Check that a training set fits the ``drtl`` section and the DRN.
+
+    Raises:
+        OptionError: If there are too few pairs for early stopping, or the relation ``embedding`` lacks its DRN, or the
+            patches are smaller than the DRN's windows.
+    """
+    pairs = train_set.target_pairs
+    if pairs is None:
+        return
+    if drtl.adapt.early_stop and len(pairs) < 2:
+        raise OptionError('drtl.adapt.early_stop: holding pairs out takes at least 2 pairs; there is 1.')
+    if drtl.weighting.relation == 'embedding':
+        if net_r is None:
+            raise OptionError("network_r is missing: drtl.weighting.relation 'embedding' needs a DRN.")
+        window, scale = getattr(net_r, 'window', 1), train_set.library.scale
+        if train_set.options.gt_size < window * scale:
+            raise OptionError(
+                f'datasets.train.gt_size: network_r looks at windows of {window} low-quality pixels, so at scale '
+                f'{scale} gt_size must be at least {window * scale}.'
+            )
+
+
+class Episodes:
+    """The auxiliary tasks of a run, and all that is drawn from them.
+
+    Draws depend only on the seed, the number of updates so far, and the episode or the purpose. So a training state
+    holds no generator, and several processes draw what one would.
+
+    Args:
+        train_set (EpisodeDataset): The training set.
+        camera_fit (CameraFit | None): The fitted camera, which becomes the last task.
+        device (torch.device): Where LQ patches are made.
+        seed (int): ``manual_seed``.
+
+    Attributes:
+        library (DistortionLibrary): The N tasks.
+        device (torch.device): As above.
+
+    Raises:
+        OptionError: If a task already has the camera fit's label.
+    """
+
+    def __init__(
+        self, train_set: EpisodeDataset, camera_fit: CameraFit | None, device: torch.device, seed: int
+    ) -> None:
+        self.library = train_set.library if camera_fit is None else train_set.library.with_task(camera_fit)
+        self._train_set = train_set
+        self._camera_fit = camera_fit
+        self.device = device
+        self._seed = seed
+
+    def draw(self, data: dict[str, Any], weights: Tensor | None, num_update: int) -> EpisodeBatch:
+        """Draw the tasks of a step's episodes, and make their LQ patches.
+
+        Args:
+            data (dict): A batch of the training set: ``index`` ``(B,)``, ``support_gt`` ``(B, S, 3, H, W)`` and
+                ``query_gt`` ``(B, Q, 3, H, W)``.
+            weights (Tensor | None): ``(N,)``: probabilities of the tasks, up to a factor; None: all alike.
+            num_update (int): Training steps so far.
+        """
+        indices = data['index'].tolist()
+        seeds = [self._seeds([num_update, index]) for index in indices]
+        tasks = [self.draw_task(torch.Generator().manual_seed(seed), weights) for seed, _ in seeds]
+        gt = torch.cat([data['support_gt'], data['query_gt']], dim=1)
+        gt = self._as_soft_as_target(gt.flatten(0, 1)).view(gt.shape)
+        generators = [torch.Generator(self.device).manual_seed(seed) for _, seed in seeds]
+        lq = torch.stack([self.library.tasks[task](*episode) for task, *episode in zip(tasks, gt, generators)])
+        return EpisodeBatch(tasks, lq, gt, data['support_gt'].shape[1])
+
+    def draw_task(self, generator: torch.Generator, weights: Tensor | None) -> int:
+        """Draw a task with probabilities proportional to ``weights``; None: uniformly."""
+        if weights is None:
+            return int(torch.randint(0, len(self.library), (), generator=generator))
+        return int(torch.multinomial(weights, 1, generator=generator))
+
+    def generators(self, purpose: str, num_update: int) -> tuple[torch.Generator, torch.Generator]:
+        """New generators for a purpose, independent of those for others.
+
+        Returns:
+            tuple[torch.Generator, torch.Generator]: One on the CPU, which draws patches, and one on the device, which
+            draws distortions.
+        """
+        patch_seed, distortion_seed = self._seeds([num_update], tuple(purpose.encode()))
+        return (
+            torch.Generator().manual_seed(patch_seed),
+            torch.Generator(self.device).manual_seed(distortion_seed),
+        )
+
+    def _seeds(self, entropy: list[int], spawn_key: tuple[int, ...] = ()) -> list[int]:
+        """Two seeds: of what is drawn on the CPU, and on the device."""
+        sequence = np.random.SeedSequence([self._seed, *entropy], spawn_key=spawn_key)
+        return [int(word) >> 1 for word in sequence.generate_state(2, np.uint64)]
+
+    def auxiliary_gt(self, num: int, generator: torch.Generator) -> Tensor:
+        """GT patches ``(num, 3, H, W)`` on the device, as soft as the target's GT if there is a camera fit."""
+        return self._as_soft_as_target(self._train_set.gt_patches(num, generator))
+
+    def _as_soft_as_target(self, gt: Tensor) -> Tensor:
+        gt = gt.to(self.device, non_blocking=True)
+        return gt if self._camera_fit is None else self._camera_fit.ground_truth(gt)
+
+    def auxiliary_pairs(
+        self, num: int, patch_generator: torch.Generator, distortion_generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """The same P = ``num`` patches under each of the N tasks.
+
+        Args:
+            num (int): P.
+            patch_generator, distortion_generator (torch.Generator): From :meth:`generators`.
+
+        Returns:
+            tuple[Tensor, Tensor]: gt ``(P, 3, s h, s w)`` and lq ``(N, P, 3, h, w)``.
+        """
+        gt = self.auxiliary_gt(num, patch_generator)
+        return gt, torch.stack([task(gt, distortion_generator) for task in self.library.tasks])
+
+    def target_patches(
+        self, num: int, generator: torch.Generator, pairs: Sequence[tuple[Tensor, Tensor]] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Patches ``(lq, gt)`` of the target's pairs or of some of them, ``(num, 3, h, w)``, ``(num, 3, s h, s w)``.
+
+        Pairs that are smaller than ``gt_size`` give smaller patches.
+        """
+        options = self._train_set.options
+        lq_size = options.gt_size // self.library.scale
+        pairs = self._train_set.target_pairs if pairs is None else pairs
+        lq, gt = paired_patches(pairs or (), num, lq_size, generator, options.use_hflip, options.use_rot)
+        return lq.to(self.device, non_blocking=True), gt.to(self.device, non_blocking=True)
+
+    def relation_evidence(self, num: int, num_update: int) -> RelationEvidence:
+        """``num`` auxiliary and ``num`` target patches for the relation estimators."""
+        patch_generator, distortion_generator = self.generators('relation evidence', num_update)
+        gt, lq = self.auxiliary_pairs(num, patch_generator, distortion_generator)
+        return RelationEvidence(lq, gt, *self.target_patches(num, patch_generator))

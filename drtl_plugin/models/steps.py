@@ -1,0 +1,99 @@
+"""The gradient of a training step, in each of the two pipelines.
+
+The paper (arXiv 2111.13078) names the pipelines; the formulas are our reconstruction.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from drtl_plugin.data.episode import EpisodeBatch
+from drtl_plugin.meta.learner import Precision, accumulate, functional_loss, outer_gradient, trainable_parameters
+from drtl_plugin.models.adversary import Adversary
+from drtl_plugin.models.inner_rates import InnerRates
+from drtl_plugin.models.losses import Losses
+from drtl_plugin.options.sections import InnerOptions
+
+
+def pretrain_step(
+    net: nn.Module,
+    batch: EpisodeBatch,
+    weights: Sequence[float],
+    losses: Losses,
+    precision: Precision,
+    losses_are_means: bool,
+    adversary: Adversary | None,
+    step: int,
+) -> OrderedDict[str, Tensor]:
+    """Accumulate ``g = (1/B) Σ w_i ∇L_i(θ)`` over all patches of the B episodes.
+
+    Args:
+        net (nn.Module): The network; its gradients are added to.
+        batch (EpisodeBatch): The episodes.
+        weights (Sequence[float]): w, of each episode's task.
+        losses (Losses): L.
+        precision (Precision): Makes the context of the forward pass.
+        losses_are_means (bool): Whether the losses are means over patches, not sums.
+        adversary (Adversary | None): Adds a GAN's gradients, in which all patches have weight 1.
+        step (int): Number of the step, counted from 1, for the adversary.
+
+    Returns:
+        OrderedDict[str, Tensor]: Mean losses by name, detached.
+    """
+    log: OrderedDict[str, Tensor] = OrderedDict()
+    with precision():
+        output = net(batch.lq.flatten(0, 1))
+        if losses_are_means and all(weight == 1 for weight in weights):
+            # One loss over all patches is the mean of the tasks' losses, and, bit for bit, SRModel's step.
+            total, log = losses.by_name(output, batch.gt.flatten(0, 1))
+        else:
+            total = torch.zeros((), device=output.device)
+            for weight, out, gt in zip(weights, output.view_as(batch.gt), batch.gt):
+                loss, values = losses.by_name(out, gt)
+                total = total + weight / len(weights) * loss
+                for name, value in values.items():
+                    log[name] = log.get(name, 0) + value.detach() / len(weights)
+    log = OrderedDict((name, value.detach()) for name, value in log.items())
+    if adversary is None:
+        torch.autograd.backward(total)
+    else:
+        log.update(adversary.backward(total, output, batch.gt.flatten(0, 1), step))
+    return log
+
+
+def meta_step(
+    net: nn.Module,
+    batch: EpisodeBatch,
+    weights: Sequence[float],
+    losses: Losses,
+    precision: Precision,
+    rates: InnerRates,
+    inner: InnerOptions,
+) -> OrderedDict[str, Tensor]:
+    """Accumulate ``g = (1/B) Σ w_i ∇_θ L_i^qry(θ_i')`` episode by episode.
+
+    Args:
+        net, batch, weights, losses, precision: As for :func:`pretrain_step`.
+        rates (InnerRates): Step sizes of the inner loop; gradients of learned ones are added to.
+        inner (InnerOptions): ``drtl.inner``.
+
+    Returns:
+        OrderedDict[str, Tensor]: ``l_query``, the mean query loss.
+    """
+    parameters = trainable_parameters(net)
+    loss = functional_loss(net, losses, precision)
+    mean_query_loss = torch.zeros((), device=batch.lq.device)
+    for episode, weight in enumerate(weights):
+        support, query = batch.support_and_query(episode)
+        outer = outer_gradient(
+            loss, parameters, support, query, rates.rates, inner.steps, inner.algorithm, inner.checkpoint
+        )
+        accumulate(parameters, outer.parameters, weight / len(weights))
+        accumulate(rates.learned, outer.rates, weight / len(weights))
+        mean_query_loss = mean_query_loss + outer.query_loss / len(weights)
+        del outer  # gradients as large as the network, not needed while the next episode's are computed
+    return OrderedDict(l_query=mean_query_loss)
