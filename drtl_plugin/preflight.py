@@ -54,11 +54,14 @@ _PAIRED = (PairedImageDataset, RealESRGANPairedDataset)
 _SIZE = 32
 
 
-def check(opt: dict) -> None:
+def check(opt: dict) -> dict[str, Any]:
     """Check parsed options.
 
     Args:
         opt (dict): What :func:`drtl_plugin.options.parse.parse_options` returns. Not changed.
+
+    Returns:
+        dict[str, Dataset]: The datasets that were built to be checked, by phase.
 
     Raises:
         OptionError: A name that is in no registry, a network's argument that it doesn't take, a wrong value.
@@ -95,6 +98,7 @@ def check(opt: dict) -> None:
     if issubclass(model, DRTLModel):
         _check_drtl(opt, datasets.get('train'))
     _rehearse(model, opt)
+    return {phase: dataset for phase, dataset in datasets.items() if dataset is not None}
 
 
 def check_archiving(opt: dict, option_file: str, folder: str | Path) -> None:

@@ -14,7 +14,8 @@ import cv2
 import numpy as np
 from basicsr.data.degradations import bivariate_plateau
 
-SAMPLE_ROOT = 'datasets/drtl_sample'
+from drtl_plugin.sources.layouts import SAMPLE_ROOT
+
 SCALE = 4
 
 # Content of the auxiliary tasks, of the support set and of the held-out photographs: no picture is in two of them.

@@ -12,7 +12,7 @@ from basicsr.archs import build_network
 from PIL import Image, ImageOps
 from skimage import data
 
-from drtl_plugin.commands.upscale import upscale
+from drtl_plugin.api.upscale import upscale
 from drtl_plugin.errors import DataError, OptionError
 from drtl_plugin.runtime.weights import TrainedNetwork, load_trained
 
@@ -223,7 +223,7 @@ _LARGE = """
 import resource, sys
 import drtl_plugin
 from drtl_plugin.runtime.weights import load_trained
-from drtl_plugin.commands.upscale import upscale
+from drtl_plugin.api.upscale import upscale
 network = load_trained('w.pth')
 upscale(network, 'small.png', 'out')
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

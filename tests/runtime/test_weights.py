@@ -13,7 +13,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from spandrel import ModelLoader
 
 from drtl_plugin import cli
-from drtl_plugin.commands.export import export_onnx, export_spandrel
+from drtl_plugin.api.export import export_onnx, export_spandrel
 from drtl_plugin.errors import DataError, OptionError
 from drtl_plugin.runtime.weights import TrainedNetwork, load_trained
 from drtl_plugin.sources.sample import SAMPLE_ROOT
