@@ -1,4 +1,4 @@
-"""Trained networks for other programs: ONNX, and the names of weights that spandrel (chaiNNer) knows."""
+"""Trained networks for other programs: ONNX, and weights under the names that spandrel (chaiNNer) expects."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from drtl_plugin.errors import DataError, OptionError
 from drtl_plugin.runtime import checkpoints
 from drtl_plugin.runtime.weights import TrainedNetwork
 
-# BasicSR's RCAN names its layers otherwise than the authors' own, which others know.
+# BasicSR's RCAN has other layer names than the authors', which other programs expect.
 _RCAN_NAMES = [
     (r'conv_first\.', 'head.0.'),
     (r'body\.(\d+)\.residual_group\.(\d+)\.rcab\.3\.attention\.1\.', r'body.\1.body.\2.body.3.conv_du.0.'),
@@ -28,30 +28,30 @@ _RCAN_NAMES = [
     (r'conv_last\.', 'tail.1.'),
 ]
 _RCAN_RANGE = 255
-# What an exported network may differ by from what it was made of, in units of the full range of an image.
+# Largest accepted difference between original and exported network, for images in [0, 1].
 _TOLERANCE = 1e-4
 
 
 def require_other_file(path: str, weights: str) -> None:
-    """Raise DataError if an export would take the place of the weights."""
+    """Raise DataError if an export would overwrite the weights."""
     if Path(path).resolve() == Path(weights).resolve():
-        raise DataError(f'{path} holds the weights that are to be exported; choose another name.')
+        raise DataError(f'{path} is the file of weights; choose another name.')
 
 
 def export_onnx(network: TrainedNetwork, path: str) -> float:
-    """Write a network as ONNX, for images of any size, and compare what onnxruntime makes of it, at three sizes.
+    """Write a network as ONNX, for images of any size, and compare it in onnxruntime at three sizes.
 
     Args:
-        network (TrainedNetwork): Takes ``lq``, RGB in [0, 1], ``(1, 3, h, w)``, h and w multiples of
+        network (TrainedNetwork): Maps ``lq``, RGB in [0, 1], ``(1, 3, h, w)``, h and w multiples of
             ``network.window``, to ``restored``, ``(1, 3, scale · h, scale · w)``, not clipped.
-        path (str): The file to write; weights are in it.
+        path (str): The file to write; includes the weights.
 
     Returns:
         float: Largest difference between the outputs of network and file.
 
     Raises:
-        OptionError: If a package that this takes is missing.
-        DataError: If the network cannot be exported, or the file does something else.
+        OptionError: If a required package is missing.
+        DataError: If the network cannot be exported, or its results differ.
     """
     for module in ('onnx', 'onnxscript', 'onnxruntime'):
         try:
@@ -64,7 +64,7 @@ def export_onnx(network: TrainedNetwork, path: str) -> float:
     side = window * -(-48 // window)
     unfinished = Path(f'{path}.unfinished')
     unfinished.parent.mkdir(parents=True, exist_ok=True)
-    # In steps of the window.
+    # Sides are multiples of the window.
     sizes = {2 + i: window * torch.export.Dim(name, min=2) for i, name in enumerate(('rows', 'columns'))}
     try:
         with warnings.catch_warnings():
@@ -80,7 +80,7 @@ def export_onnx(network: TrainedNetwork, path: str) -> float:
                 external_data=False,
                 verbose=False,
             )
-    except Exception as error:  # of any kind, whatever the tracer makes of a network
+    except Exception as error:  # the tracer raises many kinds
         unfinished.unlink(missing_ok=True)
         line = ' '.join(str(error).split())[:300]
         raise DataError(f'{network.options["type"]} cannot be exported as ONNX ({line}).') from None
@@ -100,14 +100,14 @@ def export_onnx(network: TrainedNetwork, path: str) -> float:
 
 
 def export_spandrel(network: TrainedNetwork, path: str) -> None:
-    """Write weights under the names by which spandrel recognises the network; only those of RCAN change.
+    """Write weights under the names by which spandrel recognises the network; only RCAN's change.
 
     Args:
         network (TrainedNetwork): The network.
         path (str): The file to write; the weights are under ``params``.
 
     Raises:
-        OptionError: If it is an RCAN whose ``res_scale`` is not 1, which weights cannot say.
+        OptionError: For an RCAN with another ``res_scale`` than 1, which weights don't record.
     """
     weights = network.net.state_dict()
     if network.options['type'] == 'RCAN':
@@ -118,7 +118,7 @@ def export_spandrel(network: TrainedNetwork, path: str) -> None:
 
 def _rcan_weights(network: TrainedNetwork, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     if network.options.get('res_scale', 1) != 1:
-        raise OptionError(f'network_g.res_scale: spandrel takes it for 1, it is {network.options["res_scale"]}.')
+        raise OptionError(f'network_g.res_scale: spandrel assumes 1, it is {network.options["res_scale"]}.')
     counts = {'num_group': len(network.net.body), 'num_block': len(network.net.body[0].residual_group)}
     renamed = {}
     for name, weight in weights.items():
@@ -127,7 +127,7 @@ def _rcan_weights(network: TrainedNetwork, weights: dict[str, Tensor]) -> dict[s
                 name = re.sub(pattern, replacement.format(**counts), name)
                 break
         renamed[name] = weight
-    # The authors' network computes in grey levels.
+    # The authors' network works on values in [0, 255].
     factor = network.net.img_range / _RCAN_RANGE
     renamed['head.0.weight'] = renamed['head.0.weight'] * factor
     for name in ('tail.1.weight', 'tail.1.bias'):

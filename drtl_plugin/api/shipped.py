@@ -1,4 +1,4 @@
-"""The option files that are shipped with the package."""
+"""The shipped option files."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from drtl_plugin.errors import DataError
 
-# A wheel has them inside the package; a checkout, editable installs included, beside it.
+# Inside the package in a wheel; beside it in a checkout and in editable installs.
 _FOLDERS = (Path(__file__).parents[1] / 'shipped_options', Path(__file__).parents[2] / 'options')
 
 
@@ -15,13 +15,13 @@ def write_option_files(folder: str | Path) -> list[Path]:
     """Write the shipped option files, and the schema that editors check them by, to ``folder/options``.
 
     Args:
-        folder (str | Path): It is created where it is missing.
+        folder (str | Path): Created if missing.
 
     Returns:
         list[Path]: The files, sorted.
 
     Raises:
-        DataError: If one of the files is already there; then nothing is written.
+        DataError: If one of the files exists; then nothing is written.
     """
     source = next(path for path in _FOLDERS if path.is_dir())
     target = Path(folder, 'options')

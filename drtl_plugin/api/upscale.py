@@ -1,4 +1,4 @@
-"""Restoring photographs, of all the kinds that people have, by a trained network."""
+"""Restore images of all common kinds by a trained network."""
 
 from __future__ import annotations
 
@@ -34,26 +34,26 @@ def upscale(
     ext: str = 'auto',
     full_precision: bool = False,
 ) -> tuple[list[Path], list[str]]:
-    """Restore an image, or all images of a folder. An image that fails is left out, and the others go on.
+    """Restore an image, or all images of a folder. Images that fail are reported, the others restored.
 
-    Results keep colour profile, EXIF and XMP; one warning names what their format cannot hold.
+    Results keep colour profile, EXIF and XMP; one warning names what their formats cannot hold.
 
     Args:
-        network (TrainedNetwork): The network; it is moved to the GPU where there is one.
+        network (TrainedNetwork): The network; moved to the GPU if there is one.
         source (str): Image or folder.
-        target (str): What to write: a folder, or, for a single image, also a file.
+        target (str): Folder to write, or, for a single image, also a file.
         tile (int), overlap (int): See :func:`~drtl_plugin.runtime.tiles.restore`.
         suffix (str): Appended to the names of results.
-        ext (str): Format of the results, e.g. ``png``; ``auto`` takes each image's own. PNG takes the place of those
-            that cannot hold an image's alpha channel.
-        full_precision (bool): On a GPU, compute in single instead of half precision. On a CPU it is always single.
+        ext (str): Format of the results, e.g. ``png``; ``auto`` keeps each image's own. PNG replaces formats that cannot
+            hold an image's alpha channel.
+        full_precision (bool): On a GPU, compute in single instead of half precision. CPUs always use single precision.
 
     Returns:
-        tuple[list[Path], list[str]]: The files that were written, and a line for each image that failed.
+        tuple[list[Path], list[str]]: The files written, and a line for each image that failed.
 
     Raises:
-        DataError: If there is no image, or a result would take the place of an image, or of another result.
-        OptionError: If an argument makes no sense.
+        DataError: If there is no image, or a result would overwrite an input image or another result.
+        OptionError: If an argument is out of range.
     """
     if tile < 0 or overlap < 0:
         raise OptionError('--tile and --overlap must not be below 0.')
@@ -92,7 +92,7 @@ def upscale(
 
 
 def _warn_of_losses(lost: dict[str, list[Path]]) -> None:
-    """One line that says which results lack something of their originals."""
+    """Print one line that says what was lost, and in which results."""
     losses = [f'{what} ({shortened(path.name for path in paths)})' for what, paths in lost.items()]
     deep = all(path.suffix.lower() in _DEEP for paths in lost.values() for path in paths)
     hint = '.' if deep else '; PNG and TIFF hold the most (--ext png).'
@@ -100,7 +100,7 @@ def _warn_of_losses(lost: dict[str, list[Path]]) -> None:
 
 
 def _pairs(source: str, target: str, suffix: str, ext: str) -> list[tuple[Path, Path]]:
-    """Images, and the files that they are restored to."""
+    """Images, and the files to write."""
     origin, goal = Path(source), Path(target)
     if not origin.exists():
         raise DataError(f'-i: there is no {source}.')
@@ -120,7 +120,7 @@ def _pairs(source: str, target: str, suffix: str, ext: str) -> list[tuple[Path, 
         if result.suffix.lower() not in IMAGE_SUFFIXES:
             raise OptionError(f'-o: {result} is none of the formats {", ".join(IMAGE_SUFFIXES)}.')
         if result.resolve() in kept:
-            raise DataError(f'-o: {result} is an image that is to be restored; choose another folder, or a --suffix.')
+            raise DataError(f'-o: {result} is an input image; choose another folder, or a --suffix.')
         if result in results:
             raise DataError(f'-o: {results[result]} and {image} would both become {result}; use --ext auto.')
         results[result] = image
@@ -142,9 +142,7 @@ def _upscale_file(
     if alpha and result.suffix.lower() not in _WITH_ALPHA:
         result = result.with_suffix('.png')
         if result.resolve() in taken:
-            raise DataError(
-                f'{path}: has an alpha channel, which {result} is to hold, but that is taken; use --suffix.'
-            )
+            raise DataError(f'{path}: has an alpha channel and would become {result}, which is taken; use --suffix.')
         taken.add(result.resolve())
     lost = set()
     if img.dtype == np.uint16 and result.suffix.lower() not in _DEEP:
@@ -164,18 +162,18 @@ def upscale_array(
     name: str,
     pulse: Pulse,
 ) -> np.ndarray:
-    """Restore an image in memory that the network's share of does not grow with it.
+    """Restore an image tile by tile, so that the network's memory does not grow with it.
 
     Args:
-        restored (Callable): Takes RGB in [0, 1], ``(1, 3, h, w)``, to ``(1, 3, scale · h, scale · w)``.
-        img (np.ndarray): ``(H, W, C)``, uint8 or uint16; grey, BGR, or BGR with alpha, which is restored as a grey
-            image is.
+        restored (Callable): Maps RGB in [0, 1], ``(1, 3, h, w)``, to ``(1, 3, scale · h, scale · w)``.
+        img (np.ndarray): ``(H, W, C)``, uint8 or uint16; grey, BGR, or BGR with alpha, which is restored like a grey
+            image.
         scale (int), tile (int), overlap (int): See :func:`~drtl_plugin.runtime.tiles.restore`; 0 for no tiles.
         name (str): Of the image, for the progress bar.
         pulse (Pulse): See :func:`~drtl_plugin.runtime.progress.progress`.
 
     Returns:
-        np.ndarray: ``(scale · H, scale · W, C)``, of the same kind.
+        np.ndarray: ``(scale · H, scale · W, C)``, of the same type.
     """
     height, width, channels = img.shape
     peak = np.iinfo(img.dtype).max
@@ -193,6 +191,6 @@ def upscale_array(
         colour = outputs[0][..., ::-1] if channels >= 3 else outputs[0].mean(axis=-1, keepdims=True)
         output = np.concatenate([colour, *(grey.mean(axis=-1, keepdims=True) for grey in outputs[1:])], axis=-1)
         if not np.isfinite(output).all():
-            raise DataError('the network makes infinite numbers of it, or none; try --fp32.')
+            raise DataError('the network returns infinite or undefined numbers; try --fp32.')
         result[part.place(scale)] = np.round(np.clip(output, 0, 1) * peak)
     return result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+import drtl_plugin
 from drtl_plugin.commands.arguments import add_weights, import_modules
 
 SUMMARY = 'adapt trained weights to your camera'
@@ -49,8 +50,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Adapt, and print the report."""
-    import drtl_plugin
-
     drtl_plugin.register()
     import_modules(args.modules)
     from drtl_plugin.api.adapt import adapt

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import drtl_plugin
 from drtl_plugin.commands.arguments import add_option_file
 from drtl_plugin.errors import OptionError
 
@@ -25,12 +26,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Measure the relation, write the knowledge graph, print the table."""
+    drtl_plugin.register()
     from basicsr.models import build_model
     from basicsr.utils import mkdir_and_rename
 
-    from drtl_plugin.commands.runs import check, exclusive, read_options
+    from drtl_plugin.commands.runs import check, read_options
     from drtl_plugin.compat.basicsr import without_gpu
     from drtl_plugin.relation.graph import relation_table
+    from drtl_plugin.runtime.lock import exclusive
 
     opt = read_options(args, is_train=True)
     folder = Path('results', f'{opt["name"]}_relation')

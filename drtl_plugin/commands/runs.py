@@ -10,7 +10,6 @@ from pathlib import Path
 
 from torch.utils.data import Dataset
 
-import drtl_plugin
 from drtl_plugin import preflight
 from drtl_plugin.commands.arguments import import_modules
 from drtl_plugin.compat.basicsr import close_basicsr_logs
@@ -22,7 +21,6 @@ from drtl_plugin.sources.sample import SAMPLE_ROOT, prepare_sample_data
 
 def read_options(args: argparse.Namespace, is_train: bool) -> dict:
     """Import the user's modules, then parse the option file."""
-    drtl_plugin.register()
     import_modules(args.modules)
     close_basicsr_logs()
     return parse_options(args, os.getcwd(), is_train)

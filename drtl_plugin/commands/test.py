@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+import drtl_plugin
 from drtl_plugin.commands.arguments import add_run as add_arguments
 
 SUMMARY = DESCRIPTION = 'Test with an option file: metrics in the log, images in results/.'
@@ -12,6 +13,7 @@ __all__ = ['DESCRIPTION', 'SUMMARY', 'add_arguments', 'run']
 
 def run(args: argparse.Namespace) -> None:
     """Test, and say where the results are."""
+    drtl_plugin.register()
     from drtl_plugin.commands.runs import alone, check, read_options
     from drtl_plugin.runtime import loop
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import drtl_plugin
 from drtl_plugin.commands.arguments import add_run as add_arguments
 
 SUMMARY = DESCRIPTION = 'Train with an option file. An existing run of the same name is renamed, not overwritten.'
@@ -13,6 +14,7 @@ __all__ = ['DESCRIPTION', 'SUMMARY', 'add_arguments', 'run']
 
 def run(args: argparse.Namespace) -> None:
     """Train; a model that has ``finish`` reports the results."""
+    drtl_plugin.register()
     from drtl_plugin.commands.runs import alone, check, read_options
     from drtl_plugin.runtime import loop
 
