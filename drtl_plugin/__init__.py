@@ -1,21 +1,32 @@
 """DRTL (Distortion-Relation guided Transfer Learning, arXiv 2111.13078) as a plug-in for BasicSR.
 
-Importing the package repairs what basicsr 1.4.2 lacks on current torch (:mod:`drtl_plugin.compat`), and registers the
-plug-in's architectures, datasets, losses, metrics, models and meta-trainer hooks with BasicSR's registries.
+Importing this package is cheap. As soon as BasicSR is imported, whether before or after, it is repaired for current
+versions of torch and Python (:mod:`drtl_plugin.compat`), and its registries receive our architectures, datasets,
+losses, metrics and models::
+
+    import drtl_plugin
+    from basicsr.train import train_pipeline
 """
 
 __version__ = '0.2.0'
 
+import importlib
+import importlib.abc
 import importlib.util
 import os
+import sys
 from pathlib import Path
 
-# The threads of torch on the CPU wait for each other by spinning. Where anything else wants a core (loader processes, a
-# second run), they spin while those with work to do stand still: of two runs on two cores, each was 45 times as slow
-# as one alone. With a shorter spin it is 3.5 times as slow, and one alone as fast as before. OpenMP reads this when
-# torch is loaded.
+# Waiting OpenMP threads spin. If other processes need the cores, spinning threads block them: two runs on two cores
+# were 45 times slower than one run alone, but only 3.5 times with a shorter spin. OpenMP reads this when torch loads.
 if 'OMP_WAIT_POLICY' not in os.environ:
     os.environ.setdefault('GOMP_SPINCOUNT', '5000')
+
+# The packages that register() imports, and what they import.
+_ROOMS = (
+    *('archs', 'data', 'hooks', 'losses', 'meta', 'metrics', 'models', 'options'),
+    *('relation', 'report', 'runtime', 'tasks'),
+)
 
 
 def has_basicsr() -> bool:
@@ -24,10 +35,62 @@ def has_basicsr() -> bool:
     return spec is not None and spec.origin is not None and Path(spec.origin).with_name('version.py').is_file()
 
 
-# Without BasicSR there are no registries to fill, and drtl_plugin.install, which installs it, has to run.
+def register() -> None:
+    """Add our classes to BasicSR's registries. Later calls do nothing."""
+    for room in ('archs', 'data', 'losses', 'hooks', 'metrics', 'models'):
+        importlib.import_module(f'drtl_plugin.{room}')
+    for module in ('resume', 'model_checkpoints'):
+        importlib.import_module(f'drtl_plugin.runtime.{module}').install()
+
+
+def _repair_and_register() -> None:
+    importlib.import_module('drtl_plugin.compat').repair()
+    if plug_in.registers:
+        register()
+
+
+class PlugIn(importlib.abc.MetaPathFinder):
+    """Repairs BasicSR and calls :func:`register` when BasicSR is imported.
+
+    Attributes:
+        registers (bool): Whether to call :func:`register`. The ``basicsr`` command does so itself, where needed.
+    """
+
+    def __init__(self) -> None:
+        self.registers = True
+
+    def find_spec(self, name, path=None, target=None):
+        """Let the other finders find the module, and wrap its execution."""
+        is_room = name.startswith('drtl_plugin.') and name.partition('.')[2] in _ROOMS
+        if name != 'basicsr' and not is_room:
+            return None
+        sys.meta_path.remove(self)
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
+            sys.meta_path.insert(0, self)
+        if spec is None or spec.loader is None:
+            return spec
+        execute = spec.loader.exec_module
+
+        def execute_basicsr(module):
+            importlib.import_module('drtl_plugin.compat').prepare_import()
+            execute(module)
+            _repair_and_register()
+
+        def execute_room(module):
+            # Else a module that is still incomplete could import BasicSR, and with it register() and itself.
+            if self.registers:
+                importlib.import_module('basicsr')
+            execute(module)
+
+        spec.loader.exec_module = execute_room if is_room else execute_basicsr
+        return spec
+
+
+plug_in = PlugIn()
+# Without BasicSR there are no registries, and drtl_plugin.install, which installs it, has to run.
 if has_basicsr():
-    from drtl_plugin.compat import basicsr as compat
-
-    compat.apply()
-
-    from drtl_plugin import archs, data, hooks, losses, metrics, models
+    sys.meta_path.insert(0, plug_in)
+    if 'basicsr' in sys.modules:
+        _repair_and_register()

@@ -1,10 +1,10 @@
-"""The ``basicsr`` command, also ``python -m drtl_plugin``: checks that BasicSR is installed before it imports it."""
+"""The ``basicsr`` command, also ``python -m drtl_plugin``."""
 
 from __future__ import annotations
 
 import sys
 
-from drtl_plugin import has_basicsr
+import drtl_plugin
 
 
 def main() -> int:
@@ -13,7 +13,7 @@ def main() -> int:
     Returns:
         int: Its exit code; 2 if BasicSR is not installed.
     """
-    if not has_basicsr():
+    if not drtl_plugin.has_basicsr():
         print(
             'basicsr: error: BasicSR is not installed (pip cannot build it on Python 3.13 and later); install it by: '
             f'{sys.executable} -m drtl_plugin.install',
@@ -22,6 +22,7 @@ def main() -> int:
         return 2
     from drtl_plugin.cli import main as run
 
+    drtl_plugin.plug_in.registers = False  # each command imports what it needs
     return run()
 
 

@@ -64,6 +64,9 @@ def check(opt: dict) -> dict[str, Dataset]:
     Returns:
         dict[str, Dataset]: The dataset of each phase (``train``, ``val``, ``val_2``, …), for the run to use.
 
+    Returns:
+        dict[str, Dataset]: The datasets that were built to be checked, by phase.
+
     Raises:
         OptionError: Unregistered name, unknown argument of a network or metric, invalid value.
         DataError: Missing folder or file, or pairs that don't fit.

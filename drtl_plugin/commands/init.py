@@ -1,33 +1,24 @@
-"""The option files that are shipped with the package."""
+"""``basicsr init``."""
 
 from __future__ import annotations
 
-import shutil
-from pathlib import Path
+import argparse
 
-from drtl_plugin.errors import DataError
+from drtl_plugin import shell
 
-# A wheel has them inside the package; a checkout, editable installs included, beside it.
-_FOLDERS = (Path(__file__).parents[1] / 'shipped_options', Path(__file__).parents[2] / 'options')
+SUMMARY = 'write the shipped option files'
+DESCRIPTION = 'Write the shipped option files to DIR/options, as a starting point for your own.'
 
 
-def write_option_files(folder: str | Path) -> list[Path]:
-    """Write the shipped option files, and the schema that editors check them by, to ``folder/options``.
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    parser.add_argument('folder', metavar='DIR', nargs='?', default='.', help='default: the current folder')
 
-    Args:
-        folder (str | Path): It is created where it is missing.
 
-    Returns:
-        list[Path]: The files, sorted.
+def run(args: argparse.Namespace) -> None:
+    """Write the files, and say what to do next."""
+    from drtl_plugin.api.shipped import write_option_files
 
-    Raises:
-        DataError: If one of the files is already there; then nothing is written.
-    """
-    source = next(path for path in _FOLDERS if path.is_dir())
-    target = Path(folder, 'options')
-    files = sorted(path for path in source.iterdir() if path.suffix in ('.yml', '.json'))
-    for file in files:
-        if (target / file.name).exists():
-            raise DataError(f'{target / file.name} already exists; move it away, or choose another folder.')
-    target.mkdir(parents=True, exist_ok=True)
-    return [Path(shutil.copyfile(file, target / file.name)) for file in files]
+    files = write_option_files(args.folder)
+    print(f'Wrote {len(files)} files to {files[0].parent}.')
+    print(f'Next:\n  {shell.join("cd", args.folder)}\n  basicsr train -opt options/drtl_x4.yml')

@@ -16,7 +16,8 @@ from drtl_plugin.hooks.base import META_HOOK_REGISTRY, MetaTrainerHook, Runner
 from drtl_plugin.relation.graph import KnowledgeGraph
 from drtl_plugin.report.figures import draw_camera_fit, draw_graph
 from drtl_plugin.report.pictures import comparison_picture
-from drtl_plugin.report.tables import BICUBIC, relation_table
+from drtl_plugin.report.tables import BICUBIC, relation_table, write_graph
+from drtl_plugin.runtime import checkpoints
 from drtl_plugin.runtime.progress import aside
 
 

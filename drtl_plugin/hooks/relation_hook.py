@@ -34,7 +34,7 @@ def find_estimator(name: str) -> RelationEstimator:
         OptionError: If there is none.
     """
     if name not in ESTIMATOR_REGISTRY:
-        raise unknown('estimator', name, [key for key, _ in ESTIMATOR_REGISTRY], 'drtl.weighting.relation')
+        raise unknown('estimator', name, ESTIMATOR_REGISTRY.keys(), 'drtl.weighting.relation')
     return ESTIMATOR_REGISTRY.get(name)
 
 

@@ -13,7 +13,8 @@ import numpy as np
 import skimage
 from basicsr.data.degradations import bivariate_plateau
 
-SAMPLE_ROOT = 'datasets/drtl_sample'
+from drtl_plugin.sources.layouts import SAMPLE_ROOT
+
 SCALE = 4
 
 # Photographs of the auxiliary tasks, the support set and the held-out set; the three are disjoint.

@@ -16,13 +16,14 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from PIL import Image
 
 from drtl_plugin import cli
-from drtl_plugin.commands import adapt as module
+from drtl_plugin.api import adapt as module
+from drtl_plugin.api import adapt_model
 from drtl_plugin.errors import DataError, OptionError
 from drtl_plugin.runtime import progress
 from drtl_plugin.runtime.weights import load_trained
-from tests.data.test_alignment import pair
 from tests.data.test_bad_files import damaged_png
 from tests.data.test_photographs import display_p3
+from tests.sources.test_alignment import pair
 
 NETWORK = {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 1, 'upscale': 4, 'res_scale': 1}
 
@@ -30,7 +31,7 @@ NETWORK = {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_
 @pytest.fixture
 def quick(monkeypatch):
     """The option file of the command, with less to fit and to measure."""
-    options = module._options
+    options = adapt_model.adaptation_options
 
     def quick_options(*arguments):
         opt = options(*arguments)
@@ -40,7 +41,7 @@ def quick(monkeypatch):
         opt['drtl']['hooks'] = [{'type': 'RelationHook', 'num_patches': 2, 'transfer_steps': 1}]
         return opt
 
-    monkeypatch.setattr(module, '_options', quick_options)
+    monkeypatch.setattr(adapt_model, 'adaptation_options', quick_options)
 
 
 @pytest.fixture
@@ -174,7 +175,7 @@ def test_networks_of_ones_own(folder, quick, capsys, monkeypatch):
 
 
 def test_a_pair_is_judged_by_networks_that_have_not_seen_it(folder, quick, monkeypatch):
-    adapted = module._adapted_model
+    adapted = adapt_model.adapted_model
     seen = []
 
     def watched(opt, names, *arguments):
@@ -182,7 +183,7 @@ def test_a_pair_is_judged_by_networks_that_have_not_seen_it(folder, quick, monke
         seen.append((list(names), sorted(key.rsplit('/')[-1] for key in model.task_data.keys)))
         return model
 
-    monkeypatch.setattr(module, '_adapted_model', watched)
+    monkeypatch.setattr(adapt_model, 'adapted_model', watched)
     module.adapt('pairs', 'w.pth', 'mine', steps=1)
     whole, *folds = seen
     assert whole == (['a', 'b', 'c'], ['a.png', 'b.png', 'c.png'])
@@ -198,7 +199,7 @@ def test_what_is_held_out_is_no_auxiliary_photograph(folder, quick, monkeypatch)
         old.rename(old.with_name(old.name.replace('c_', 'Screenshot 2024-01-01 at 10.15.31 AM_')))
     for i, path in enumerate(sorted((folder / 'pairs').glob('*_HR.png'))):
         cv2.imwrite(f'good/copy_{i}.png', cv2.imread(str(path)))
-    adapted = module._adapted_model
+    adapted = adapt_model.adapted_model
     seen = []
 
     def watched(*arguments):
@@ -206,7 +207,7 @@ def test_what_is_held_out_is_no_auxiliary_photograph(folder, quick, monkeypatch)
         seen.append(sorted(key.rsplit('/')[-1] for key in model.task_data.keys))
         return model
 
-    monkeypatch.setattr(module, '_adapted_model', watched)
+    monkeypatch.setattr(adapt_model, 'adapted_model', watched)
     module.adapt('pairs', 'w.pth', 'mine', steps=1, auxiliary='good')
     whole, *folds = seen
     assert whole == ['copy_0.png', 'copy_1.png', 'copy_2.png', 'scene.png']
@@ -219,7 +220,7 @@ def test_a_failed_evaluation_leaves_what_was_adapted(folder, quick, monkeypatch)
     def fail(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, '_leave_one_out', fail)
+    monkeypatch.setattr(module, 'leave_one_out', fail)
     with pytest.raises(KeyboardInterrupt):
         module.adapt('pairs', 'w.pth', 'mine', steps=1)
     assert (folder / 'mine/net_g_adapted_latest.pth').is_file()
@@ -230,7 +231,7 @@ def test_pairs_that_lie_apart(folder, quick):
     lq, gt = pair(shift=(5, 3))
     cv2.imwrite('pairs/d_LR.png', lq)
     cv2.imwrite('pairs/d_HR.png', gt)
-    with pytest.raises(DataError, match=r'd_HR\.png and .*d_LR\.png lie up to 5\.9 low-quality pixels apart; .*--reg'):
+    with pytest.raises(DataError, match=r'd_HR\.png and .*d_LR\.png are misaligned by up to 5\.9 LQ pixels; .*--reg'):
         module.adapt('pairs', 'w.pth', 'mine')
     assert not (folder / 'mine').exists()
     report = module.adapt('pairs', 'w.pth', 'mine', steps=1, registers=True, evaluates=False)
@@ -244,7 +245,7 @@ def test_pairs_that_lie_apart(folder, quick):
 
 
 def test_pairs_of_16_bits(folder, quick):
-    note = '16-bit photographs were reduced to 8 bits, since BasicSR trains on 8 bits.'
+    note = '16-bit images were reduced to 8 bits, since BasicSR trains on 8 bits.'
     assert note not in module.adapt('pairs', 'w.pth', 'other', steps=1, evaluates=False)
     for path in (folder / 'pairs').iterdir():
         cv2.imwrite(str(path), cv2.imread(str(path)).astype(np.uint16) * 257)

@@ -12,7 +12,7 @@ from basicsr.archs import build_network
 from PIL import Image, ImageOps
 from skimage import data
 
-from drtl_plugin.commands.upscale import upscale
+from drtl_plugin.api.upscale import upscale
 from drtl_plugin.errors import DataError, OptionError
 from drtl_plugin.runtime.weights import TrainedNetwork, load_trained
 
@@ -100,7 +100,7 @@ def test_alpha_takes_no_photographs_place(tmp_path, monkeypatch, network, source
     before = Path('in/a.png').read_bytes()
     written, (line,) = upscale(network, source, target, ext=ext)
     assert not written
-    assert line == 'in/a.png: has an alpha channel, which in/a.png is to hold, but that is taken; use --suffix.'
+    assert line == 'in/a.png: has an alpha channel and would become in/a.png, which is taken; use --suffix.'
     assert Path('in/a.png').read_bytes() == before
     assert [path.name for path in Path('in').iterdir()] == ['a.png']
 
@@ -133,7 +133,7 @@ def test_infinite_results_are_no_images(tmp_path, network):
         network.net.conv_last.bias.fill_(np.nan)
     written, (line,) = upscale(network, str(tmp_path / 'a.png'), str(tmp_path / 'out'))
     assert not written
-    assert 'the network makes infinite numbers of it, or none' in line
+    assert 'the network returns infinite or undefined numbers' in line
 
 
 def test_photographs_are_restored_upright(tmp_path, network):
@@ -196,9 +196,9 @@ def test_images_smaller_than_a_window(tmp_path, size):
             '.',
             {},
             DataError,
-            r'a\.png is an image that is to be restored; choose another folder, or a --suffix',
+            r'a\.png is an input image; choose another folder, or a --suffix',
         ),
-        ('.', '../in', {}, DataError, 'is an image that is to be restored'),
+        ('.', '../in', {}, DataError, 'is an input image'),
         ('.', 'out', {'ext': 'bmp'}, DataError, r'a\.png and a\.webp would both become out/a\.bmp; use --ext auto'),
         ('none', 'out', {}, DataError, '-i: there is no none'),
         ('sub', 'out', {}, DataError, '-i: sub contains no images'),
@@ -223,7 +223,7 @@ _LARGE = """
 import resource, sys
 import drtl_plugin
 from drtl_plugin.runtime.weights import load_trained
-from drtl_plugin.commands.upscale import upscale
+from drtl_plugin.api.upscale import upscale
 network = load_trained('w.pth')
 upscale(network, 'small.png', 'out')
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

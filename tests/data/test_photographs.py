@@ -16,7 +16,7 @@ import torch
 from PIL import Image, ImageCms
 from skimage import data
 
-from drtl_plugin.commands.upscale import upscale
+from drtl_plugin.api.upscale import upscale
 from drtl_plugin.data.photographs import Metadata, colour_space, has_16_bits, require_same_profile, write_photograph
 from drtl_plugin.errors import DataError
 from drtl_plugin.runtime.weights import TrainedNetwork

@@ -7,23 +7,22 @@ import os
 import random
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import basicsr.train
 import pytest
 import torch
 import yaml
 from torch.utils.data import DataLoader
 
 from drtl_plugin import cli
-from drtl_plugin.errors import DataError
 from drtl_plugin.relation import estimators
 from drtl_plugin.runtime import progress
-from drtl_plugin.runtime.loop import Interrupted, TrainingRun, exclusive
+from drtl_plugin.runtime.resume import ResumingSampler
+from drtl_plugin.runtime.signals import Interrupted, StopSignals
+from drtl_plugin.runtime.training_log import StepLogger
 
 # Draws from all generators that hooks and networks may draw from, and lets the weights depend on them.
 _DICE_HOOK = """
@@ -41,7 +40,7 @@ class DiceHook(MetaTrainerHook):
                 parameter.add_(1e-4 * noise)
 """
 _PROCESSES = multiprocessing.get_context('forkserver')
-_PROCESSES.set_forkserver_preload(['drtl_plugin.cli'])
+_PROCESSES.set_forkserver_preload(['drtl_plugin.commands.runs', 'drtl_plugin.runtime.loop'])
 
 
 def _train(folder: str, path: str) -> None:
@@ -314,7 +313,7 @@ def test_a_signal_is_obeyed_where_nobody_reads_the_line(monkeypatch):
             raise BrokenPipeError
 
     monkeypatch.setattr(sys, 'stderr', Gone())
-    with pytest.raises(Interrupted) as exit_info, TrainingRun({'name': 'x'}):
+    with pytest.raises(Interrupted) as exit_info, StopSignals():
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(10)
     assert exit_info.value.code == 128 + signal.SIGTERM
@@ -346,91 +345,26 @@ def test_a_full_disk_ends_a_run_with_its_checkpoints_whole(workdir, quick_opt, w
     assert sorted(state.name for state in states.iterdir()) == [f'{i}.state' for i in range(1, 5)]
 
 
-def test_the_second_run_of_a_name_is_turned_away(workdir, quick_opt, write_opt, capsys):
-    path = write_opt(quick_opt)
-    script = 'import sys; from drtl_plugin.runtime.loop import exclusive\nwith exclusive("experiments", "drtl_x4"):\n'
-    script += '    print("mine", flush=True); sys.stdin.read()'
-    with subprocess.Popen([sys.executable, '-c', script], stdin=-1, stdout=-1) as other:
-        assert other.stdout.readline() == b'mine\n'
-        assert cli.main(['train', '-opt', path]) == 2
-        error = capsys.readouterr().err
-        assert f'experiments/drtl_x4: another run of this name (process {other.pid} of ' in error
-        assert error.strip().count('\n') == 0
-        assert not (workdir / 'experiments/drtl_x4').exists()
-        other.kill()
-    assert cli.main(['train', '-opt', path]) == 0
-
-
-def test_a_name_is_given_once_in_a_process_and_given_back(workdir):
-    owner = rf'process {os.getpid()} of {re.escape(socket.gethostname())}'
-    with (
-        exclusive('experiments', 'x'),
-        exclusive('experiments', 'y'),
-        pytest.raises(DataError, match=rf'experiments/x: another run of this name \({owner}\) is at work'),
-        exclusive('experiments', 'x'),
-    ):
-        pass
-    with pytest.raises(KeyError), exclusive('experiments', 'x'):
-        raise KeyError
-    with exclusive('experiments', 'x'):
-        pass
-
-
-def test_a_loader_that_outlives_a_killed_run_does_not_keep_its_name(workdir):
-    script = 'import os, time; from drtl_plugin.runtime.loop import exclusive\nwith exclusive("experiments", "x"):\n'
-    script += '    child = os.fork()\n    if child: print(child, flush=True)\n    time.sleep(60)'
-    with subprocess.Popen([sys.executable, '-c', script], stdout=-1) as run:
-        child = int(run.stdout.readline())
-        run.kill()
-        run.wait()
-        with exclusive('experiments', 'x'):
-            os.kill(child, signal.SIGKILL)  # fails if it has ended already
-
-
-@pytest.mark.parametrize('number', [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
-def test_a_file_system_without_locks_will_do(workdir, monkeypatch, number):
-    def flock(file, operation):
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr('fcntl.flock', flock)
-    with exclusive('experiments', 'x'):
-        assert Path('experiments').is_dir()
-    with exclusive('experiments', 'x'):  # nothing of the first is left that would count as a lock
-        pass
-
-
-def test_a_folder_that_cannot_be_written_is_named(workdir):
-    (workdir / 'experiments').write_text('a file')
-    with (
-        pytest.raises(DataError, match=r'experiments: cannot be written \(File exists\)'),
-        exclusive('experiments', 'x'),
-    ):
-        pass
-
-
 class TestResumingWithinAnEpoch:
     SIZE, BATCH = 10, 3  # three steps an epoch, a sample left over
 
     def samples(self, state) -> list[int]:
         """What a run trains on from a state to the end of the second epoch."""
         opt = {'dist': False, 'num_gpu': 0, 'datasets': {'train': {'batch_size_per_gpu': self.BATCH}}}
-        with TrainingRun(opt):
-            basicsr.train.load_resume_state(opt)
-            sampler = basicsr.train.EnlargedSampler(range(self.SIZE), 1, 0)
-            loader = DataLoader(range(self.SIZE), batch_size=self.BATCH, sampler=sampler, drop_last=True)
-            seen = []
-            for epoch in range(state['epoch'] if state else 0, 2):
-                sampler.set_epoch(epoch)
-                seen += [batch.tolist() for batch in loader]
+        opt.update(rank=0, world_size=1)
+        sampler = ResumingSampler(range(self.SIZE), opt, state)
+        loader = DataLoader(range(self.SIZE), batch_size=self.BATCH, sampler=sampler, drop_last=True)
+        seen = []
+        for epoch in range(state['epoch'] if state else 0, 2):
+            sampler.set_epoch(epoch)
+            seen += [batch.tolist() for batch in loader]
         return seen
 
     @pytest.mark.parametrize('iteration', range(6))
-    def test_goes_on_where_the_run_was_interrupted(self, monkeypatch, iteration):
-        monkeypatch.setattr('basicsr.train.load_resume_state', lambda opt: None)
+    def test_goes_on_where_the_run_was_interrupted(self, iteration):
         whole = self.samples(None)
         assert len(whole) == 6
         state = {'epoch': max(iteration - 1, 0) // 3, 'iter': iteration}
-        monkeypatch.setattr('basicsr.train.load_resume_state', lambda opt: state)
         assert self.samples(state) == whole[iteration:]
 
 
@@ -510,8 +444,7 @@ class TestWhatTheLogSays:
     def test_eta_is_the_time_of_the_steps_that_are_left(self, caplog, monkeypatch, iteration, eta):
         opt = {'name': 'x', 'logger': {'print_freq': 1, 'use_tb_logger': False}, 'train': {'total_iter': 1001}}
         opt['train']['total_iter'] = 1001 if iteration == 1 else 800
-        with TrainingRun(opt):
-            logger = basicsr.train.MessageLogger(opt, 0, None)
+        logger = StepLogger(opt, 0, None)
         logger.start_time -= 10_000  # hours of validation
         monkeypatch.setattr(logger.logger, 'propagate', True)
         caplog.set_level('INFO', 'basicsr')

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from drtl_plugin.commands.upscale import upscale
+from drtl_plugin.api.upscale import upscale
 from drtl_plugin.compat.basicsr import quiet_basicsr_log
 from drtl_plugin.data.lmdb_files import write_lmdb
 from drtl_plugin.runtime import progress as module

@@ -13,7 +13,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from spandrel import ModelLoader
 
 from drtl_plugin import cli
-from drtl_plugin.commands.export import export_onnx, export_spandrel
+from drtl_plugin.api.export import export_onnx, export_spandrel
 from drtl_plugin.errors import DataError, OptionError
 from drtl_plugin.runtime.weights import TrainedNetwork, load_trained
 from drtl_plugin.sources.sample import SAMPLE_ROOT
@@ -66,7 +66,7 @@ def test_rcans_of_any_range(tmp_path, img_range):
     lq = torch.rand(1, 3, 20, 20)
     with torch.no_grad():
         torch.testing.assert_close(theirs.model(lq.clone()), ours.net(lq), rtol=1e-4, atol=1e-5)
-    with pytest.raises(OptionError, match='res_scale: spandrel takes it for 1'):
+    with pytest.raises(OptionError, match='res_scale: spandrel assumes 1'):
         export_spandrel(TrainedNetwork(ours.net, {**network, 'res_scale': 0.1}, 4), str(tmp_path / 'w.pth'))
 
 
@@ -331,7 +331,7 @@ def test_exports_do_not_take_the_place_of_weights(workdir, quick_opt, write_opt,
     path = trained(workdir, quick_opt, write_opt, quick_opt['network_g'])
     before = Path(path).read_bytes()
     assert cli.main(['export', '--weights', path, f'--{kind}', path]) == 2
-    assert 'holds the weights that are to be exported; choose another name' in capsys.readouterr().err
+    assert 'is the file of weights; choose another name' in capsys.readouterr().err
     assert Path(path).read_bytes() == before
 
 

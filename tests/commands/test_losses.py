@@ -6,10 +6,10 @@ import yaml
 from basicsr.archs import build_network
 
 from drtl_plugin import cli
+from drtl_plugin.commands.losses import loss_sections
 from drtl_plugin.errors import DataError, OptionError
-from drtl_plugin.losses.command_line import loss_sections
+from tests.commands.test_adapt import commands_in, folder, quick  # noqa: F401
 from tests.losses.test_losses import vgg_weights  # noqa: F401
-from tests.test_adapt import commands_in, folder, quick  # noqa: F401
 
 NETWORK = {'type': 'RRDBNet', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 1, 'num_grow_ch': 4}
 ADAPT = ['adapt', '--pairs', 'pairs', '--weights', 'w.pth', '-o', 'mine', '--steps', '3', '--no-evaluation']
@@ -80,7 +80,7 @@ def test_sizes_that_a_discriminator_takes(folder, quick, monkeypatch):  # noqa: 
         for suffix, side in (('LR', 25), ('HR', 100)):
             image = cv2.imread(f'pairs/{name}_{suffix}.png')[:side, :side]
             cv2.imwrite(f'pairs/{name}_{suffix}.png', image)
-    from drtl_plugin.commands.adapt import _options
+    from drtl_plugin.api.adapt_model import adaptation_options
     from drtl_plugin.runtime.weights import load_trained
 
     (folder / 'mine/pairs/gt').mkdir(parents=True)
@@ -89,7 +89,9 @@ def test_sizes_that_a_discriminator_takes(folder, quick, monkeypatch):  # noqa: 
         images[name] = (cv2.imread(f'pairs/{name}_HR.png'), cv2.imread(f'pairs/{name}_LR.png'))
         cv2.imwrite(f'mine/pairs/gt/{name}.png', images[name][0])
     for losses, size in ((['pixel=1'], 100), (['pixel=1', 'gan=1'], 96)):
-        opt = _options(load_trained('w.pth'), 'w.pth', images, folder / 'mine', None, 1, loss_sections(losses))
+        opt = adaptation_options(
+            load_trained('w.pth'), 'w.pth', images, folder / 'mine', None, 1, loss_sections(losses)
+        )
         assert opt['datasets']['train']['gt_size'] == size
 
 

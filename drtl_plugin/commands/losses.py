@@ -1,4 +1,4 @@
-"""``--loss`` of the command line: which losses, how much each counts, and the files that they need."""
+"""``--loss``: losses, their weights, and the files they need."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from drtl_plugin.errors import DataError, OptionError, unknown
 from drtl_plugin.options.convert import number
 from drtl_plugin.runtime import checkpoints
 
-# Kinds of losses, and whether they take a file: of VGG19, or of a discriminator.
+# Kinds of losses, and whether they take a file (VGG19, or a discriminator).
 _TAKES_FILE = {'pixel': False, 'msssim': False, 'frequency': False, 'perceptual': True, 'gan': True}
-# Real-ESRGAN's discriminator; a new one is smaller, since a few pairs are all that it learns from.
+# Real-ESRGAN's discriminator, but smaller: a new one learns from a few pairs only.
 _DISCRIMINATOR = {'type': 'UNetDiscriminatorSN', 'num_in_ch': 3, 'num_feat': 32}
 
 
 def loss_sections(losses: Sequence[str]) -> dict[str, dict]:
-    """The sections of an option file that ``--loss`` stands for.
+    """The sections of an option file that declare the losses.
 
     Args:
         losses (Sequence[str]): Each ``KIND=WEIGHT`` or ``KIND=WEIGHT:FILE``, e.g. ``gan=0.1``.
@@ -26,8 +26,8 @@ def loss_sections(losses: Sequence[str]) -> dict[str, dict]:
         dict[str, dict]: ``train``, ``path`` and, for a GAN, ``network_d``.
 
     Raises:
-        OptionError: If a loss is unknown, given twice, lacks its weight or its file, or stands alone and cannot.
-        DataError: If a file is missing, or holds no such weights.
+        OptionError: If a loss is unknown or given twice, lacks its weight or file, or needs another loss beside it.
+        DataError: If a file is missing or does not hold the weights.
     """
     train: dict[str, dict] = {}
     sections: dict[str, dict] = {'train': train, 'path': {}}
@@ -70,7 +70,7 @@ def _section(kind: str, weight: float, file: str, where: str) -> dict:
 
 
 def _discriminator(file: str, where: str) -> tuple[dict, str | None]:
-    """``network_d`` of a file of weights, and their key: as it is recorded there, or a UNetDiscriminatorSN."""
+    """``network_d`` for a file of weights, as recorded there or a UNetDiscriminatorSN, and the key of the weights."""
     content = checkpoints.read(file, where)
     key, weights = checkpoints.weights_in(content, file, where)
     recorded = content.get('network') if isinstance(content, dict) else None

@@ -1,0 +1,75 @@
+"""Arguments that several commands have."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from drtl_plugin.errors import OptionError
+
+
+def add_option_file(parser: argparse.ArgumentParser) -> None:
+    """Add ``-opt``, ``--force_yml`` and ``--import``."""
+    parser.add_argument('-opt', required=True, metavar='FILE', help='option file (YAML)')
+    parser.add_argument(
+        '--force_yml',
+        nargs='+',
+        metavar='KEY:KEY=VALUE',
+        help='change options of the file, e.g. train:total_iter=500 network_g:num_feat=32 '
+        '(values are read as YAML; a number in KEY is a list index)',
+    )
+    _add_import(parser)
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``train`` and ``test``, which are BasicSR's."""
+    add_option_file(parser)
+    parser.add_argument(
+        '--launcher', choices=['none', 'pytorch', 'slurm'], default='none', help='how a distributed run is started'
+    )
+    parser.add_argument('--auto_resume', action='store_true', help='resume from the last training state (train only)')
+    parser.add_argument(
+        '--debug',
+        action='store_true',
+        help='log each iteration, validate every 8 iterations, no TensorBoard; show the traceback of errors',
+    )
+    parser.add_argument('--local_rank', type=int, default=0, help='set by torch.distributed.launch; ignored')
+
+
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    """Add ``--weights``, ``-opt`` and ``--import``."""
+    parser.add_argument('--weights', required=True, metavar='W', help='a .pth file: net_g_….pth of an experiment')
+    parser.add_argument(
+        '-opt', dest='opt', metavar='FILE', help='option file with network_g and scale, for weights from elsewhere'
+    )
+    _add_import(parser)
+
+
+def _add_import(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        '--import',
+        dest='modules',
+        nargs='+',
+        default=[],
+        metavar='MODULE',
+        help='import your own modules first (also from the current folder), e.g. with hooks or networks that register '
+        'themselves',
+    )
+
+
+def import_modules(modules: Sequence[str]) -> None:
+    """Import the modules named by ``--import``, also from the current folder.
+
+    Raises:
+        OptionError: If there is no such module.
+    """
+    if modules:
+        sys.path.insert(0, os.getcwd())
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            raise OptionError(f'--import {module}: {error}.') from None

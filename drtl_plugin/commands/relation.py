@@ -1,0 +1,76 @@
+"""``basicsr relation``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import drtl_plugin
+from drtl_plugin.commands.arguments import add_option_file
+from drtl_plugin.errors import OptionError
+
+SUMMARY = 'which synthetic distortions resemble my camera?'
+DESCRIPTION = (
+    'Measure how the camera of datasets.train.target relates to the auxiliary tasks: a table with bars, and the '
+    'knowledge graph as picture and JSON in results/. The relations transfer and gradient need '
+    'path.pretrain_network_g; for embedding, the relation network is trained first, unless path.pretrain_network_r '
+    'names one.'
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add ``-opt`` and what belongs to it."""
+    parser.set_defaults(launcher='none', auto_resume=False, debug=False)
+    add_option_file(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure the relation, write the knowledge graph, print the table."""
+    drtl_plugin.register()
+    from basicsr.models import build_model
+    from basicsr.utils import mkdir_and_rename
+
+    from drtl_plugin.commands.runs import check, read_options
+    from drtl_plugin.compat.basicsr import without_gpu
+    from drtl_plugin.relation.graph import relation_table
+    from drtl_plugin.runtime.lock import exclusive
+
+    opt = read_options(args, is_train=True)
+    folder = Path('results', f'{opt["name"]}_relation')
+    datasets = check(opt, args.opt, folder)
+    relation = _measurable_relation(opt)
+    with exclusive('results', folder.name), without_gpu():
+        mkdir_and_rename(str(folder))
+        opt['path'].update(experiments_root=str(folder), models=str(folder))
+        model = build_model(opt)
+        model.train_set = datasets.get('train')
+        model.start()
+        model.graph.save(folder / 'knowledge_graph.json', model.weights)
+        model.graph.draw(folder / 'knowledge_graph.png', model.weights, model.fit_share)
+    print(f'Relation to the target ({relation}), and the weight that follows from it:')
+    print(relation_table(model.graph, model.weights))
+    print(f'The knowledge graph is in {folder}.')
+
+
+def _measurable_relation(opt: dict) -> str:
+    """``drtl.weighting.relation``.
+
+    Raises:
+        OptionError: If something that measuring it takes is missing.
+    """
+    from basicsr.utils.registry import MODEL_REGISTRY
+
+    from drtl_plugin.models import DRTLModel
+    from drtl_plugin.options.parse import DRTLOptions
+    from drtl_plugin.relation.estimators import NEED_TRAINED_NETWORK
+
+    if not issubclass(MODEL_REGISTRY.get(opt['model_type']), DRTLModel):
+        raise OptionError(f'model_type: the relation is measured by DRTLModel, not by {opt["model_type"]}.')
+    if not opt['datasets']['train'].get('target'):
+        raise OptionError('datasets.train.target is missing: the pairs of the camera.')
+    relation = DRTLOptions.from_opt(opt).weighting.relation
+    if relation == 'uniform':
+        raise OptionError("drtl.weighting.relation: 'uniform' measures nothing; choose another.")
+    if relation in NEED_TRAINED_NETWORK and not opt['path'].get('pretrain_network_g'):
+        raise OptionError(f'path.pretrain_network_g is missing: relation {relation!r} asks a trained network.')
+    return relation

@@ -1,0 +1,72 @@
+"""torchvision beside another build of torch, and a module that BasicSR expects of it."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+import types
+
+import torch
+
+# Operators for which torchvision registers fake kernels while it is imported: nms (since about 0.17), qnms (0.28).
+_SCHEMAS = {
+    'nms': 'nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor',
+    'qnms': 'qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor',
+}
+# Keeps the definitions alive: torch drops a library's operators when the object is collected.
+_libraries: list[torch.library.Library] = []
+
+
+def define_missing_operators() -> bool:
+    """Make ``import torchvision`` succeed where its compiled operators cannot be loaded.
+
+    Fault: torchvision registers fake kernels for its operators at import, but defines the operators only when its
+    shared library loads, which fails beside a CPU build of torch, for example. The import ends in "operator
+    torchvision::nms does not exist". BasicSR calls none of these operators, so defining their schemas is enough.
+
+    Returns:
+        bool: Whether a repair was needed.
+
+    Raises:
+        RuntimeError: If torchvision still cannot be imported; names both versions.
+    """
+    try:
+        importlib.import_module('torchvision')
+        return False
+    except RuntimeError as error:
+        if 'operator torchvision::' not in str(error):
+            raise
+    for name in [name for name in sys.modules if name.partition('.')[0] == 'torchvision']:
+        del sys.modules[name]
+    library = torch.library.Library('torchvision', 'FRAGMENT')
+    _libraries.append(library)
+    for name, schema in _SCHEMAS.items():
+        if not hasattr(torch.ops.torchvision, name):
+            library.define(schema)
+    try:
+        importlib.import_module('torchvision')
+    except RuntimeError as error:
+        raise RuntimeError(
+            f'torchvision cannot be imported beside torch {torch.__version__} ({error}): '
+            'install the torchvision release that belongs to this torch.'
+        ) from error
+    return True
+
+
+def restore_functional_tensor() -> bool:
+    """Restore the module ``torchvision.transforms.functional_tensor``.
+
+    Fault: ``basicsr/data/degradations.py`` imports ``rgb_to_grayscale`` from it; torchvision removed it in 0.17.
+
+    Returns:
+        bool: Whether a repair was needed.
+    """
+    name = 'torchvision.transforms.functional_tensor'
+    if name in sys.modules or importlib.util.find_spec(name) is not None:
+        return False
+    functional = importlib.import_module('torchvision.transforms.functional')
+    module = types.ModuleType(name)
+    module.rgb_to_grayscale = functional.rgb_to_grayscale
+    sys.modules[name] = module
+    return True

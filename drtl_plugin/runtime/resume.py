@@ -1,0 +1,120 @@
+"""Exact resumption: which state to resume from, and the samples and random numbers that come next."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import basicsr.train
+from basicsr.data.data_sampler import EnlargedSampler
+from basicsr.utils import check_resume, set_random_seed
+from torch.utils.data import Dataset
+
+from drtl_plugin.errors import DataError
+from drtl_plugin.runtime import checkpoints
+from drtl_plugin.runtime.checkpoints import random_state, set_random_state
+
+
+def load_resume_state(opt: dict) -> dict | None:
+    """Find and load the training state to resume from.
+
+    Unlike BasicSR's function of this name, it needs no GPU, and falls back to an older state if the newest is damaged.
+
+    Args:
+        opt (dict): Parsed options. ``opt['path']['resume_state']`` is set to the state found, and the
+            ``pretrain_network_…`` and ``param_key_…`` of ``opt['path']`` to the networks that belong to it.
+
+    Returns:
+        dict | None: The state, on the CPU (BasicSR's optimizers move it to the parameters' device), or None.
+
+    Raises:
+        DataError: If the state cannot be read.
+    """
+    path = opt['path'].get('resume_state')
+    if opt['auto_resume']:
+        # A DRN exists with the relation 'embedding' only.
+        ignored = ['network_r', *(opt['path'].get('ignore_resume_networks') or ())]
+        if opt.get('network_d') is None:
+            ignored.append('network_d')
+        labels = [key.replace('network', 'net') for key in opt if key.startswith('network_') and key not in ignored]
+        folders = [Path(opt['path'][key]) for key in ('training_states', 'models')]
+        found = checkpoints.newest_valid_state(*folders, labels)
+        path, state = found or (None, None)
+        opt['path']['resume_state'] = path and str(path)
+    elif path is not None:
+        state = checkpoints.read(path, 'path.resume_state')
+    if path is None:
+        return None
+    if not isinstance(state, dict) or not {'iter', 'epoch', 'optimizers', 'schedulers'} <= set(state):
+        raise DataError(f'path.resume_state: {path} is no training state.')
+    written = {key: value for key, value in opt['path'].items() if key.startswith('param_key_')}
+    check_resume(opt, state['iter'])
+    ignored = opt['path'].get('ignore_resume_networks') or ()
+    for key, value in written.items():  # a training state's networks are under params
+        opt['path'][key] = value if key.replace('param_key', 'network') in ignored else 'params'
+    for key, network in opt['path'].items():
+        if key.startswith('pretrain_network_') and network and Path(network).exists():
+            checkpoints.read(network, f'path.{key}')
+    return state
+
+
+def install() -> bool:
+    """Let BasicSR's own ``train_pipeline`` resume by :func:`load_resume_state`.
+
+    Fault: its function asks CUDA for the current device even where there is none.
+
+    Returns:
+        bool: Whether it was not installed yet.
+    """
+    if basicsr.train.load_resume_state is load_resume_state:
+        return False
+    basicsr.train.load_resume_state = load_resume_state
+    return True
+
+
+class ResumingSampler(EnlargedSampler):
+    """``EnlargedSampler`` that, in the interrupted epoch, skips the samples seen before.
+
+    At the start of that epoch, it also restores the shared random generators: not earlier, since creating the loader's
+    iterator draws from them. Processes other than the first, whose generators the state does not hold, are seeded anew.
+
+    Args:
+        dataset (Dataset): To sample from.
+        opt (dict): Parsed options.
+        resume_state (dict | None): The training state to resume from.
+
+    Attributes:
+        batch_size (int): Samples that a process loads for a step.
+        steps (int): Steps of an epoch; an incomplete batch at its end is dropped.
+    """
+
+    def __init__(self, dataset: Dataset, opt: dict, resume_state: dict | None) -> None:
+        dataset_opt = opt['datasets']['train']
+        super().__init__(dataset, opt['world_size'], opt['rank'], dataset_opt.get('dataset_enlarge_ratio', 1))
+        # As in build_dataloader.
+        self.batch_size = dataset_opt['batch_size_per_gpu'] * (1 if opt['dist'] else max(opt['num_gpu'], 1))
+        self.steps = self.num_samples // self.batch_size
+        self._opt, self._state = opt, resume_state
+
+    def __iter__(self) -> Iterator[int]:
+        indices = list(super().__iter__())
+        state = self._state
+        if state is None or self.epoch != state['epoch']:
+            return iter(indices)
+        if self.rank:
+            set_random_seed((self._opt['manual_seed'] + self.rank + 1000 * state['iter']) % 2**32)
+        elif 'random' in state:
+            set_random_state(state['random'])
+        seen = max(0, state['iter'] - self.epoch * self.steps)
+        return iter(indices[seen * self.batch_size :])
+
+
+@contextlib.contextmanager
+def restoring_random_state() -> Iterator[None]:
+    """Restore the shared random generators after a block, e.g. a validation, which resuming may repeat."""
+    before = random_state()
+    try:
+        yield
+    finally:
+        set_random_state(before)

@@ -1,0 +1,81 @@
+"""How published datasets are laid out, and where the sample data is. Imports nothing heavy: ``--help`` shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+SAMPLE_ROOT = 'datasets/drtl_sample'
+# City100 has no split of its own: every tenth pair is held out, as are five others to adapt to.
+_CITY100_SUPPORT = ('011', '031', '051', '071', '091')
+_CITY100_VAL = tuple(f'{number:03d}' for number in range(4, 100, 10))
+
+
+@dataclass(frozen=True)
+class SourcePair:
+    """A pair as it is published.
+
+    Attributes:
+        split (str): ``support`` or ``val``.
+        name (str): What both images are to be called, without ending.
+        gt, lq (Path): The files.
+    """
+
+    split: str
+    name: str
+    gt: Path
+    lq: Path
+
+
+def _find_realsr(source: Path, camera: str | None, scale: int) -> Iterator[SourcePair]:
+    """``Canon/Train/4/Canon_001_HR.png`` beside ``Canon_001_LR4.png``; ``Test`` is held out."""
+    for split, folder in (('support', 'Train'), ('val', 'Test')):
+        for gt in sorted(source.rglob(f'{camera or "*"}/{folder}/{scale}/*_HR.*')):
+            name = gt.stem.removesuffix('_HR')
+            yield SourcePair(split, name, gt, gt.with_name(f'{name}_LR{scale}{gt.suffix}'))
+
+
+def _find_drealsr(source: Path, camera: str | None, scale: int) -> Iterator[SourcePair]:
+    """``Train_x4/train_HR/NAME_x4.png`` and ``Train_x4/train_LR/NAME_x1.png``; ``Test_x4`` is held out.
+
+    Its cameras show in the names' beginnings alone: panasonic, sony, DSC, ….
+    """
+    for split, phase in (('support', 'train'), ('val', 'test')):
+        for gt in sorted(source.rglob(f'{phase.title()}_x{scale}/{phase}_HR/{camera or ""}*')):
+            name = gt.stem.removesuffix(f'_x{scale}')
+            yield SourcePair(split, name, gt, gt.parent.with_name(f'{phase}_LR') / f'{name}_x1{gt.suffix}')
+
+
+def _find_city100(source: Path, camera: str | None, scale: int) -> Iterator[SourcePair]:
+    """``City100_NikonD5500/001H.PNG`` and ``001L.PNG``, of the same size."""
+    for gt in sorted(source.rglob(f'City100_{camera or "*"}/*H.PNG')):
+        name = gt.stem.removesuffix('H')
+        if name in _CITY100_SUPPORT + _CITY100_VAL:
+            yield SourcePair(
+                'val' if name in _CITY100_VAL else 'support', name, gt, gt.with_name(f'{name}L{gt.suffix}')
+            )
+
+
+@dataclass(frozen=True)
+class PairedDataset:
+    """How a dataset of pairs is found.
+
+    Attributes:
+        find (Callable): ``find(source, camera, scale)``, all pairs; in a docstring the layout.
+        cameras (tuple[str, ...]): What its folders or files call the cameras.
+        scales (tuple[int, ...]): Those that it is published, or customarily used, at.
+        interpolated (bool): Whether lq is published at the size of gt, to be reduced here.
+    """
+
+    find: Callable[[Path, str | None, int], Iterator[SourcePair]]
+    cameras: tuple[str, ...]
+    scales: tuple[int, ...]
+    interpolated: bool = False
+
+
+PAIRED_DATASETS = {
+    'realsr': PairedDataset(_find_realsr, ('Canon', 'Nikon'), (2, 3, 4)),
+    'drealsr': PairedDataset(_find_drealsr, (), (2, 3, 4)),
+    'city100': PairedDataset(_find_city100, ('NikonD5500', 'iPhoneX'), (2, 3, 4), interpolated=True),
+}

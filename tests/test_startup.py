@@ -1,0 +1,110 @@
+"""What starting costs, and when BasicSR's registries are filled."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import drtl_plugin
+
+COMMANDS = ('adapt', 'upscale', 'train', 'test', 'relation', 'export', 'prepare', 'lmdb', 'init')
+# Imported by a process that runs only the arguments.
+HEAVY = ('torch', 'cv2', 'numpy', 'basicsr', 'mmengine', 'matplotlib')
+
+
+def run(script: str, *arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, '-c', script, *arguments], capture_output=True, text=True)
+
+
+def seconds_of_children() -> float:
+    times = os.times()
+    return times.children_user + times.children_system
+
+
+# prepare realsr: its help shows the layouts of published datasets.
+@pytest.mark.parametrize(
+    'arguments', [[], ['--version'], ['prepare', 'realsr', '--help'], *([c, '--help'] for c in COMMANDS)]
+)
+def test_help_and_wrong_command_lines_import_nothing_heavy(arguments):
+    script = 'import runpy, sys, atexit\n'
+    script += f'atexit.register(lambda: print("imported", *sorted(set(sys.modules) & set({HEAVY}))))\n'
+    script += 'sys.argv[0] = "basicsr"; runpy.run_module("drtl_plugin", run_name="__main__", alter_sys=True)'
+    before = seconds_of_children()
+    result = run(script, *(arguments or ['--help']))
+    assert seconds_of_children() - before < 1.5
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1] == 'imported'
+
+
+@pytest.mark.parametrize('arguments', [['adpt'], ['adapt'], ['upscale', '--weights', 'w.pth'], ['lmdb', 'x', '--no']])
+def test_wrong_command_lines_answer_at_once(arguments):
+    before = seconds_of_children()
+    command = [sys.executable, '-m', 'drtl_plugin', *arguments]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert seconds_of_children() - before < 1.5
+    assert result.returncode == 2
+    assert result.stderr.startswith('usage: basicsr')
+
+
+def test_the_help_lists_every_command_adapt_and_upscale_first():
+    text = subprocess.run([sys.executable, '-m', 'drtl_plugin', '--help'], capture_output=True, text=True).stdout
+    listed = [
+        line.split()[0]
+        for line in text.partition('COMMAND\n')[2].splitlines()
+        if line.startswith('    ') and line[4] != ' '
+    ]
+    assert listed == list(COMMANDS)
+    examples = [line.split()[1] for line in text.splitlines() if line.startswith('  basicsr ')]
+    assert examples[:2] == ['adapt', 'upscale']
+    files = {path.stem for path in (Path(drtl_plugin.__file__).parent / 'commands').glob('*.py')}
+    assert set(COMMANDS) <= files
+
+
+REGISTERED = """
+from basicsr.utils import registry
+names = {
+    'MODEL': ['DRTLModel', 'DRTLAdaptModel'],
+    'DATASET': ['DistortionTaskDataset', 'FewShotPairDataset'],
+    'ARCH': ['DistortionRelationNet'],
+    'LOSS': ['FFTLoss', 'MSSSIMLoss', 'VGGPerceptualLoss'],
+    'METRIC': ['calculate_pyiqa'],
+}
+for kind, wanted in names.items():
+    assert all(name in getattr(registry, f'{kind}_REGISTRY') for name in wanted), kind
+from basicsr.utils import FileClient
+assert FileClient._backends['lmdb'].__name__ == 'SharedLmdbBackend'
+print('registered')
+"""
+
+
+@pytest.mark.parametrize(
+    'imports',
+    [
+        'import drtl_plugin; from basicsr.train import train_pipeline',
+        'import drtl_plugin.runtime.progress',  # a module that imports BasicSR itself
+        'from drtl_plugin.meta import META_HOOK_REGISTRY',
+        'import drtl_plugin.models.drtl_adapt_model',
+        'from drtl_plugin.sources.published import prepare_pairs',
+    ],
+)
+def test_registries_are_filled_when_basicsr_is_imported(imports):
+    result = run(f'{imports}\n{REGISTERED}')
+    assert result.stdout == 'registered\n', result.stderr
+
+
+def test_registries_are_filled_at_once_where_basicsr_is_there_already():
+    # As if BasicSR could be imported without repairs.
+    script = 'import drtl_plugin, sys; drtl_plugin.plug_in.registers = False; import basicsr\n'
+    script += 'assert "drtl_plugin.models" not in sys.modules\n'
+    script += 'del sys.modules["drtl_plugin"]; import drtl_plugin\n'
+    result = run(script + REGISTERED)
+    assert result.stdout == 'registered\n', result.stderr
+
+
+def test_importing_the_package_is_cheap_and_registering_twice_harmless():
+    script = f'import drtl_plugin, sys; assert not set(sys.modules) & set({HEAVY})\n'
+    script += 'drtl_plugin.register(); drtl_plugin.register()\n'
+    result = run(script + REGISTERED)
+    assert result.stdout == 'registered\n', result.stderr
