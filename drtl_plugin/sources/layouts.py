@@ -7,18 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SAMPLE_ROOT = 'datasets/drtl_sample'
-# City100 has no split of its own: every tenth pair is held out, as are five others to adapt to.
+# City100 has no split: ours holds out every tenth pair and uses five others as the support set.
 _CITY100_SUPPORT = ('011', '031', '051', '071', '091')
 _CITY100_VAL = tuple(f'{number:03d}' for number in range(4, 100, 10))
 
 
 @dataclass(frozen=True)
 class SourcePair:
-    """A pair as it is published.
+    """A pair in the published layout.
 
     Attributes:
         split (str): ``support`` or ``val``.
-        name (str): What both images are to be called, without ending.
+        name (str): File name of both images in the target, without extension.
         gt, lq (Path): The files.
     """
 
@@ -29,7 +29,7 @@ class SourcePair:
 
 
 def _find_realsr(source: Path, camera: str | None, scale: int) -> Iterator[SourcePair]:
-    """``Canon/Train/4/Canon_001_HR.png`` beside ``Canon_001_LR4.png``; ``Test`` is held out."""
+    """``Canon/Train/4/Canon_001_HR.png`` and ``Canon_001_LR4.png``; ``Test`` is held out."""
     for split, folder in (('support', 'Train'), ('val', 'Test')):
         for gt in sorted(source.rglob(f'{camera or "*"}/{folder}/{scale}/*_HR.*')):
             name = gt.stem.removesuffix('_HR')
@@ -39,7 +39,7 @@ def _find_realsr(source: Path, camera: str | None, scale: int) -> Iterator[Sourc
 def _find_drealsr(source: Path, camera: str | None, scale: int) -> Iterator[SourcePair]:
     """``Train_x4/train_HR/NAME_x4.png`` and ``Train_x4/train_LR/NAME_x1.png``; ``Test_x4`` is held out.
 
-    Its cameras show in the names' beginnings alone: panasonic, sony, DSC, ….
+    File names begin with the camera: panasonic, sony, DSC, ….
     """
     for split, phase in (('support', 'train'), ('val', 'test')):
         for gt in sorted(source.rglob(f'{phase.title()}_x{scale}/{phase}_HR/{camera or ""}*')):
@@ -59,13 +59,13 @@ def _find_city100(source: Path, camera: str | None, scale: int) -> Iterator[Sour
 
 @dataclass(frozen=True)
 class PairedDataset:
-    """How a dataset of pairs is found.
+    """How to find the pairs of a dataset.
 
     Attributes:
-        find (Callable): ``find(source, camera, scale)``, all pairs; in a docstring the layout.
-        cameras (tuple[str, ...]): What its folders or files call the cameras.
-        scales (tuple[int, ...]): Those that it is published, or customarily used, at.
-        interpolated (bool): Whether lq is published at the size of gt, to be reduced here.
+        find (Callable): ``find(source, camera, scale)`` yields all pairs; its docstring describes the layout.
+        cameras (tuple[str, ...]): Names of the cameras in the layout.
+        scales (tuple[int, ...]): Scales at which it is published or commonly used.
+        interpolated (bool): Whether LQ is published at the size of GT and must be reduced.
     """
 
     find: Callable[[Path, str | None, int], Iterator[SourcePair]]
