@@ -148,6 +148,15 @@ def test_the_tree_of_the_architecture_exists():
             assert (folder / file).is_file(), folder / file
 
 
+def test_every_make_target_that_is_named_exists():
+    targets = set(
+        re.search(r'^\.PHONY: (.+)$', (ROOT / 'Makefile').read_text(encoding='utf-8'), re.MULTILINE)[1].split()
+    )
+    for page in PAGES:
+        text = page.read_text(encoding='utf-8')
+        assert set(re.findall(r'(?:^|`)make ([a-z][a-z-]*)', text, re.MULTILINE)) <= targets, page.name
+
+
 def test_every_page_is_listed_in_the_index():
     linked = set(re.findall(r'\]\((\w+\.md)\)', (ROOT / 'docs/README.md').read_text(encoding='utf-8')))
     assert linked == {page.name for page in (ROOT / 'docs').glob('*.md')} - {'README.md'}
