@@ -36,8 +36,10 @@ from torch import nn
 
 from drtl_plugin.data.distortion_task_dataset import DistortionTaskDataset
 from drtl_plugin.hooks.base import RelationHook
-from drtl_plugin.relation.estimators import ESTIMATORS, RelationEvidence, RelationQuestion
-from drtl_plugin.relation.graph import KnowledgeGraph, relation_weights
+from drtl_plugin.relation.estimators import ESTIMATOR_REGISTRY, RelationEvidence, RelationQuestion
+from drtl_plugin.relation.graph import KnowledgeGraph
+from drtl_plugin.relation.weights import relation_weights
+from drtl_plugin.report.pictures import draw_graph
 from drtl_plugin.tasks.patches import paired_patches
 
 # By their native scales.
@@ -78,7 +80,7 @@ def measure_relations(data: DistortionTaskDataset, support: list, base: nn.Modul
     question = RelationQuestion(
         data.library.labels, lambda: evidence, net_r, base, nn.L1Loss(), hook.transfer_steps, hook.transfer_lr
     )
-    return {relation: ESTIMATORS[relation](question) for relation in RELATIONS}
+    return {relation: ESTIMATOR_REGISTRY.get(relation)(question) for relation in RELATIONS}
 
 
 def mean_graph(graphs: list[KnowledgeGraph]) -> KnowledgeGraph:
@@ -112,7 +114,7 @@ def main() -> None:
         for relation in RELATIONS:
             graph = mean_graph([run[relation] for run in runs])
             weights = relation_weights(graph.relation, floor=0.2)
-            graph.draw(path.parent / f'{camera}_x{scale}_{relation}.png', weights)
+            draw_graph(graph, path.parent / f'{camera}_x{scale}_{relation}.png', weights)
             result['relation'][relation] = dict(zip(labels, graph.relation.tolist()))
             result['spearman'][relation] = [float(spearmanr(run[relation].relation, psnr)[0]) for run in runs]
         path.write_text(json.dumps(result, indent=1), encoding='utf-8')

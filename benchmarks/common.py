@@ -19,7 +19,7 @@ from drtl_plugin.archs import DistortionRelationNet
 from drtl_plugin.data.distortion_task_dataset import DistortionTaskDataset
 from drtl_plugin.hooks.base import RelationHook
 from drtl_plugin.relation.drn_training import train_drn
-from drtl_plugin.tasks.distortions import DistortionLibrary
+from drtl_plugin.tasks.library import DistortionLibrary
 
 HERE = Path(__file__).resolve().parent
 # Side of a low-quality patch, in all benchmarks.

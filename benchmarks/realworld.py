@@ -263,7 +263,7 @@ def trained_model(job: Job) -> tuple[DRTLModel, float]:
         opt['path']['pretrain_camera_fit'] = str(job.fit)
     model = DRTLModel(opt)
     if model.camera_fit is not None and not job.fit.is_file():
-        _write(job.fit, model.camera_fit.save)
+        _write(job.fit, lambda path: torch.save(model.camera_fit.state(), path))
     if not ARMS[job.arm].trained:
         return model, 0.0
     if job.network.is_file():

@@ -38,7 +38,7 @@ from tqdm import tqdm
 
 from drtl_plugin.hooks.base import RelationHook
 from drtl_plugin.relation.estimators import learn_task, mean_embedding, mean_gradient
-from drtl_plugin.tasks.distortions import DistortionLibrary
+from drtl_plugin.tasks.library import DistortionLibrary
 from drtl_plugin.tasks.patches import paired_patches
 
 SHOTS = (1, 2, 5)

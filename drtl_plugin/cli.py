@@ -29,11 +29,12 @@ from drtl_plugin.commands.init import write_option_files
 from drtl_plugin.commands.upscale import upscale
 from drtl_plugin.compat.basicsr import close_basicsr_logs, processes_without_gpu, without_gpu
 from drtl_plugin.data.lmdb_files import check_lmdb_name, write_lmdb
-from drtl_plugin.errors import DataError, DRTLError, OptionError
+from drtl_plugin.errors import DataError, DRTLError, OptionError, describe, own_line
 from drtl_plugin.models import DRTLModel
 from drtl_plugin.options.parse import DRTLOptions, parse_options
-from drtl_plugin.relation.estimators import NEED_TRAINED_NETWORK
-from drtl_plugin.relation.graph import relation_table
+from drtl_plugin.relation.estimators import needs_trained_network
+from drtl_plugin.report.pictures import draw_graph
+from drtl_plugin.report.tables import relation_table, write_graph
 from drtl_plugin.runtime.distributed import abandon, end_dist, of_first_process
 from drtl_plugin.runtime.loop import TrainingRun, exclusive
 from drtl_plugin.runtime.weights import load_trained
@@ -285,7 +286,7 @@ def _import_modules(modules: Sequence[str]) -> None:
     """Import modules named by ``--import``, from the current folder too.
 
     Raises:
-        OptionError: If there is no such module.
+        OptionError: If there is no such module, or it registers a name that is taken.
     """
     if modules:
         sys.path.insert(0, os.getcwd())
@@ -294,6 +295,8 @@ def _import_modules(modules: Sequence[str]) -> None:
             importlib.import_module(module)
         except ModuleNotFoundError as error:
             raise OptionError(f'--import {module}: {error}.') from None
+        except AssertionError as error:  # BasicSR's registries refuse a name that is taken
+            raise OptionError(f'--import {module}: {describe(error)}{own_line(error)}') from None
 
 
 def _read_options(args: argparse.Namespace, is_train: bool) -> dict:
@@ -400,15 +403,15 @@ def _relation(args: argparse.Namespace) -> None:
     relation = drtl.weighting.relation
     if relation == 'uniform':
         raise OptionError("drtl.weighting.relation: 'uniform' measures nothing; choose another.")
-    if relation in NEED_TRAINED_NETWORK and not opt['path'].get('pretrain_network_g'):
+    if needs_trained_network(relation) and not opt['path'].get('pretrain_network_g'):
         raise OptionError(f'path.pretrain_network_g is missing: relation {relation!r} asks a trained network.')
     with exclusive('results', folder.name), without_gpu():
         mkdir_and_rename(str(folder))
         opt['path'].update(experiments_root=str(folder), models=str(folder))
         model = build_model(opt)
         model.start()
-        model.graph.save(folder / 'knowledge_graph.json', model.weights)
-        model.graph.draw(folder / 'knowledge_graph.png', model.weights, model.fit_share)
+        write_graph(model.graph, folder / 'knowledge_graph.json', model.weights)
+        draw_graph(model.graph, folder / 'knowledge_graph.png', model.weights, model.fit_share)
     print(f'Relation to the target ({relation}), and the weight that follows from it:')
     print(relation_table(model.graph, model.weights))
     print(f'The knowledge graph is in {folder}.')

@@ -41,7 +41,7 @@ from drtl_plugin.models import DRTLAdaptModel, DRTLModel
 from drtl_plugin.models.adversary import try_losses
 from drtl_plugin.models.drtl_model import EPISODE_INTERFACE
 from drtl_plugin.options.parse import COMPUTED, DRTLOptions, number
-from drtl_plugin.relation.estimators import NEED_TRAINED_NETWORK
+from drtl_plugin.relation.estimators import needs_trained_network
 from drtl_plugin.runtime import checkpoints
 from drtl_plugin.runtime.distributed import of_first_process
 
@@ -276,7 +276,7 @@ def _check_drtl(opt: dict, train_set: Any) -> None:
         )
     if drtl.weighting.relation == 'embedding' and train.get('target') and opt.get('network_r') is None:
         raise OptionError("network_r is missing: drtl.weighting.relation 'embedding' needs a DRN.")
-    waits = drtl.weighting.relation in NEED_TRAINED_NETWORK and not opt['path'].get('pretrain_network_g')
+    waits = needs_trained_network(drtl.weighting.relation) and not opt['path'].get('pretrain_network_g')
     interval = next(hook.interval for hook in hooks if isinstance(hook, RelationHook))
     if train.get('target') and waits and 0 < opt['train']['total_iter'] <= interval:
         raise OptionError(

@@ -22,7 +22,7 @@ import drtl_plugin
 from drtl_plugin import cli
 from drtl_plugin.data import lmdb_files
 from drtl_plugin.sources.sample import SAMPLE_ROOT
-from drtl_plugin.tasks.camera_fit.fit import CameraFit
+from drtl_plugin.tasks.camera_fit import CameraFit
 from tests.conftest import OPTIONS
 
 
@@ -122,7 +122,7 @@ class TestTrain:
         quick_opt['datasets']['train']['target']['num_shot'] = 1
         assert cli.main(['train', '-opt', write_opt(quick_opt)]) == 0
         root = workdir / 'experiments/drtl_x4'
-        fit = CameraFit.load(root / 'camera_fit.pth')
+        fit = CameraFit.from_state(torch.load(root / 'camera_fit.pth'))
         assert cv2.imread(str(root / 'camera_fit.png')) is not None
         log = next(root.glob('*.log')).read_text()
         assert fit.summary() in log

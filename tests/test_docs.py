@@ -14,8 +14,8 @@ from basicsr.utils.registry import METRIC_REGISTRY
 import drtl_plugin
 from drtl_plugin import cli
 from drtl_plugin.meta import META_HOOK_REGISTRY
-from drtl_plugin.relation import estimators
-from drtl_plugin.tasks import distortions
+from drtl_plugin.relation.estimators import ESTIMATOR_REGISTRY
+from drtl_plugin.tasks.distortions import DISTORTION_REGISTRY
 from tests.conftest import OPTIONS
 
 ROOT = OPTIONS.parent
@@ -58,20 +58,16 @@ def test_the_examples_run(workdir, quick_opt, write_opt, monkeypatch):
     assert len(code) == len(options) == 4
     (workdir / 'my_parts.py').write_text('\n'.join(code))
     monkeypatch.syspath_prepend(workdir)
-    for registry in (META_HOOK_REGISTRY, METRIC_REGISTRY):
+    for registry in (META_HOOK_REGISTRY, METRIC_REGISTRY, DISTORTION_REGISTRY, ESTIMATOR_REGISTRY):
         monkeypatch.setattr(registry, '_obj_map', dict(registry._obj_map))
-    monkeypatch.setattr(distortions, 'DISTORTIONS', dict(distortions.DISTORTIONS))
     for section in options:
         merge(quick_opt, section)
     quick_opt['drtl']['weighting'].update(effective_tasks=1.5)
-    shipped = dict(estimators.ESTIMATORS)
     try:
         assert cli.main(['train', '--import', 'my_parts', '-opt', write_opt(quick_opt)]) == 0
-        assert 'spectrum' in estimators.ESTIMATORS
+        assert 'spectrum' in ESTIMATOR_REGISTRY
     finally:
         sys.modules.pop('my_parts', None)
-        estimators.ESTIMATORS.clear()
-        estimators.ESTIMATORS.update(shipped)
     root = workdir / 'experiments' / quick_opt['name']
     (log,) = root.glob('train_*.log')
     assert 'weighs most.' in log.read_text()

@@ -28,7 +28,8 @@ from drtl_plugin.options.parse import (
     load_option_file,
     parse_section,
 )
-from drtl_plugin.tasks.distortions import DISTORTIONS, REDUCTION, DistortionLibrary
+from drtl_plugin.tasks.distortions import DISTORTION_REGISTRY, REDUCTION
+from drtl_plugin.tasks.library import DistortionLibrary
 
 pytestmark = pytest.mark.fuzz
 SECTIONS = (
@@ -97,12 +98,12 @@ def test_forced_options_change_their_key_or_nothing(keys, value):
 
 
 @st.composite
-def steps(draw, names=(*DISTORTIONS, REDUCTION)):
+def steps(draw, names=(*DISTORTION_REGISTRY.keys(), REDUCTION)):
     """An entry of a library, all its parameters within their ranges."""
     name = draw(st.sampled_from(names))
     if name == REDUCTION:
         return {'name': name}
-    kind = DISTORTIONS[name]
+    kind = DISTORTION_REGISTRY.get(name)
     entry = {'name': name}
     for key, drawn in kind.drawn.items():
         entry[key] = sorted(draw(st.floats(drawn.low, drawn.high)) for _ in range(2))

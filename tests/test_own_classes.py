@@ -8,7 +8,7 @@ from basicsr.utils.registry import DATASET_REGISTRY, MODEL_REGISTRY
 from drtl_plugin import cli
 from drtl_plugin.data import DistortionTaskDataset
 from drtl_plugin.meta import META_HOOK_REGISTRY
-from drtl_plugin.relation.estimators import ESTIMATORS, NEED_TRAINED_NETWORK, transfer_relation
+from drtl_plugin.relation.estimators import ESTIMATOR_REGISTRY, needs_trained_network, transfer
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ STRIPES = """
 from types import SimpleNamespace
 import torch
 from basicsr.utils.registry import DATASET_REGISTRY
-from drtl_plugin.tasks.distortions import DistortionLibrary
+from drtl_plugin.tasks.library import DistortionLibrary
 
 @DATASET_REGISTRY.register()
 class StripesDataset(torch.utils.data.Dataset):
@@ -182,16 +182,16 @@ class PlainHook(Hook):
 
 def test_two_estimators_of_a_name_are_refused(quick_opt, run, capsys):
     code = """
-from drtl_plugin.relation.estimators import relation_estimator
+from drtl_plugin.relation.estimators import ESTIMATOR_REGISTRY
 
-@relation_estimator('transfer')
-def own(question):
+@ESTIMATOR_REGISTRY.register()
+def transfer(question):
     raise AssertionError
 """
     assert run(code, quick_opt) == 2
     error = capsys.readouterr().err
-    assert error == (
-        "basicsr: error: relation estimator 'transfer' of own: there is one of this name in "
-        'drtl_plugin.relation.estimators; choose another name.\n'
-    )
-    assert ESTIMATORS['transfer'] is transfer_relation and 'transfer' in NEED_TRAINED_NETWORK
+    (line,) = error.splitlines()
+    assert line.startswith('basicsr: error: --import ')
+    assert "An object named 'transfer' was already registered in 'relation estimator' registry!" in line
+    assert re.search(r'own\w*\.py:4\)$', line)
+    assert ESTIMATOR_REGISTRY.get('transfer') is transfer and needs_trained_network('transfer')

@@ -33,7 +33,6 @@ from drtl_plugin.errors import DataError, OptionError
 from drtl_plugin.losses.command_line import loss_sections
 from drtl_plugin.models.drtl_model import DRTLModel
 from drtl_plugin.options.parse import parse_options
-from drtl_plugin.relation.graph import relation_table
 from drtl_plugin.report.html import (
     Comparison,
     Curves,
@@ -43,7 +42,17 @@ from drtl_plugin.report.html import (
     illustrations_of_folder,
     write_html,
 )
-from drtl_plugin.report.tables import Gain, busiest, command_line, compared_crop, duration_in_words, network_in_words
+from drtl_plugin.report.pictures import draw_graph
+from drtl_plugin.report.tables import (
+    Gain,
+    busiest,
+    command_line,
+    compared_crop,
+    duration_in_words,
+    network_in_words,
+    relation_table,
+    write_graph,
+)
 from drtl_plugin.runtime.progress import progress
 from drtl_plugin.runtime.tiles import restore
 from drtl_plugin.runtime.weights import TrainedNetwork, load_trained
@@ -270,8 +279,8 @@ def _adapt_to_all(
     opt['path'].update(experiments_root=str(target), models=str(target))
     model = _adapted_model(opt, list(images))
     model.save_network(model.net_g_adapted, 'net_g_adapted', -1)
-    model.graph.save(target / 'knowledge_graph.json', model.weights)
-    model.graph.draw(target / 'knowledge_graph.png', model.weights, model.fit_share)
+    write_graph(model.graph, target / 'knowledge_graph.json', model.weights)
+    draw_graph(model.graph, target / 'knowledge_graph.png', model.weights, model.fit_share)
     return opt, model
 
 

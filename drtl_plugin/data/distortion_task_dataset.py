@@ -17,7 +17,7 @@ from drtl_plugin.data.few_shot_pair_dataset import FewShotPairDataset
 from drtl_plugin.data.image_files import check_lmdb, decode, image_names, image_size, lmdb_sizes, names_of_list
 from drtl_plugin.errors import DataError, OptionError
 from drtl_plugin.options.parse import TaskDatasetOptions, parse_section
-from drtl_plugin.tasks.distortions import DistortionLibrary
+from drtl_plugin.tasks.library import DistortionLibrary
 from drtl_plugin.tasks.patches import augment, paired_patches, random_crop
 
 # Headers that are read before training.
@@ -47,7 +47,7 @@ class DistortionTaskDataset(data.Dataset):
             gt_size (int): Side of the ground-truth patches.
             num_support, num_query (int): Patches an episode for the inner and the outer loop.
             distortions (str | list[dict]): ``'default'`` or the auxiliary tasks;
-                see :class:`drtl_plugin.tasks.distortions.DistortionLibrary`.
+                see :class:`drtl_plugin.tasks.library.DistortionLibrary`.
             target (dict): The support set: dataroot_gt, dataroot_lq, num_shot, seed or names, io_backend;
                 see :class:`drtl_plugin.options.parse.TargetOptions`.
 
@@ -72,7 +72,7 @@ class DistortionTaskDataset(data.Dataset):
         self.options = options
         if options.gt_size % options.scale:
             raise OptionError(f'datasets.train.gt_size: {options.gt_size} is no multiple of scale {options.scale}.')
-        self.library = DistortionLibrary(options.distortions, options.scale)
+        self.library = DistortionLibrary(options.distortions, options.scale, 'datasets.train.distortions')
         self.file_client = None
         self.keys = self._find_images()
         target = build_target(options)

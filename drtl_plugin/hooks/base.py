@@ -40,8 +40,11 @@ from mmengine.runner.priority import get_priority
 from drtl_plugin.errors import DRTLError, OptionError, unknown
 from drtl_plugin.options.parse import number
 from drtl_plugin.relation.drn_training import train_drn
-from drtl_plugin.relation.estimators import ESTIMATORS, NEED_TRAINED_NETWORK, RelationQuestion
-from drtl_plugin.relation.graph import KnowledgeGraph, NonFiniteRelationError, relation_table
+from drtl_plugin.relation.estimators import ESTIMATOR_REGISTRY, RelationQuestion, needs_trained_network
+from drtl_plugin.relation.graph import KnowledgeGraph, NonFiniteRelationError
+from drtl_plugin.report.pictures import draw_camera_fit, draw_graph
+from drtl_plugin.report.tables import relation_table, write_graph
+from drtl_plugin.runtime import checkpoints
 from drtl_plugin.runtime.distributed import any_process, of_first_process
 from drtl_plugin.runtime.progress import aside, progress, stage
 
@@ -125,7 +128,7 @@ class RelationHook(MetaTrainerHook):
             return
         # A resumed run has a path here, too; without a graph in its state it was still waiting.
         untrained = runner.num_update > 0 or runner.opt['path'].get('pretrain_network_g') is None
-        if relation in NEED_TRAINED_NETWORK and untrained:
+        if needs_trained_network(relation) and untrained:
             get_root_logger().info(
                 f'Relation {relation!r} asks the network, which has learned nothing yet: all tasks weigh alike until '
                 f'iteration {self.interval}.'
@@ -151,7 +154,7 @@ class RelationHook(MetaTrainerHook):
             NonFiniteRelationError: If a relation is NaN or infinite; graph and weights stay as they are.
         """
         relation = runner.drtl.weighting.relation
-        estimate = ESTIMATORS[relation]
+        estimate = ESTIMATOR_REGISTRY.get(relation)
         question = RelationQuestion(
             runner.library.labels,
             lambda: runner.relation_evidence(self.num_patches),
@@ -163,7 +166,14 @@ class RelationHook(MetaTrainerHook):
             runner.precision,
         )
         with nullcontext() if relation == 'uniform' else stage(f'Measuring the relation to the target ({relation})'):
-            runner.set_graph(of_first_process(lambda: estimate(question)))
+            try:
+                graph = of_first_process(lambda: estimate(question))
+            except NonFiniteRelationError as error:
+                raise NonFiniteRelationError(
+                    f'drtl.weighting.relation: {error} Check these tasks in datasets.train.distortions and the pairs '
+                    'of datasets.train.target, or choose another relation.'
+                ) from None
+            runner.set_graph(graph)
 
     def after_train_iter(self, runner, batch_idx: int, data_batch: DATA_BATCH = None, outputs=None) -> None:
         """Measure the graph anew every ``interval`` iterations; where it is not finite, the weights stay."""
@@ -216,8 +226,8 @@ class GraphRecordHook(MetaTrainerHook):
         if fit is None:
             return
         folder = Path(runner.opt['path']['experiments_root'])
-        fit.save(folder / 'camera_fit.pth')
-        fit.draw(folder / 'camera_fit.png')
+        checkpoints.save(fit.state(), folder / 'camera_fit.pth')
+        draw_camera_fit(fit, folder / 'camera_fit.png')
         logger = get_root_logger()
         logger.info(f'Camera fit: {fit.summary()}.')
         for reason in fit.warnings():
@@ -269,8 +279,8 @@ class GraphRecordHook(MetaTrainerHook):
             self._rows.append([iteration, *row])
         with open(folder / 'weights.csv', 'w', newline='', encoding='utf-8') as file:
             csv.writer(file).writerows([['iteration', 'task', 'relation', 'weight'], *self._rows])
-        graph.save(folder / 'knowledge_graph.json', weights)
-        graph.draw(folder / 'knowledge_graph.png', weights, runner.fit_share)
+        write_graph(graph, folder / 'knowledge_graph.json', weights)
+        draw_graph(graph, folder / 'knowledge_graph.png', weights, runner.fit_share)
         # Figures are circles of references, of megabytes each, and a training loop makes too few objects for Python to
         # go and look for them.
         gc.collect()

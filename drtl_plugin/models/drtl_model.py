@@ -37,8 +37,9 @@ from drtl_plugin.meta.learner import (
 )
 from drtl_plugin.models.adversary import adversarial_backward, build_adversary, check_losses
 from drtl_plugin.options.parse import DRTLOptions
-from drtl_plugin.relation.estimators import ESTIMATORS, RelationEvidence
-from drtl_plugin.relation.graph import KnowledgeGraph, effective_number, relation_weights
+from drtl_plugin.relation.estimators import ESTIMATOR_REGISTRY, RelationEvidence
+from drtl_plugin.relation.graph import KnowledgeGraph
+from drtl_plugin.relation.weights import effective_number, relation_weights
 from drtl_plugin.report.html import Comparison, Page, Table, illustrations_of_folder, write_html
 from drtl_plugin.report.tables import (
     AFTER,
@@ -64,7 +65,7 @@ from drtl_plugin.runtime.distributed import average_gradients, broadcast, of_fir
 from drtl_plugin.runtime.progress import Pulse, aside, progress, stage
 from drtl_plugin.runtime.tiles import restore
 from drtl_plugin.runtime.weights import input_multiple
-from drtl_plugin.tasks.camera_fit.fit import CameraFit, fit_camera
+from drtl_plugin.tasks.camera_fit import CameraFit, fit_camera
 from drtl_plugin.tasks.patches import paired_patches
 
 # Images of each validation set that go into the comparison picture.
@@ -271,7 +272,10 @@ class DRTLModel(SRModel):
         """Fit the camera, or read a fit; it becomes the last of the auxiliary tasks."""
         load_path = self.opt['path'].get('pretrain_camera_fit')
         if load_path is not None:
-            self.camera_fit = CameraFit.load(load_path)
+            try:
+                self.camera_fit = CameraFit.from_state(checkpoints.read(load_path, 'path.pretrain_camera_fit'))
+            except ValueError:
+                raise DataError(f'path.pretrain_camera_fit: {load_path} is not a camera fit.') from None
             if self.camera_fit.scale != self.library.scale:
                 raise OptionError(
                     f'path.pretrain_camera_fit: {load_path} is of scale {self.camera_fit.scale}, not of '
@@ -337,8 +341,10 @@ class DRTLModel(SRModel):
         return hasattr(self, 'optimizer_rates')
 
     def _build_relation_net(self) -> None:
-        if self.drtl.weighting.relation not in ESTIMATORS:
-            raise unknown('estimator', self.drtl.weighting.relation, ESTIMATORS, 'drtl.weighting.relation')
+        if self.drtl.weighting.relation not in ESTIMATOR_REGISTRY:
+            raise unknown(
+                'estimator', self.drtl.weighting.relation, ESTIMATOR_REGISTRY.keys(), 'drtl.weighting.relation'
+            )
         self.net_r, self.net_r_is_trained = None, False
         if self.drtl.weighting.relation != 'embedding' or self.target_pairs is None:
             return

@@ -36,7 +36,7 @@ def option(default: Any, doc: str, low: float = -math.inf, high: float = math.in
 
 @dataclass(frozen=True)
 class WeightingOptions:
-    """``drtl.weighting``: how relations become weights (:func:`drtl_plugin.relation.graph.relation_weights`)."""
+    """``drtl.weighting``: how relations become weights (:func:`drtl_plugin.relation.weights.relation_weights`)."""
 
     relation: str = option(
         'transfer',

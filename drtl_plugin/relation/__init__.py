@@ -1,1 +1,1 @@
-"""The functional core of the relation: graph, weights, estimators. It knows no option dict."""
+"""Relations between tasks: knowledge graph, gradient weights, estimators, and training of the DRN."""

@@ -1,8 +1,7 @@
-"""How a Distortion Relation Network learns what distortions are alike.
+"""Training of a Distortion Relation Network (reconstruction).
 
-Each batch holds the same contents under every task, so that nothing but the distortion tells patches apart. The
-ground truth beside a patch is disturbed like that of a real pair: registered to a fraction of a pixel, exposed
-slightly differently, noisy itself.
+Each batch has the same GT patches under every task, so that only the distortion distinguishes them. The GT is disturbed
+like that of real pairs: a sub-pixel shift, a slightly different exposure, and noise.
 """
 
 from __future__ import annotations
@@ -15,19 +14,19 @@ from torch.nn import functional as F
 
 from drtl_plugin.tasks.distortions import bicubic
 
-# Softmax temperature of the cosines; 0.05 to 0.2 measured alike.
+# Softmax temperature of the cosines; 0.05 to 0.2 gave the same accuracy.
 _TEMPERATURE = 0.1
 
 
 def disturb_gt(gt: Tensor, generator: torch.Generator, scale: int) -> Tensor:
-    """Disturb ground truth as that of real pairs is: shift, softness, gain, noise; a new draw for each image.
+    """Disturb GT like that of real pairs: shift, softness, gain and noise, drawn for each image.
 
-    The softness is that of the shift's linear interpolation: a blur of up to 0.5 pixels (standard deviation).
+    The softness comes from the bilinear interpolation of the shift: a blur with a sigma of up to 0.5 pixels.
 
     Args:
         gt (Tensor): ``(B, 3, H, W)`` in [0, 1].
         generator (torch.Generator): Source of the draws.
-        scale (int): Shifts are up to 0.15 pixels of the low-quality grid, i.e. ``0.15 scale`` of ``gt``'s.
+        scale (int): Shifts are up to 0.15 LQ pixels, i.e. ``0.15 · scale`` GT pixels.
 
     Returns:
         Tensor: ``(B, 3, H, W)`` in [0, 1].
@@ -48,18 +47,18 @@ def disturb_gt(gt: Tensor, generator: torch.Generator, scale: int) -> Tensor:
 
 
 def relation_loss(embeddings: Tensor) -> Tensor:
-    """How badly the knowledge graph's own cosines name the tasks of unseen contents.
+    """Cross-entropy of recognising the task of a GT patch by the knowledge graph's cosines.
 
-    Half of the contents make the tasks' embeddings ``v_i``, centred over the library, as in
-    :func:`drtl_plugin.relation.graph.graph_from_embeddings`; the other half are queries, one by one and all together,
-    which a softmax over their cosines to the ``v_i`` has to name (prototypical networks, Snell et al.,
+    Half of the patches give the tasks' embeddings ``v_i``, centred over the library as in
+    :func:`drtl_plugin.relation.graph.graph_from_embeddings`. The other half are queries, one by one and averaged; a
+    softmax over their cosines to the ``v_i`` must recognise the task (prototypical networks, Snell et al.,
     arXiv 1703.05175, section 2.3, with the graph's cosine).
 
-    No term asks for neighbours in strength to be neighbours in embedding: with spectra as input they are
+    The loss does not ask for distortions of similar strength to have similar embeddings: with spectra as input they do
     (``benchmarks/README.md``, blur order).
 
     Args:
-        embeddings (Tensor): ``(N, P, d)``: of P contents under each of N tasks; P is at least 2.
+        embeddings (Tensor): ``(N, P, d)``, of P GT patches under each of N tasks; P is at least 2.
 
     Returns:
         Tensor: The mean of the two cross-entropies, a scalar.
@@ -69,7 +68,7 @@ def relation_loss(embeddings: Tensor) -> Tensor:
     auxiliary = auxiliary.mean(dim=1)
     centre = auxiliary.mean(dim=0)
     nodes = F.normalize(auxiliary - centre, dim=1)
-    loss = 0
+    loss = embeddings.new_zeros(())
     for query in (queries, queries.mean(dim=1, keepdim=True)):
         logits = F.normalize(query - centre, dim=2) @ nodes.T / _TEMPERATURE
         task = torch.arange(num_task, device=embeddings.device)[:, None].expand(-1, query.shape[1])
@@ -80,15 +79,15 @@ def relation_loss(embeddings: Tensor) -> Tensor:
 def train_drn(
     net: nn.Module, gt: Tensor, lq: Tensor, steps: int, lr: float, batch_size: int, generator: torch.Generator
 ) -> Iterator[float]:
-    """Train a DRN; a generator, so that the caller shows progress in its own way.
+    """Train a DRN; a generator of losses, so that the caller can show progress.
 
     Args:
         net (nn.Module): A :class:`DistortionRelationNet`; trained in place.
-        gt (Tensor): P contents, ``(P, 3, s h, s w)`` in [0, 1].
+        gt (Tensor): P GT patches, ``(P, 3, s h, s w)`` in [0, 1].
         lq (Tensor): The same under the N auxiliary tasks, ``(N, P, 3, h, w)`` in [0, 1].
-        steps (int): Adam steps, under a cosine schedule.
+        steps (int): Adam steps, with a cosine schedule.
         lr (float): Initial learning rate.
-        batch_size (int): Contents a step; each is seen under every task.
+        batch_size (int): GT patches per step; each is seen under every task.
         generator (torch.Generator): Source of batches and disturbances, on the CPU.
 
     Yields:

@@ -1,19 +1,18 @@
-"""How relations are obtained: estimators that make a knowledge graph of auxiliary pairs and the target's pairs.
+"""Relation estimators: functions that build a knowledge graph from auxiliary pairs and the target's pairs.
 
-========== ======================================= ===================================== ==========================
-estimator  relation of task i to the target        cost of a measurement                 right when
-========== ======================================= ===================================== ==========================
-embedding  cosine of DRN embeddings (the paper's)  one DRN pass over the evidence; the   the library holds something
-                                                   DRN's training once (a minute)        that looks like the camera
-gradient   cosine of gradients at the current θ    N + 1 gradients, all in memory, some  θ is half trained; noisy
-                                                   copies of them in double precision
-transfer   what learning task i gains on the       N times ``transfer_steps`` gradient   what helps counts, whatever
-           target's pairs                          steps; N (N + 1) losses               it looks like
-uniform    all alike                               nothing                               a baseline is wanted
-========== ======================================= ===================================== ==========================
+========== ============================= ====================================== =================================
+estimator  relation of task i to target  cost of a measurement                  use when
+========== ============================= ====================================== =================================
+embedding  cosine of DRN embeddings      one DRN pass over the evidence, plus   the library has a distortion that
+           (the paper's)                 training the DRN once (a minute)       looks like the camera's
+gradient   cosine of gradients at the    N + 1 gradients, held in memory (some  the network is half trained;
+           current θ (ours)              in float64)                            noisy
+transfer   gain on the target's pairs    N × ``transfer_steps`` training        what helps matters more than what
+           after learning task i (ours)  steps, N (N + 1) losses                looks alike
+uniform    the same for all              none                                   you want a baseline
+========== ============================= ====================================== =================================
 
-``benchmarks/README.md`` has measurements of each. One of your own is a function with the decorator
-:func:`relation_estimator`; ``docs/extending.md`` has an example.
+``benchmarks/README.md`` has measurements, and ``docs/extending.md`` an example of your own estimator.
 """
 
 from __future__ import annotations
@@ -24,9 +23,9 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
+from basicsr.utils.registry import Registry
 from torch import Tensor, nn
 
-from drtl_plugin.errors import OptionError
 from drtl_plugin.meta.learner import Criterion, Precision, gradients_of, trainable_parameters
 from drtl_plugin.relation.graph import KnowledgeGraph, graph_from_embeddings, require_finite, uniform_graph
 from drtl_plugin.runtime.progress import progress
@@ -35,11 +34,11 @@ from drtl_plugin.tasks.distortions import bicubic
 
 @dataclass(frozen=True, eq=False)
 class RelationEvidence:
-    """Pairs that an estimator looks at.
+    """Pairs that a relation is measured on.
 
     Attributes:
-        auxiliary_lq (Tensor): ``(N, P, 3, h, w)``: the same P contents under each task.
-        auxiliary_gt (Tensor): ``(P, 3, s h, s w)``: the contents.
+        auxiliary_lq (Tensor): ``(N, P, 3, h, w)``: the same P GT patches under each of N tasks.
+        auxiliary_gt (Tensor): ``(P, 3, s h, s w)``: these GT patches.
         target_lq, target_gt (Tensor): ``(Q, 3, h, w)`` and ``(Q, 3, s h, s w)``: patches of the support pairs.
     """
 
@@ -51,16 +50,16 @@ class RelationEvidence:
 
 @dataclass(frozen=True, eq=False)
 class RelationQuestion:
-    """What an estimator may use; each uses what it needs.
+    """The arguments of an estimator; each uses what it needs.
 
     Attributes:
-        labels (list[str]): The N auxiliary tasks.
-        draw_evidence (Callable[[], RelationEvidence]): Draws pairs; not free.
+        labels (list[str]): Names of the N auxiliary tasks.
+        draw_evidence (Callable[[], RelationEvidence]): Draws pairs (takes time).
         net_r (nn.Module | None): A trained :class:`DistortionRelationNet` in evaluation mode.
-        net_g (nn.Module): The restoration network at the current θ; not changed.
-        criterion (Criterion): Its loss.
-        transfer_steps (int), transfer_lr (float): Adam steps on each task, and their size (``transfer``).
-        precision (Precision): What the network is computed in.
+        net_g (nn.Module): The restoration network at the current θ; must not be changed.
+        criterion (Criterion): The loss of ``net_g``.
+        transfer_steps (int), transfer_lr (float): Adam steps on each task, and learning rate, for ``transfer``.
+        precision (Precision): Autocast context for ``net_g``.
     """
 
     labels: list[str]
@@ -75,51 +74,32 @@ class RelationQuestion:
 
 RelationEstimator = Callable[[RelationQuestion], KnowledgeGraph]
 
-# By the name that `drtl.weighting.relation` chooses.
-ESTIMATORS: dict[str, RelationEstimator] = {}
-# Those that ask the restoration network, which has to have learned something before.
-NEED_TRAINED_NETWORK: set[str] = set()
+# Option files choose an estimator by the name of its function.
+ESTIMATOR_REGISTRY = Registry('relation estimator')
 
 
-def relation_estimator(
-    name: str, needs_trained_network: bool = False
-) -> Callable[[RelationEstimator], RelationEstimator]:
-    """Register a relation estimator: the decorator of a function of a :class:`RelationQuestion`.
+def asks_network(estimate: RelationEstimator) -> RelationEstimator:
+    """Mark an estimator whose relation depends on ``net_g``, so that it needs a network that has learned something.
 
-    Args:
-        name (str): What ``drtl.weighting.relation`` calls it.
-        needs_trained_network (bool): Whether it asks ``net_g``: then it is not asked before the first training step,
-            unless that begins from ``path.pretrain_network_g``.
-
-    Returns:
-        Callable: The decorator; it returns the function as it is.
-
-    Raises:
-        OptionError: If there is an estimator of this name.
+    Such an estimator is not used before the first training step, unless training starts from a pre-trained network.
     """
+    estimate.asks_network = True  # type: ignore[attr-defined]
+    return estimate
 
-    def register(estimate: RelationEstimator) -> RelationEstimator:
-        if name in ESTIMATORS:
-            raise OptionError(
-                f'relation estimator {name!r} of {estimate.__module__}: there is one of this name in '
-                f'{ESTIMATORS[name].__module__}; choose another name.'
-            )
-        ESTIMATORS[name] = estimate
-        if needs_trained_network:
-            NEED_TRAINED_NETWORK.add(name)
-        return estimate
 
-    return register
+def needs_trained_network(name: str) -> bool:
+    """Whether the registered estimator ``name`` is marked by :func:`asks_network`."""
+    return getattr(ESTIMATOR_REGISTRY.get(name), 'asks_network', False)
 
 
 def _by_task(evidence: RelationEvidence) -> Iterator[Tensor]:
-    """``auxiliary_lq`` task by task, ``(P, 3, h, w)``, with progress shown."""
+    """Iterate over ``auxiliary_lq`` by task, ``(P, 3, h, w)``, showing progress."""
     return progress(evidence.auxiliary_lq, 'relation', len(evidence.auxiliary_lq), 'task')
 
 
 @torch.no_grad()
 def mean_embedding(net_r: nn.Module, lq: Tensor, gt: Tensor) -> Tensor:
-    """``v_i``: mean embedding of patches beside their reduced ground truth.
+    """``v_i``: mean embedding of LQ patches and their reduced GT.
 
     Args:
         net_r (nn.Module): A :class:`DistortionRelationNet`, in evaluation mode.
@@ -132,14 +112,18 @@ def mean_embedding(net_r: nn.Module, lq: Tensor, gt: Tensor) -> Tensor:
     return net_r(lq, bicubic(gt, gt.shape[-1] // lq.shape[-1])).mean(dim=0)
 
 
-@relation_estimator('embedding')
-def embedding_relation(question: RelationQuestion) -> KnowledgeGraph:
+@ESTIMATOR_REGISTRY.register()
+def embedding(question: RelationQuestion) -> KnowledgeGraph:
     """Cosines between the tasks' mean embeddings.
 
     The paper (arXiv 2111.13078) names a Distortion Relation Network, a memory bank and cosine similarity; their form
     here is our reconstruction.
+
+    Raises:
+        ValueError: If ``question.net_r`` is None.
     """
-    assert question.net_r is not None
+    if question.net_r is None:
+        raise ValueError('the embedding relation needs a Distortion Relation Network.')
     evidence = question.draw_evidence()
     auxiliary = [mean_embedding(question.net_r, lq, evidence.auxiliary_gt) for lq in _by_task(evidence)]
     target = mean_embedding(question.net_r, evidence.target_lq, evidence.target_gt)
@@ -156,11 +140,12 @@ def mean_gradient(
     return torch.cat([gradient.flatten() for gradient in gradients])
 
 
-@relation_estimator('gradient', needs_trained_network=True)
-def gradient_relation(question: RelationQuestion) -> KnowledgeGraph:
-    """Cosines between the tasks' gradients at the current θ, centred over the library as embeddings are.
+@ESTIMATOR_REGISTRY.register()
+@asks_network
+def gradient(question: RelationQuestion) -> KnowledgeGraph:
+    """Cosines between the tasks' gradients at the current θ, centred over the library like embeddings (ours).
 
-    Where two tasks want θ to move the same way, a step on one helps the other.
+    If the gradients of two tasks point the same way, a step on one helps the other.
     """
     evidence = question.draw_evidence()
     net = copy.deepcopy(question.net_g).eval()
@@ -180,7 +165,7 @@ def learn_task(
     batch_size: int = 8,
     precision: Precision = nullcontext,
 ) -> nn.Module:
-    """``θ_i``: a copy of the network that has taken Adam steps on pairs ``(B, …)`` of a task, in their order."""
+    """``θ_i``: train a copy of the network on pairs ``(B, …)`` of a task, in their order, with Adam."""
     net = copy.deepcopy(net_g).train()
     optimizer = torch.optim.Adam(net.parameters(), lr=lr)
     for step in range(steps):
@@ -193,17 +178,18 @@ def learn_task(
     return net
 
 
-@relation_estimator('transfer', needs_trained_network=True)
-def transfer_relation(question: RelationQuestion) -> KnowledgeGraph:
-    """How much better a network restores the target's pairs after it has learned task i for a while.
+@ESTIMATOR_REGISTRY.register()
+@asks_network
+def transfer(question: RelationQuestion) -> KnowledgeGraph:
+    """How much better the network restores the target's pairs after some training on task i (ours).
 
-    Of the gains ``log L_j(θ) - log L_j(θ_i)``, centred over i, edges are the mean of both directions (between
-    auxiliary tasks; the target is not learned from), as shares of the largest in absolute value. Half of the
-    contents are learned from; the target's pairs, and up to 8 contents of the other half, are judged by.
+    The gain of task i on task j is ``log L_j(θ) - log L_j(θ_i)``, centred over i. Edges between auxiliary tasks are the
+    mean of both directions; all edges are divided by the largest in absolute value. Training uses half of the GT
+    patches; losses are measured on the target's pairs and up to 8 patches of the other half.
     """
     evidence = question.draw_evidence()
     gt, half = evidence.auxiliary_gt, len(evidence.auxiliary_gt) // 2
-    # N² judgements between tasks are for the picture only; those of the target make the weights.
+    # The N² losses between tasks are only drawn; weights follow from the N on the target.
     other = slice(half, half + 8)
     judged = [(lq[other], gt[other]) for lq in evidence.auxiliary_lq] + [(evidence.target_lq, evidence.target_gt)]
     rows = []
@@ -220,12 +206,12 @@ def transfer_relation(question: RelationQuestion) -> KnowledgeGraph:
         net.eval()
         with torch.no_grad(), question.precision():
             rows.append(torch.stack([question.criterion(net(lq), gt) for lq, gt in judged]).log())
-    # What θ itself scored cancels out in the centring.
+    # log L_j(θ) cancels out in the centring.
     return graph_from_gains(question.labels, -torch.stack(rows))
 
 
 def graph_from_gains(labels: list[str], gains: Tensor) -> KnowledgeGraph:
-    """Knowledge graph of what learning task i, a row, gains on task j, a column; the last column is the target's.
+    """Knowledge graph of the gains of task i (rows) on task j (columns); the last column is the target's.
 
     Args:
         labels (list[str]): Names of the N auxiliary tasks.
@@ -235,7 +221,7 @@ def graph_from_gains(labels: list[str], gains: Tensor) -> KnowledgeGraph:
         NonFiniteRelationError: If a gain is NaN or infinite; it names the task, or the target.
     """
     finite = gains.isfinite()
-    # Where every gain on a task is broken, that task is to blame, and not those that were learned.
+    # If every gain on a task is broken, that task is to blame, not those that were trained on.
     judged = finite.any(dim=0)
     learned = (finite | ~judged).all(dim=1)
     require_finite(labels, torch.cat([judged[:-1] & learned, judged[-1:]]))
@@ -249,7 +235,7 @@ def graph_from_gains(labels: list[str], gains: Tensor) -> KnowledgeGraph:
     return KnowledgeGraph(tuple(labels), edges.fill_diagonal_(1).float().cpu())
 
 
-@relation_estimator('uniform')
-def uniform_relation(question: RelationQuestion) -> KnowledgeGraph:
-    """All tasks relate alike: the baseline."""
+@ESTIMATOR_REGISTRY.register()
+def uniform(question: RelationQuestion) -> KnowledgeGraph:
+    """The same relation for all tasks: the baseline."""
     return uniform_graph(question.labels)

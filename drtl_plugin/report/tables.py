@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from drtl_plugin import shell
+from drtl_plugin.relation.graph import KnowledgeGraph
+from drtl_plugin.relation.weights import effective_number
 
 # What a training run validates: the suffix that names its results after the dataset, and its name in words.
 BICUBIC, BEFORE, AFTER = '_bicubic', '', '_adapted'
@@ -221,3 +224,38 @@ def command_line(*words: object, modules: Sequence[str] = ()) -> str:
     """
     imports = ['--import', *modules] if modules else []
     return shell.join('basicsr', *words, *imports)
+
+
+def relation_table(graph: KnowledgeGraph, weights: Tensor) -> str:
+    """The tasks by weight: name, relation to the target, gradient weight, and a bar.
+
+    Args:
+        graph (KnowledgeGraph): N tasks and the target.
+        weights (Tensor): Gradient weights, ``(N,)``.
+    """
+    rows = sorted(zip(weights.tolist(), graph.relation.tolist(), graph.labels), reverse=True)
+    width = max(len(label) for label in graph.labels)
+    most = rows[0][0]
+    lines = [
+        f'  {label:<{width}}  {relation:+.2f}  x{weight:.2f}  {"#" * round(30 * weight / most)}'
+        for weight, relation, label in rows
+    ]
+    lines.append(f'  {effective_number(weights):.1f} effective of {len(rows)} tasks')
+    return '\n'.join(lines)
+
+
+def write_graph(graph: KnowledgeGraph, path: str | Path, weights: Tensor) -> None:
+    """Write labels, relation, weights and edges as JSON.
+
+    Args:
+        graph (KnowledgeGraph): N tasks and the target.
+        path (str | Path): File to write.
+        weights (Tensor): Gradient weights, ``(N,)``.
+    """
+    content = {
+        'labels': list(graph.labels),
+        'relation': graph.relation.tolist(),
+        'weights': weights.tolist(),
+        'edges': graph.edges.tolist(),
+    }
+    Path(path).write_text(json.dumps(content, indent=1), encoding='utf-8')

@@ -1,0 +1,1 @@
+"""Auxiliary tasks, which turn GT into LQ: distortions, their library, and the camera fit."""

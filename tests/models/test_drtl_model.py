@@ -21,7 +21,7 @@ from drtl_plugin.meta.learner import functional_loss, outer_gradient, trainable_
 from drtl_plugin.models import drtl_model
 from drtl_plugin.models.drtl_model import DRTLModel
 from drtl_plugin.options.parse import load_option_file, parse_options
-from drtl_plugin.relation.estimators import ESTIMATORS, RelationQuestion, relation_estimator
+from drtl_plugin.relation.estimators import ESTIMATOR_REGISTRY, RelationQuestion
 from drtl_plugin.relation.graph import KnowledgeGraph
 from tests.fetches import watch_fetches
 from tests.test_options import arguments
@@ -371,7 +371,7 @@ class TestRelation:
         assert len(warnings) == 1
 
     def test_a_measurement_that_is_not_finite_is_refused_before_training(self, workdir, quick_opt, write_opt, capsys):
-        @relation_estimator('broken')
+        @ESTIMATOR_REGISTRY.register()
         def broken(question):
             edges = torch.eye(5)
             edges[-1, 1] = edges[1, -1] = float('nan')
@@ -381,7 +381,7 @@ class TestRelation:
         try:
             assert cli.main(['train', '-opt', write_opt(quick_opt)]) == 2
         finally:
-            del ESTIMATORS['broken']
+            del ESTIMATOR_REGISTRY._obj_map['broken']
         error = capsys.readouterr().err.strip().splitlines()[-1]
         assert error.startswith('basicsr: error: drtl.weighting.relation: the relation measured for gaussian_blur')
 
@@ -604,7 +604,7 @@ class TestBfloat16:
             precision=model.precision,
         )
         for relation in ('gradient', 'transfer'):
-            ESTIMATORS[relation](ask)
+            ESTIMATOR_REGISTRY.get(relation)(ask)
             assert_only_forward_passes_were_in_it()
         model.adapt_to_target()
         assert_only_forward_passes_were_in_it()
@@ -883,11 +883,11 @@ class TestCameraFit:
         quick_opt['drtl']['camera_fit'] = True
         path = tmp_path / 'fit.pth'
         fit = build(quick_opt).camera_fit
-        fit.save(path)
+        checkpoints.save(fit.state(), path)
         monkeypatch.delattr('drtl_plugin.models.drtl_model.fit_camera')
         quick_opt['path']['pretrain_camera_fit'] = str(path)
         assert torch.equal(build(quick_opt).camera_fit.kernel, fit.kernel)
-        dataclasses.replace(fit, scale=2).save(path)
+        checkpoints.save(dataclasses.replace(fit, scale=2).state(), path)
         with pytest.raises(OptionError, match='is of scale 2, not of 4'):
             build(quick_opt)
 

@@ -22,7 +22,7 @@ from drtl_plugin.hooks.base import DEFAULT_HOOKS
 from drtl_plugin.meta import META_HOOK_REGISTRY
 from drtl_plugin.options.parse import SECTIONS, DRTLOptions, FileOptions, PairedDatasetOptions, TaskDatasetOptions
 from drtl_plugin.sources.sample import SAMPLE_ROOT
-from drtl_plugin.tasks.camera_fit.fit import CameraFit
+from drtl_plugin.tasks.camera_fit import CameraFit
 
 NOT_PASSED = {
     'dist_params.backend': 'read with --launcher slurm only',
@@ -357,7 +357,7 @@ def test_files_are_carried_out(workdir, write_opt, capsys, monkeypatch, name):
         lmdb = '_'.join(folder.split('/')[-2:]).replace('camera_', '') + '.lmdb'
         assert cli.main(['lmdb', f'{SAMPLE_ROOT}/{folder}', lmdb]) == 0
     torch.save(build_network(DISCRIMINATOR).state_dict(), workdir / 'net_d.pth')
-    CameraFit(
+    fit = CameraFit(
         scale=4,
         kernel=torch.full((3, 8, 8), 1 / 64),
         tone=torch.tensor([[0.0, 1.0, 0.0, 0.0]] * 3),
@@ -368,7 +368,8 @@ def test_files_are_carried_out(workdir, write_opt, capsys, monkeypatch, name):
         gt_sigma=0.5,
         explained=0.9,
         explained_left_out=0.8,
-    ).save(workdir / 'fit.pth')
+    )
+    torch.save(fit.state(), workdir / 'fit.pth')
     for opt in SEQUENCES[name]:
         command = 'train' if 'train' in opt else 'test'
         assert cli.main([command, '-opt', write_opt(opt)]) == 0, (opt['name'], capsys.readouterr().err)

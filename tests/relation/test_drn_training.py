@@ -6,7 +6,7 @@ from drtl_plugin.archs import DistortionRelationNet
 from drtl_plugin.relation.drn_training import disturb_gt, relation_loss, train_drn
 from drtl_plugin.relation.estimators import mean_embedding
 from drtl_plugin.relation.graph import graph_from_embeddings
-from drtl_plugin.tasks.distortions import DistortionLibrary
+from drtl_plugin.tasks.library import DistortionLibrary
 
 
 def contents(num: int, generator) -> torch.Tensor:

@@ -28,7 +28,7 @@ from drtl_plugin.report.html import (
     write_html,
 )
 from drtl_plugin.report.tables import Gain, duration_in_words, gains_of_results
-from drtl_plugin.tasks.camera_fit.fit import CameraFit
+from drtl_plugin.tasks.camera_fit import CameraFit
 
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
 # Moves the slider as a hand does, and writes what came of it where --dump-dom shows it.
@@ -186,8 +186,8 @@ def test_a_training_run_leaves_one(workdir, quick_opt, write_opt, monkeypatch):
 def test_weights_are_the_last_ones_in_their_order(tmp_path, generator):
     graph = graph_from_embeddings(list('abcd'), torch.randn(4, 8, generator=generator), torch.ones(8))
     weights = torch.tensor([0.5, 0.0, 3.0, 0.5])  # without a floor, some may be 0
-    graph.save(tmp_path / 'knowledge_graph.json', weights)
-    graph.draw(tmp_path / 'knowledge_graph.png', weights, 0.7)
+    write_graph(graph, tmp_path / 'knowledge_graph.json', weights)
+    draw_graph(graph, tmp_path / 'knowledge_graph.png', weights, 0.7)
     bars, picture = illustrations_of_folder(tmp_path, {}, 0.7)
     assert bars.alt == 'Weights of the tasks: c ×3; d (fixed share 70%) ×0.5; a ×0.5; b ×0'
     assert '70% of the total weight' in picture.caption

@@ -489,13 +489,13 @@ class SpoilHook(MetaTrainerHook):
 
 class TestWhatTheLogSays:
     def test_steps_are_timed_without_what_is_done_beside_them(self, workdir, quick_opt, write_opt, monkeypatch):
-        measure = estimators.ESTIMATORS['embedding']
+        measure = estimators.ESTIMATOR_REGISTRY.get('embedding')
 
         def measure_slowly(question):
             time.sleep(3)
             return measure(question)
 
-        monkeypatch.setitem(estimators.ESTIMATORS, 'embedding', measure_slowly)
+        monkeypatch.setitem(estimators.ESTIMATOR_REGISTRY._obj_map, 'embedding', measure_slowly)
         assert cli.main(['train', '-opt', write_opt(quick_opt)]) == 0
         log = next((workdir / 'experiments/drtl_x4').glob('*.log')).read_text()
         # Measured before the first and in the second iteration.

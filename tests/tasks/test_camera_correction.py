@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from drtl_plugin.tasks.camera_fit import CameraFit, fit_camera
 from drtl_plugin.tasks.camera_fit.correction import correct, share_left, train_correction
-from drtl_plugin.tasks.camera_fit.fit import CameraFit, fit_camera
-from tests.relation.test_camera_fit import pair, photographs, reduced, tensor
+from tests.tasks.test_camera_fit import pair, photographs, reduced, tensor
 
 
 @pytest.fixture(scope='module')
@@ -39,8 +39,8 @@ def test_it_is_used_and_saved_with_the_fit(sharp, tmp_path, generator):
     inside = (plain(gt, generator) < 0.85).all(dim=1, keepdim=True).expand_as(difference)
     assert torch.allclose(difference[:, 0][inside[:, 0]], torch.tensor(0.1), atol=1.01 / 255)
     assert difference[:, 1:].abs().max() <= 1 / 255
-    corrected.save(tmp_path / 'fit.pth')
-    loaded = CameraFit.load(tmp_path / 'fit.pth')
+    torch.save(corrected.state(), tmp_path / 'fit.pth')
+    loaded = CameraFit.from_state(torch.load(tmp_path / 'fit.pth'))
     assert all(torch.equal(a, b) for a, b in zip(loaded.correction, zeros))
 
 

@@ -1,3 +1,5 @@
+"""Distortions against those of OpenCV, BasicSR and MATLAB, and against their formulas."""
+
 import math
 
 import cv2
@@ -9,10 +11,8 @@ from basicsr.utils import DiffJPEG, img2tensor
 from basicsr.utils.matlab_functions import imresize
 from torch.nn import functional as F
 
-from drtl_plugin.errors import OptionError
 from drtl_plugin.tasks import distortions
-from drtl_plugin.tasks.distortions import DISTORTIONS, DistortionLibrary, Drawn, bicubic, default_library, distortion
-from tests.fetches import watch_fetches
+from drtl_plugin.tasks.distortions import DISTORTION_REGISTRY, bicubic
 
 
 def smooth_images(num: int, size: int) -> torch.Tensor:
@@ -81,7 +81,7 @@ def test_gaussian_blur_is_opencvs(sigma, generator):
 @pytest.mark.filterwarnings('ignore:invalid value:RuntimeWarning')  # theirs divides 0 by 0 in the centre
 def test_blurs_are_by_basicsrs_kernels(name, parameters, theirs, point, generator):
     drawn = {key: torch.tensor(values) for key, values in parameters.items()}
-    result = DISTORTIONS[name].function(point.repeat(2, 1, 1, 1), generator, **drawn)
+    result = DISTORTION_REGISTRY.get(name)(point.repeat(2, 1, 1, 1), generator, **drawn)
     for i, values in enumerate(zip(*parameters.values())):
         # Correlation, not convolution: a point's image is the kernel turned by 180°.
         expected = torch.from_numpy(theirs(*values)).float().flip(0, 1)
@@ -93,33 +93,6 @@ def test_jpeg_is_basicsrs(quality, generator):
     img = torch.rand(2, 3, 32, 48, generator=generator)
     expected = DiffJPEG(differentiable=False)(img, quality=torch.tensor([quality, 70.0]))
     assert torch.equal(distortions.jpeg(img, generator, quality=torch.tensor([quality, 70.0])), expected)
-
-
-def test_nothing_waits_for_the_device(generator):
-    """Fetching a number from a GPU is waiting for all that it has to do."""
-    library = DistortionLibrary('default', 4)
-    img = torch.rand(2, 3, 96, 96, generator=generator)
-    with watch_fetches() as fetched:
-        for task in library.tasks:
-            task(img, generator)
-    assert not fetched
-
-
-@pytest.mark.parametrize(
-    'fetch',
-    [
-        lambda x: x.tolist(),
-        lambda x: x.numpy(),
-        lambda x: x.sum().item(),
-        lambda x: bool(x.max() > 0),
-        lambda x: x.nonzero(),
-        lambda x: x[x > 0],
-    ],
-)
-def test_it_would_be_seen(fetch):
-    with watch_fetches() as fetched:
-        fetch(torch.rand(3))
-    assert fetched
 
 
 def test_each_image_gets_its_own_blur(point, generator):
@@ -194,7 +167,7 @@ def test_jpeg_of_the_best_quality_changes_next_to_nothing(generator):
     img = torch.rand(1, 3, 16, 16, generator=generator) / 4 + 0.3
     # Colour is halved in resolution whatever the quality; without colour, grey levels round.
     grey = img.mean(dim=1, keepdim=True).expand(-1, 3, -1, -1).contiguous()
-    assert (DISTORTIONS['jpeg'].function(grey, generator, torch.tensor([100.0])) - grey).abs().max() < 2 / 255
+    assert (distortions.jpeg(grey, generator, torch.tensor([100.0])) - grey).abs().max() < 2 / 255
 
 
 def test_jpeg_leaves_its_quality_tensor_alone(generator):
@@ -210,112 +183,3 @@ def test_sharpen_overshoots_at_edges_and_leaves_flats(generator):
     assert result[..., 16].min() > 0.75
     assert result[..., 15].max() < 0.25
     assert torch.allclose(result[..., :8], edge[..., :8], atol=1e-6)
-
-
-@pytest.mark.parametrize('scale', [1, 2, 3, 4, 8])
-def test_default_library_gives_valid_pictures(scale, generator):
-    library = DistortionLibrary('default', scale)
-    gt = smooth_images(2, 96)
-    for task in library.tasks:
-        lq = task(gt, generator)
-        assert lq.shape == (2, 3, 96 // scale, 96 // scale)
-        assert lq.min() >= 0 and lq.max() <= 1
-        assert torch.allclose((lq * 255).round() / 255, lq)  # 8 bits, as a file
-
-
-def test_default_library_covers_the_plane_evenly():
-    """Blur and noise as measured on what the tasks make of a point and of a flat image."""
-    tasks = {task.label: task for task in DistortionLibrary(default_library(4), 4).tasks}
-    assert len(tasks) >= 12
-    point = torch.zeros(32, 3, 128, 128)
-    point[..., 60:64, 60:64] = 1  # a pixel of the low-quality grid
-    flat = torch.full((32, 3, 128, 128), 0.5)
-    peaks = []
-    for blur in ('sharp', 'soft', 'blurred'):
-        peaks.append(tasks[f'{blur} clean raw'](point, torch.Generator().manual_seed(0))[..., 15, 15].mean().item())
-        for noise in ('clean', 'noisy'):
-            for compression in ('raw', 'jpeg'):
-                task = tasks[f'{blur} {noise} {compression}']
-                grain = task(flat, torch.Generator().manual_seed(0)).std() * 255
-                assert (grain > 3) == (noise == 'noisy')
-                kinds = [step.kind.name for step in task.steps if step.kind]
-                assert ('jpeg' in kinds) == (compression == 'jpeg')
-    assert peaks[0] > 1.2 * peaks[1] > 1.2 * 1.5 * peaks[2]
-
-
-def test_tasks_are_a_function_of_the_generators_state():
-    gt = smooth_images(4, 64)
-    task = DistortionLibrary([{'name': 'gaussian_noise'}], 4).tasks[0]
-    first, again, other = (task(gt, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
-
-
-def test_compositions_act_in_order(generator):
-    blur, noise = {'name': 'gaussian_blur', 'sigma': 3}, {'name': 'gaussian_noise', 'sigma': 20}
-    flat = torch.full((1, 3, 128, 128), 0.5)
-    compositions = [
-        {'name': 'compose', 'steps': [blur, noise]},
-        {'name': 'compose', 'steps': [noise, blur, {'name': 'bicubic'}]},
-    ]
-    blur_first, noise_first = DistortionLibrary(compositions, 2).tasks
-    assert blur_first(flat, generator).std() * 255 == pytest.approx(20, rel=0.05)
-    assert noise_first(flat, generator).std() * 255 < 3
-
-
-def test_reduction_stands_between_blur_and_noise_unless_named():
-    steps = [{'name': 'gaussian_blur'}, {'name': 'jpeg'}]
-    task = DistortionLibrary([{'name': 'compose', 'steps': steps}], 2).tasks[0]
-    assert [step.kind.name if step.kind else 'bicubic' for step in task.steps] == ['gaussian_blur', 'bicubic', 'jpeg']
-    assert task.label == 'gaussian_blur(sigma 0.6-2) + jpeg(quality 40-90)'
-
-
-@pytest.mark.parametrize(
-    ('entries', 'message'),
-    [
-        (
-            [{'name': 'gausian_blur'}],
-            r"\[0\]: unknown distortion 'gausian_blur'; did you mean 'gaussian_blur'",
-        ),
-        (
-            [{'name': 'jpeg', 'qualty': 3}],
-            r"\[0\]: unknown parameter of jpeg 'qualty'; did you mean 'quality'",
-        ),
-        ([{'name': 'jpeg', 'quality': [90, 50]}], r'quality: \[90, 50\] must be a range within \[1, 100\]'),
-        ([{'name': 'jpeg', 'quality': [0, 50]}], r'quality: \[0, 50\] must be a range'),
-        ([{'name': 'jpeg', 'quality': 'good'}], r"quality: expected a number or \[low, high\], got 'good'"),
-        ([{'name': 'gaussian_blur', 'kernel_size': 4}], r'kernel_size: expected an odd whole number'),
-        ([{'name': 'compose'}], r'compose takes steps'),
-        ([{'name': 'compose', 'steps': [{'name': 'bicubic'}] * 2}], r'bicubic stands more than once'),
-        ([{'name': 'bicubic'}] * 2, r"two tasks are both 'bicubic'"),
-        ([], r"expected 'default' or a list"),
-        ('all', r"expected 'default' or a list"),
-        (['jpeg'], r'expected a section with a name'),
-    ],
-)
-def test_wrong_distortions_are_named(entries, message):
-    with pytest.raises(OptionError, match=message):
-        DistortionLibrary(entries, 4)
-
-
-def test_sizes_that_do_not_fit_are_refused(generator):
-    task = DistortionLibrary([{'name': 'gaussian_blur'}], 4).tasks[0]
-    with pytest.raises(ValueError, match='no multiple of the scale 4'):
-        task(torch.rand(1, 3, 63, 64), generator)
-    with pytest.raises(ValueError, match='too small for a kernel of 21'):
-        task(torch.rand(1, 3, 8, 8), generator)
-    with pytest.raises(ValueError, match='too small for a radius of 99'):
-        distortions.sharpen(torch.rand(1, 3, 16, 16), generator, torch.ones(1), radius=99)
-
-
-def test_distortions_of_ones_own_are_found_by_name(generator, monkeypatch):
-    monkeypatch.setattr(distortions, 'DISTORTIONS', dict(DISTORTIONS))
-
-    @distortion(on_gt_grid=False, factor=Drawn((0.5, 0.5), 0, 4))
-    def gain(img, generator, factor):
-        return img * factor.view(-1, 1, 1, 1)
-
-    task = DistortionLibrary([{'name': 'gain'}], 2).tasks[0]
-    assert torch.allclose(task(torch.ones(1, 3, 32, 32), generator), torch.tensor(128 / 255))
-    with pytest.raises(ValueError, match='exists already'):
-        distortion(on_gt_grid=True)(gain)
