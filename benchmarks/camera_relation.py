@@ -1,8 +1,8 @@
 """Does the relation predict which distortions help a real camera?
 
-For City100's cameras at their native scales: the relation of five support pairs to each task of the default library, by
-each estimator; the PSNR-Y on the validation pairs of a network trained on that task alone (same initial weights, BSDS500,
-no adaptation); and the rank correlation of the two over the tasks.
+For City100's cameras at their native scales: the relation of five support pairs to each task of the default library,
+by each estimator; the PSNR-Y on the validation pairs of a network trained on that task alone (same initial weights,
+BSDS500, no adaptation); and the rank correlation of the two over the tasks.
 
 The single-task networks take most of the time. Results are kept in benchmarks/results and not computed again.
 
@@ -49,7 +49,7 @@ BATCH_SIZE = 16
 
 @torch.no_grad()
 def camera_psnr(net: nn.Module, pairs: list, scale: int) -> float:
-    """Mean PSNR-Y over pairs ``(lq, gt)`` , uint8, without a border of ``scale`` pixels."""
+    """Mean PSNR-Y over pairs ``(lq, gt)``, uint8, without a border of ``scale`` pixels."""
     values = []
     for lq, gt in pairs:
         result, target = (tensor2img(image[None]) for image in (net(lq[None] / 255), gt / 255))

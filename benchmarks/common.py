@@ -77,13 +77,13 @@ def auxiliary_data(data: Path, scale: int) -> DistortionTaskDataset:
 def auxiliary_pairs(
     auxiliary: DistortionTaskDataset, library: DistortionLibrary, num: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """``num`` contents, ``(P, 3, H, W)``, and the same under each task, ``(N, P, 3, h, w)``."""
+    """``num`` GT patches, ``(P, 3, H, W)``, and the same under each task, ``(N, P, 3, h, w)``."""
     gt = auxiliary.gt_patches(num, generator)
     return gt, torch.stack([task(gt, generator) for task in library.tasks])
 
 
 def train_relation_net(data: DistortionTaskDataset, seed: int) -> tuple[DistortionRelationNet, Tensor]:
-    """A DRN, trained as the RelationHook does by default, and the pictures that it saw, ``(N, P, 3, h, w)``."""
+    """A DRN trained with the defaults of RelationHook, and its training images, ``(N, P, 3, h, w)``."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     hook = RelationHook()
@@ -98,7 +98,7 @@ def train_relation_net(data: DistortionTaskDataset, seed: int) -> tuple[Distorti
 def train_network(
     scale: int, draw: Callable[[], tuple[Tensor, Tensor]], steps: int, description: str, lr: float = 1e-3
 ) -> nn.Module:
-    """EDSR (32 features, 4 blocks) after Adam steps on L1 under a cosine schedule; the same start for everyone."""
+    """EDSR (32 features, 4 blocks), trained with L1 and Adam, cosine schedule, always from the same weights."""
     torch.manual_seed(0)
     net = EDSR(3, 3, num_feat=32, num_block=4, upscale=scale, res_scale=1)
     optimizer = torch.optim.Adam(net.parameters(), lr=lr)
@@ -113,7 +113,7 @@ def train_network(
 
 
 def train_base(auxiliary: DistortionTaskDataset, steps: int, batch_size: int = 16) -> nn.Module:
-    """A network that has learned all auxiliary tasks alike."""
+    """A network trained on all auxiliary tasks with equal weights."""
     generator = torch.Generator().manual_seed(0)
     tasks = auxiliary.library.tasks
 

@@ -1,10 +1,10 @@
 """Few-shot super-resolution of real cameras: DRTL and its baselines at equal numbers of gradient evaluations.
 
 Networks are adapted to City100's cameras on 1, 2 or 5 pairs of `support` and evaluated on `val`: PSNR and SSIM on luma
-after 0 to 1000 adaptation steps. Auxiliary photographs are from BSDS500. Every arm is a run of DRTLModel with the options
-in ARMS, and all arms use the same number of gradient evaluations (one patch, forward and backward), including those that
-measure the relation. Results are kept in benchmarks/results/realworld, so that a run can be interrupted; remove that
-folder to measure changed code.
+after 0 to 1000 adaptation steps. Auxiliary photographs are from BSDS500. Every arm is a run of DRTLModel with the
+options in ARMS, and all arms use the same number of gradient evaluations (one patch, forward and backward), including
+those that measure the relation. Results are kept in benchmarks/results/realworld, so that a run can be interrupted;
+remove that folder to measure changed code.
 
     python benchmarks/realworld.py --quick             # one seed, five pairs, main arms: 10 minutes on 2 CPU cores
     python benchmarks/realworld.py                     # everything: about 9 hours
