@@ -36,9 +36,10 @@ from torch import nn
 
 from drtl_plugin.data.distortion_task_dataset import DistortionTaskDataset
 from drtl_plugin.hooks import RelationHook
-from drtl_plugin.relation.estimators import RelationEvidence, RelationQuestion
+from drtl_plugin.relation.estimators import ESTIMATOR_REGISTRY, RelationEvidence, RelationQuestion
 from drtl_plugin.relation.graph import KnowledgeGraph
 from drtl_plugin.relation.weights import relation_weights
+from drtl_plugin.report.figures import draw_graph
 from drtl_plugin.tasks.patches import paired_patches
 
 # Native scale of each camera.

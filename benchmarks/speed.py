@@ -167,10 +167,10 @@ def peer_step(peer: str, algorithm: str) -> Callable[[], None]:
 
     def step() -> None:
         optimizer.zero_grad()
-        for lq, gt in zip(model.episode_lq, model.episode_gt):
+        for lq, gt in zip(model.episode_lq, model.episode_gt, strict=True):
             support, query = (lq[:half], gt[:half]), (lq[half:], gt[half:])
             gradients = PEERS[peer](net, criterion, support, query, INNER_LR, 1, algorithm)
-            for p, gradient in zip(net.parameters(), gradients):
+            for p, gradient in zip(net.parameters(), gradients, strict=True):
                 p.grad = gradient / TASKS if p.grad is None else p.grad + gradient / TASKS
         optimizer.step()
 
@@ -216,7 +216,7 @@ def meta_rows(algorithm: str, bars: tuple[float, float], repeats: int) -> Iterat
     steps |= {peer: peer_step(peer, algorithm) for peer in PEERS}
     seconds = medians(steps, repeats)
     fastest = min(PEERS, key=seconds.get)
-    for amp, bar in zip(precisions(), bars):
+    for amp, bar in zip(precisions(), bars, strict=False):
         precision = amp or 'fp32'
         yield Row(f'{algorithm} step, {precision}', fastest, seconds[precision], seconds[fastest], bar)
         reached = flops(steps[precision]) / seconds[precision]

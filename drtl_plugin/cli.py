@@ -111,7 +111,8 @@ class _Version(argparse.Action):
 
     def __call__(self, parser, *_) -> None:
         spec = importlib.util.find_spec('basicsr')
-        version = runpy.run_path(str(Path(spec.origin).with_name('version.py')))['__version__']
+        folder = Path(spec.origin).parent if spec is not None and spec.origin is not None else Path()
+        version = runpy.run_path(str(folder / 'version.py'))['__version__']
         print(f'drtl_plugin {drtl_plugin.__version__} (basicsr {version})')
         parser.exit()
 

@@ -42,7 +42,9 @@ from drtl_plugin.hooks.base import build_hooks
 from drtl_plugin.metrics import calculate_pyiqa, check_pyiqa
 from drtl_plugin.models import DRTLAdaptModel, DRTLModel
 from drtl_plugin.options.convert import number
+from drtl_plugin.options.parse import COMPUTED_PATHS
 from drtl_plugin.options.sections import DRTLOptions
+from drtl_plugin.relation.estimators import needs_trained_network
 from drtl_plugin.runtime import checkpoints
 from drtl_plugin.runtime.distributed import of_first_process
 
@@ -63,9 +65,6 @@ def check(opt: dict) -> dict[str, Dataset]:
 
     Returns:
         dict[str, Dataset]: The dataset of each phase (``train``, ``val``, ``val_2``, …), for the run to use.
-
-    Returns:
-        dict[str, Dataset]: The datasets that were built to be checked, by phase.
 
     Raises:
         OptionError: Unregistered name, unknown argument of a network or metric, invalid value.
@@ -101,6 +100,7 @@ def check(opt: dict) -> dict[str, Dataset]:
     if issubclass(model, DRTLModel):
         _check_drtl(opt, datasets.get('train'))
     _rehearse(model, opt, datasets.get('train'))
+    return datasets
 
 
 def check_archiving(opt: dict, option_file: str, folder: str | Path) -> None:
@@ -230,9 +230,9 @@ def _build_dataset(dataset_opt: dict, where: str) -> Dataset:
         for key in ('dataroot_gt', 'dataroot_lq'):
             if section.get(key) is not None:
                 (check_lmdb if is_lmdb else require)(section[key], f'{place}.{key}')
-        roots = [section.get(f'dataroot_{side}') for side in ('lq', 'gt')]
-        if is_lmdb and all(roots) and (section is not dataset_opt or issubclass(kind, _PAIRED)):
-            check_paired_keys(*roots, place)
+        lq, gt = section.get('dataroot_lq'), section.get('dataroot_gt')
+        if is_lmdb and lq and gt and (section is not dataset_opt or issubclass(kind, _PAIRED)):
+            check_paired_keys(lq, gt, place)
         if section.get('meta_info_file') is not None:
             names_of_list(section['meta_info_file'], f'{place}.meta_info_file')
     try:

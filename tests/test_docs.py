@@ -14,6 +14,8 @@ from basicsr.utils.registry import METRIC_REGISTRY
 import drtl_plugin
 from drtl_plugin import cli
 from drtl_plugin.hooks import META_HOOK_REGISTRY
+from drtl_plugin.relation.estimators import ESTIMATOR_REGISTRY
+from drtl_plugin.tasks.distortions import DISTORTION_REGISTRY
 from tests.conftest import OPTIONS
 
 ROOT = OPTIONS.parent

@@ -9,6 +9,7 @@ from basicsr.utils.registry import DATASET_REGISTRY, MODEL_REGISTRY
 from drtl_plugin import cli
 from drtl_plugin.data import DistortionTaskDataset
 from drtl_plugin.hooks import META_HOOK_REGISTRY
+from drtl_plugin.relation.estimators import ESTIMATOR_REGISTRY, needs_trained_network, transfer
 
 
 @pytest.fixture
@@ -143,6 +144,7 @@ def test_the_registered_dataset_feeds_the_model(quick_opt, run, monkeypatch, cap
     code = """
 from mmengine.hooks import Hook
 from drtl_plugin.hooks import META_HOOK_REGISTRY
+from drtl_plugin.relation.estimators import ESTIMATOR_REGISTRY, needs_trained_network, transfer
 
 @META_HOOK_REGISTRY.register()
 class TellHook(Hook):
@@ -162,6 +164,7 @@ def test_plain_hooks_of_mmengine_are_called(workdir, quick_opt, run, capsys, tim
     code = """
 from mmengine.hooks import Hook
 from drtl_plugin.hooks import META_HOOK_REGISTRY
+from drtl_plugin.relation.estimators import ESTIMATOR_REGISTRY, needs_trained_network, transfer
 
 @META_HOOK_REGISTRY.register()
 class PlainHook(Hook):

@@ -23,9 +23,16 @@ from drtl_plugin.data.photographs import has_16_bits
 from drtl_plugin.errors import DataError, OptionError
 from drtl_plugin.models.drtl_model import DRTLModel
 from drtl_plugin.options.parse import parse_options
-from drtl_plugin.relation.graph import relation_table
+from drtl_plugin.report.figures import draw_graph
 from drtl_plugin.report.html import Curves, Page, Table, illustrate, illustrations_of_folder, write_html
-from drtl_plugin.report.tables import Gain, command_line, duration_in_words, network_in_words
+from drtl_plugin.report.tables import (
+    Gain,
+    command_line,
+    duration_in_words,
+    network_in_words,
+    relation_table,
+    write_graph,
+)
 from drtl_plugin.runtime.weights import TrainedNetwork, load_trained
 from drtl_plugin.sources.alignment import find_pairs
 
@@ -106,6 +113,7 @@ def adapt(
             shutil.rmtree(target, ignore_errors=True)
             raise
         lines += ['', '## Which synthetic distortions the camera is like', '', '```']
+        assert model.graph is not None
         lines += [relation_table(model.graph, model.weights), '```', '', '## What the pairs are worth', '']
         evaluations, unmeasured = [], ''
         if evaluates and len(images) > 1:
@@ -146,8 +154,9 @@ def _adapt_to_all(opt: dict, images: Mapping[str, Pair], target: Path) -> DRTLMo
     """Adapt to all pairs; writes weights and knowledge graph."""
     model = adapt_model.adapted_model(opt, list(images))
     model.save_network(model.net_g_adapted, 'net_g_adapted', -1)
-    model.graph.save(target / 'knowledge_graph.json', model.weights)
-    model.graph.draw(target / 'knowledge_graph.png', model.weights, model.fit_share)
+    assert model.graph is not None and model.net_g_adapted is not None
+    write_graph(model.graph, target / 'knowledge_graph.json', model.weights)
+    draw_graph(model.graph, target / 'knowledge_graph.png', model.weights, model.fit_share)
     return model
 
 
@@ -178,7 +187,7 @@ def _write_page(
         unmeasured,
         {
             'Network': network_in_words(network.options, network.net),
-            'Adaptation': f'{model.drtl.adapt.steps} steps on {len(model.target_pairs)} pairs',
+            'Adaptation': f'{model.drtl.adapt.steps} steps on {len(model.target_pairs or ())} pairs',
             'Duration': duration,
         },
         tables,

@@ -20,7 +20,7 @@ from drtl_plugin.api import adapt_model
 from drtl_plugin.api.adapt_pairs import Pair
 from drtl_plugin.data.image_files import image_names, image_size, read_image
 from drtl_plugin.report.html import Comparison
-from drtl_plugin.report.tables import busiest, compared_crop
+from drtl_plugin.report.pictures import busiest, compared_crop
 from drtl_plugin.runtime.progress import progress
 from drtl_plugin.runtime.tiles import restore
 from drtl_plugin.runtime.weights import TrainedNetwork
@@ -80,11 +80,12 @@ def leave_one_out(opt: dict, images: Mapping[str, Pair], network: TrainedNetwork
             _link_others(Path(opt['datasets']['train']['dataroot_gt']), auxiliary, gt)
             path = {**opt['path'], 'experiments_root': folder, 'models': folder}
             model = adapt_model.adapted_model({**opt, 'path': path}, others, str(auxiliary), watch)
-        before, after = (_restored(net, lq, network) for net in (network.net.to(model.device), model.net_g_adapted))
-        metrics = (_metrics(restored, gt, network) for restored in (before, after))
+        assert model.net_g_adapted is not None
+        before = _restored(network.net.to(model.device), lq, network)
+        after = _restored(model.net_g_adapted, lq, network)
         crops = [compared_crop(name, restored, gt) for restored in (before, after)]
-        comparison = Comparison(name, *(crop.result for crop in crops), crops[0].gt)
-        yield Evaluation(name, *metrics, comparison, course)
+        comparison = Comparison(name, crops[0].result, crops[1].result, crops[0].gt)
+        yield Evaluation(name, _metrics(before, gt, network), _metrics(after, gt, network), comparison, course)
 
 
 def _link_others(source: Path, target: Path, held_out: np.ndarray) -> None:

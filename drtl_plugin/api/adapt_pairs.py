@@ -43,7 +43,7 @@ def aligned(
     for name, paths in progress(found.items(), 'alignment', len(found), 'pair'):
         gt, lq = (read_image(path) for path in paths)
         require_same_profile(*paths)
-        fits = all(side == scale * lq_side for side, lq_side in zip(gt.shape[:2], lq.shape[:2]))
+        fits = all(side == scale * lq_side for side, lq_side in zip(gt.shape[:2], lq.shape[:2], strict=True))
         if scale > 1:
             _require_order(*paths, gt, lq)
         other_scale = _other_scale(*paths, gt, lq, scale)
@@ -77,7 +77,7 @@ def aligned(
 
 def _require_order(gt_path: Path, lq_path: Path, gt: np.ndarray, lq: np.ndarray) -> None:
     """Raise DataError if the LQ image is clearly larger than the GT image, which registration cannot fix."""
-    if all(side < (1 - _NEARLY) * lq_side for side, lq_side in zip(gt.shape[:2], lq.shape[:2])):
+    if all(side < (1 - _NEARLY) * lq_side for side, lq_side in zip(gt.shape[:2], lq.shape[:2], strict=True)):
         same = gt_path.parent == lq_path.parent
         what = 'files' if same else f'folders {gt_path.parent} and {lq_path.parent}'
         raise DataError(
@@ -88,7 +88,7 @@ def _require_order(gt_path: Path, lq_path: Path, gt: np.ndarray, lq: np.ndarray)
 
 def _other_scale(gt_path: Path, lq_path: Path, gt: np.ndarray, lq: np.ndarray, scale: int) -> str | None:
     """The error message for a pair whose width and height both fit another scale than that of the weights."""
-    ratios = [side / lq_side for side, lq_side in zip(gt.shape[:2], lq.shape[:2])]
+    ratios = [side / lq_side for side, lq_side in zip(gt.shape[:2], lq.shape[:2], strict=True)]
     found = round(ratios[0])
     if found in (0, scale) or any(abs(ratio - found) > _NEARLY for ratio in ratios):
         return None

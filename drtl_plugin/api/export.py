@@ -7,6 +7,7 @@ import os
 import re
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -119,7 +120,8 @@ def export_spandrel(network: TrainedNetwork, path: str) -> None:
 def _rcan_weights(network: TrainedNetwork, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     if network.options.get('res_scale', 1) != 1:
         raise OptionError(f'network_g.res_scale: spandrel assumes 1, it is {network.options["res_scale"]}.')
-    counts = {'num_group': len(network.net.body), 'num_block': len(network.net.body[0].residual_group)}
+    rcan: Any = network.net
+    counts = {'num_group': len(rcan.body), 'num_block': len(rcan.body[0].residual_group)}
     renamed = {}
     for name, weight in weights.items():
         for pattern, replacement in _RCAN_NAMES:
@@ -128,11 +130,11 @@ def _rcan_weights(network: TrainedNetwork, weights: dict[str, Tensor]) -> dict[s
                 break
         renamed[name] = weight
     # The authors' network works on values in [0, 255].
-    factor = network.net.img_range / _RCAN_RANGE
+    factor = rcan.img_range / _RCAN_RANGE
     renamed['head.0.weight'] = renamed['head.0.weight'] * factor
     for name in ('tail.1.weight', 'tail.1.bias'):
         renamed[name] = renamed[name] / factor
-    mean = _RCAN_RANGE * network.net.mean.flatten()
+    mean = _RCAN_RANGE * rcan.mean.flatten()
     for name, sign in (('sub_mean', -1), ('add_mean', 1)):
         renamed[f'{name}.weight'] = torch.eye(len(mean))[..., None, None]
         renamed[f'{name}.bias'] = sign * mean

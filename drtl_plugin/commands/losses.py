@@ -34,12 +34,12 @@ def loss_sections(losses: Sequence[str]) -> dict[str, dict]:
     for text in losses:
         where = f'--loss {text}'
         kind, _, value = text.partition('=')
-        weight, _, file = value.partition(':')
+        text_of_weight, _, file = value.partition(':')
         if kind not in _TAKES_FILE:
             raise unknown('loss', kind, _TAKES_FILE, where)
         if f'{kind}_opt' in train:
             raise OptionError(f'{where}: {kind} is given twice.')
-        weight = number(weight, float, f'{where}: weight', math.ulp(0))
+        weight = number(text_of_weight, float, f'{where}: weight', math.ulp(0))
         if file and not _TAKES_FILE[kind]:
             raise OptionError(f'{where}: {kind} takes no file; write {kind}={weight:g}.')
         if file and not Path(file).is_file():

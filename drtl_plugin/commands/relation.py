@@ -32,7 +32,8 @@ def run(args: argparse.Namespace) -> None:
 
     from drtl_plugin.commands.runs import check, read_options
     from drtl_plugin.compat.basicsr import without_gpu
-    from drtl_plugin.relation.graph import relation_table
+    from drtl_plugin.report.figures import draw_graph
+    from drtl_plugin.report.tables import relation_table, write_graph
     from drtl_plugin.runtime.lock import exclusive
 
     opt = read_options(args, is_train=True)
@@ -45,8 +46,8 @@ def run(args: argparse.Namespace) -> None:
         model = build_model(opt)
         model.train_set = datasets.get('train')
         model.start()
-        model.graph.save(folder / 'knowledge_graph.json', model.weights)
-        model.graph.draw(folder / 'knowledge_graph.png', model.weights, model.fit_share)
+        write_graph(model.graph, folder / 'knowledge_graph.json', model.weights)
+        draw_graph(model.graph, folder / 'knowledge_graph.png', model.weights, model.fit_share)
     print(f'Relation to the target ({relation}), and the weight that follows from it:')
     print(relation_table(model.graph, model.weights))
     print(f'The knowledge graph is in {folder}.')
@@ -61,8 +62,8 @@ def _measurable_relation(opt: dict) -> str:
     from basicsr.utils.registry import MODEL_REGISTRY
 
     from drtl_plugin.models import DRTLModel
-    from drtl_plugin.options.parse import DRTLOptions
-    from drtl_plugin.relation.estimators import NEED_TRAINED_NETWORK
+    from drtl_plugin.options.sections import DRTLOptions
+    from drtl_plugin.relation.estimators import needs_trained_network
 
     if not issubclass(MODEL_REGISTRY.get(opt['model_type']), DRTLModel):
         raise OptionError(f'model_type: the relation is measured by DRTLModel, not by {opt["model_type"]}.')
@@ -71,6 +72,6 @@ def _measurable_relation(opt: dict) -> str:
     relation = DRTLOptions.from_opt(opt).weighting.relation
     if relation == 'uniform':
         raise OptionError("drtl.weighting.relation: 'uniform' measures nothing; choose another.")
-    if relation in NEED_TRAINED_NETWORK and not opt['path'].get('pretrain_network_g'):
+    if needs_trained_network(relation) and not opt['path'].get('pretrain_network_g'):
         raise OptionError(f'path.pretrain_network_g is missing: relation {relation!r} asks a trained network.')
     return relation

@@ -46,7 +46,7 @@ def let_filter2d_take_any_layout() -> bool:
         return filter2d(img.contiguous(), kernel)
 
     for module in modules:
-        module.filter2D = filter2d_of_any_layout
+        setattr(module, 'filter2D', filter2d_of_any_layout)  # noqa: B010
     return True
 
 
@@ -202,11 +202,11 @@ def without_gpu() -> Iterator[None]:
         return self
 
     tensor_cuda, module_cuda = torch.Tensor.cuda, torch.nn.Module.cuda
-    torch.Tensor.cuda = torch.nn.Module.cuda = stay
+    torch.Tensor.cuda = torch.nn.Module.cuda = stay  # type: ignore[method-assign]
     try:
         yield
     finally:
-        torch.Tensor.cuda, torch.nn.Module.cuda = tensor_cuda, module_cuda
+        torch.Tensor.cuda, torch.nn.Module.cuda = tensor_cuda, module_cuda  # type: ignore[method-assign]
 
 
 def restore_wandb_generate_id() -> bool:

@@ -23,7 +23,7 @@ class SharedLmdbBackend(LmdbBackend):
         if len(keys) != len(self.db_paths):
             raise ValueError(f'client_keys and db_paths differ in length: {keys} and {self.db_paths}.')
         self._client = {}
-        for key, path in zip(keys, self.db_paths):
+        for key, path in zip(keys, self.db_paths, strict=True):
             real = os.path.realpath(path)
             if real not in _environments:
                 _environments[real] = lmdb.open(real, readonly=True, lock=False, readahead=readahead, **kwargs)

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import sys
 import types
+from typing import Any
 
 import torch
 
@@ -66,7 +67,7 @@ def restore_functional_tensor() -> bool:
     if name in sys.modules or importlib.util.find_spec(name) is not None:
         return False
     functional = importlib.import_module('torchvision.transforms.functional')
-    module = types.ModuleType(name)
+    module: Any = types.ModuleType(name)
     module.rgb_to_grayscale = functional.rgb_to_grayscale
     sys.modules[name] = module
     return True

@@ -82,7 +82,7 @@ class DistortionTaskDataset(data.Dataset):
         if options.gt_size % options.scale:
             raise OptionError(f'datasets.train.gt_size: {options.gt_size} is no multiple of scale {options.scale}.')
         self.library = DistortionLibrary(options.distortions, options.scale, 'datasets.train.distortions')
-        self.file_client = None
+        self.file_client: Any = None
         self.keys = self._find_images()
         target = build_target(options)
         self.target_pairs = target.pairs() if target is not None else None

@@ -43,6 +43,7 @@ class FewShotPairDataset(PairedImageDataset):
             super().__init__({'use_hflip': True, 'use_rot': True, **opt, 'io_backend': dict(opt['io_backend'])})
         except (AssertionError, ValueError) as error:  # how PairedImageDataset says that folders don't match
             raise DataError(f'{opt["dataroot_lq"]}: {error}') from None
+        self.paths: list[dict[str, str]]
         names = opt.get('names')
         num_shot = len(names) if names is not None else opt.get('num_shot', default(TargetOptions, 'num_shot'))
         if len(self.paths) < num_shot:

@@ -161,7 +161,7 @@ class Runner(Protocol):
         """Learning rates of the parameter groups of the first optimiser."""
 
 
-class MetaTrainerHook(Hook):  # type: ignore[misc]  # mmengine has no types
+class MetaTrainerHook(Hook):
     """Base class of the meta-trainer hooks.
 
     A hook that has state puts it into ``checkpoint`` in ``before_save_checkpoint`` (tensors and plain values, under a

@@ -44,7 +44,7 @@ class GraphRecordHook(MetaTrainerHook):
         self._metrics: dict[tuple[int, str, str], float] = {}
         self._written: dict[str, dict[str, float]] = {}
 
-    @master_only  # type: ignore[untyped-decorator]
+    @master_only
     def before_train(self, runner: Runner) -> None:
         """Record the camera fit, and warn if it should not be trusted."""
         fit = runner.camera_fit
@@ -62,7 +62,7 @@ class GraphRecordHook(MetaTrainerHook):
         """Record a graph that was measured since the last iteration."""
         self._record(runner, batch_idx)
 
-    @master_only  # type: ignore[untyped-decorator]
+    @master_only
     def after_val(self, runner: Runner) -> None:
         """Record the metrics; a validation that a resumed run repeats replaces the first one."""
         for dataset, metrics in runner.validation_results.items():
@@ -88,7 +88,7 @@ class GraphRecordHook(MetaTrainerHook):
         """Record the last graph."""
         self._record(runner, runner.iter + 1)
 
-    @master_only  # type: ignore[untyped-decorator]
+    @master_only
     @aside()
     def _record(self, runner: Runner, iteration: int) -> None:
         graph, weights = runner.graph, runner.weights
@@ -98,7 +98,7 @@ class GraphRecordHook(MetaTrainerHook):
             get_root_logger().info(f'Relation to the target and gradient weight:\n{relation_table(graph, weights)}')
         self._recorded = graph
         folder = Path(runner.opt['path']['experiments_root'])
-        rows = list(zip(graph.labels, graph.relation.tolist(), weights.tolist()))
+        rows = list(zip(graph.labels, graph.relation.tolist(), weights.tolist(), strict=True))
         self._rows += [[iteration, *row] for row in rows]
         with open(folder / 'weights.csv', 'w', newline='', encoding='utf-8') as file:
             csv.writer(file).writerows([['iteration', 'task', 'relation', 'weight'], *self._rows])

@@ -79,8 +79,8 @@ def _not_finite(runner: Runner) -> str:
     """The tasks of the step whose loss is not finite, for a message."""
     batch, labels = runner.batch, runner.library.labels
     with runner.precision(), runner.uncompiled():
-        losses = [runner.criterion(runner.net_g(lq), gt) for lq, gt in zip(batch.lq, batch.gt)]
-    found = dict.fromkeys(labels[task] for task, loss in zip(batch.tasks, losses) if not loss.isfinite())
+        losses = [runner.criterion(runner.net_g(lq), gt) for lq, gt in zip(batch.lq, batch.gt, strict=True)]
+    found = dict.fromkeys(labels[task] for task, loss in zip(batch.tasks, losses, strict=True) if not loss.isfinite())
     if found:
         return f'tasks {", ".join(found)}'
     return f'somewhere in the step on {", ".join(dict.fromkeys(labels[task] for task in batch.tasks))}'

@@ -116,7 +116,7 @@ class RelationHook(MetaTrainerHook):
             return
         self.measure(runner)
 
-    @master_only  # type: ignore[untyped-decorator]
+    @master_only
     def _train_drn(self, runner: Runner, net_r: nn.Module) -> None:
         with stage(f'Training the DRN ({len(runner.library)} auxiliary tasks, {self.drn_steps} steps)'):
             patch_generator, distortion_generator = runner.episodes.generators('DRN training', runner.num_update)

@@ -77,9 +77,9 @@ def adaptation(
                 gradient = learned[name].grad
                 if gradient is not None:
                     learned[name].sub_(rate * gradient)
-            for average, current in zip(averaged.parameters(), student.parameters()):
+            for average, current in zip(averaged.parameters(), student.parameters(), strict=True):
                 average.lerp_(current, 1 - decay)
-            for kept, new in zip(averaged.buffers(), student.buffers()):
+            for kept, new in zip(averaged.buffers(), student.buffers(), strict=True):
                 kept.copy_(new)
         yield averaged
 

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import cycle, islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +40,7 @@ Loss = Callable[[Parameters, Batch], Tensor]
 # Loss of an output against its ground truth; a scalar.
 Criterion = Callable[[Tensor, Tensor], Tensor]
 # Makes the context that networks are computed in: autocast, or nothing.
-Precision = Callable[[], AbstractContextManager]
+Precision = Callable[[], AbstractContextManager[Any]]
 
 ALGORITHMS = ('maml', 'fomaml', 'reptile')
 
@@ -119,7 +120,7 @@ def inner_step(
         # The graph of the gradient ends here; θ' keeps the identity path to θ, and α its path.
         moving = {name: p.detach().requires_grad_() for name, p in moving.items()}
     value = loss({**parameters, **moving}, batch)
-    gradients = dict(zip(moving, gradients_of(value, list(moving.values()), create_graph=not first_order)))
+    gradients = dict(zip(moving, gradients_of(value, list(moving.values()), create_graph=not first_order), strict=True))
     moved = {name: parameters[name] - rate * gradients[name] for name, rate in rates.items()}
     return {**parameters, **moved}, gradients
 
@@ -205,7 +206,9 @@ def outer_gradient(
     query_loss = loss(adapted, query)
     outer = gradients_of(query_loss, [*parameters.values(), *learned.values()])
     return OuterGradient(
-        dict(zip(parameters, outer)), dict(zip(learned, outer[len(parameters) :])), query_loss.detach()
+        dict(zip(parameters, outer[: len(parameters)], strict=True)),
+        dict(zip(learned, outer[len(parameters) :], strict=True)),
+        query_loss.detach(),
     )
 
 
@@ -252,7 +255,7 @@ def _checkpointed(
         )
         gradient = found[: len(theta)]
         rate_gradients = {name: rate_gradients[name] + found[len(theta) + i] for i, name in enumerate(learned)}
-    return OuterGradient(dict(zip(parameters, gradient)), rate_gradients, query_loss)
+    return OuterGradient(dict(zip(parameters, gradient, strict=True)), rate_gradients, query_loss)
 
 
 def accumulate(parameters: Parameters, gradients: Parameters, weight: float) -> None:

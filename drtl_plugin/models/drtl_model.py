@@ -31,6 +31,7 @@ from drtl_plugin.models.steps import meta_step, pretrain_step
 from drtl_plugin.models.validation import Validator
 from drtl_plugin.options.sections import DRTLOptions
 from drtl_plugin.relation.fit_share import reserve_share
+from drtl_plugin.relation.graph import KnowledgeGraph
 from drtl_plugin.relation.weights import effective_number
 from drtl_plugin.report.outcome import Outcome, write_outcome
 from drtl_plugin.report.tables import AFTER, BICUBIC
@@ -110,7 +111,7 @@ class DRTLModel(SRModel):
         if self.drtl.camera_fit and path.get('pretrain_camera_fit') is not None:
             self.camera_fit = load_camera(path['pretrain_camera_fit'], opt.get('scale', 1))
         self.episodes: Episodes | None = None
-        self.graph = None
+        self.graph: KnowledgeGraph | None = None
         self.iter, self.max_iters, self.num_update = 0, int(opt['train']['total_iter']), 0
         self.stopping = False
         self.hooks = build_hooks(self.drtl.hooks)
@@ -210,6 +211,7 @@ class DRTLModel(SRModel):
         self.start()
         # Tasks are drawn by weight, or else uniformly, and their gradients weighted.
         weights = self.weights if self.drtl.weighting.mode == 'sampling' else None
+        assert self.episodes is not None  # start() has made them
         self.batch = self.episodes.draw(data, weights, self.num_update)
 
     def optimize_parameters(self, current_iter: int) -> None:
@@ -264,7 +266,8 @@ class DRTLModel(SRModel):
 
     def test(self) -> None:
         """Restore ``lq`` with the network of the pass that is going on."""
-        net = self.net_g_adapted if self.validator.suffix == AFTER else self.trained_network()
+        adapted = self.net_g_adapted if self.validator.suffix == AFTER else None
+        net = self.trained_network() if adapted is None else adapted
         with self.acceleration.uncompiled():
             self.output = self.validator.restore(self.lq, net)
         self.validator.keep_crop(self.output, getattr(self, 'gt', None))

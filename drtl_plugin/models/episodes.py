@@ -84,7 +84,9 @@ class Episodes:
         gt = torch.cat([data['support_gt'], data['query_gt']], dim=1)
         gt = self._as_soft_as_target(gt.flatten(0, 1)).view(gt.shape)
         generators = [torch.Generator(self.device).manual_seed(seed) for _, seed in seeds]
-        lq = torch.stack([self.library.tasks[task](*episode) for task, *episode in zip(tasks, gt, generators)])
+        lq = torch.stack(
+            [self.library.tasks[task](*episode) for task, *episode in zip(tasks, gt, generators, strict=True)]
+        )
         return EpisodeBatch(tasks, lq, gt, data['support_gt'].shape[1])
 
     def draw_task(self, generator: torch.Generator, weights: Tensor | None) -> int:

@@ -52,7 +52,7 @@ def pretrain_step(
             total, log = losses.by_name(output, batch.gt.flatten(0, 1))
         else:
             total = torch.zeros((), device=output.device)
-            for weight, out, gt in zip(weights, output.view_as(batch.gt), batch.gt):
+            for weight, out, gt in zip(weights, output.view_as(batch.gt), batch.gt, strict=True):
                 loss, values = losses.by_name(out, gt)
                 total = total + weight / len(weights) * loss
                 for name, value in values.items():

@@ -15,7 +15,7 @@ from drtl_plugin.errors import OptionError
 _MAX_DEPTH, _MAX_VALUES = 30, 100_000
 
 
-class OptionLoader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
+class OptionLoader(yaml.SafeLoader):
     """YAML's safe loader, which also reads ``1e-4`` as a number, as YAML 1.2 does."""
 
 

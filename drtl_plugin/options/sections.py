@@ -153,7 +153,7 @@ class DRTLOptions(Section, frozen=True, kw_only=True):
     hooks: Annotated[
         list[dict[str, Any]],
         Meta(description='Meta-trainer hooks by type: settings of the default hooks, and hooks of your own.'),
-    ] = []
+    ] = msgspec.field(default_factory=list)
 
     @classmethod
     def from_opt(cls, opt: dict[str, Any]) -> DRTLOptions:

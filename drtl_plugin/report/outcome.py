@@ -117,6 +117,6 @@ def _comparisons(compared: Mapping[str, Sequence[ComparedCrop]]) -> list[Compari
     comparisons = []
     for name in (name for name in compared if name.endswith(AFTER)):
         dataset = name[: -len(AFTER)]
-        for before, after in zip(compared[dataset + BEFORE], compared[name]):
+        for before, after in zip(compared[dataset + BEFORE], compared[name], strict=True):
             comparisons.append(Comparison(f'{before.name} ({dataset})', before.result, after.result, before.gt))
     return comparisons

@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
+from typing import Any
 
 from torch.utils.data import DataLoader
 
@@ -44,7 +45,7 @@ class LoaderProcesses:
 
     def _context(self) -> BaseContext:
         """The default context for starting processes, which also notes each of them."""
-        context = copy.copy(multiprocessing.get_context())
+        context: Any = copy.copy(multiprocessing.get_context())
         make_process, started = context.Process, self._started
 
         def make_and_note(*args, target: Callable, **kwargs) -> BaseProcess:

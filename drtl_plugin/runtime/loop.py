@@ -81,11 +81,12 @@ def test(opt: dict, datasets: Mapping[str, Dataset] | None = None) -> None:
         loaders = [_validation_loader(opt, phase, datasets or {}) for phase in sorted(opt['datasets'])]
         model = build_model(opt)
         for loader in loaders:
-            logger.info(f'Testing {loader.dataset.opt["name"]}...')
+            dataset: Any = loader.dataset
+            logger.info(f'Testing {dataset.opt["name"]}...')
             model.validation(loader, opt['name'], None, opt['val']['save_img'])
 
 
-def _dataset(opt: dict, phase: str, datasets: Mapping[str, Dataset]) -> Dataset:
+def _dataset(opt: dict, phase: str, datasets: Mapping[str, Dataset]) -> Any:
     return datasets[phase] if phase in datasets else build_dataset(opt['datasets'][phase])
 
 

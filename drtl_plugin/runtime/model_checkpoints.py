@@ -24,7 +24,7 @@ def save_network(self, net, net_label, current_iter, param_key='params'):
         losses = checkpoints.losses_learned(self.opt['train'], getattr(self, 'losses_before', ()))
         if losses is not None:
             content['losses'] = losses
-    for one, key in zip(*(value if isinstance(value, list) else [value] for value in (net, param_key))):
+    for one, key in zip(*(value if isinstance(value, list) else [value] for value in (net, param_key)), strict=True):
         state = self.get_bare_model(one).state_dict()
         content[key] = OrderedDict((name[7 * name.startswith('module.') :], w.cpu()) for name, w in state.items())
     name = f'{net_label}_{"latest" if current_iter == -1 else current_iter}.pth'

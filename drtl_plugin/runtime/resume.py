@@ -34,12 +34,12 @@ def load_resume_state(opt: dict) -> dict | None:
     path = opt['path'].get('resume_state')
     if opt['auto_resume']:
         # A DRN exists with the relation 'embedding' only.
-        ignored = ['network_r', *(opt['path'].get('ignore_resume_networks') or ())]
+        optional = ['network_r', *(opt['path'].get('ignore_resume_networks') or ())]
         if opt.get('network_d') is None:
-            ignored.append('network_d')
-        labels = [key.replace('network', 'net') for key in opt if key.startswith('network_') and key not in ignored]
-        folders = [Path(opt['path'][key]) for key in ('training_states', 'models')]
-        found = checkpoints.newest_valid_state(*folders, labels)
+            optional.append('network_d')
+        labels = [key.replace('network', 'net') for key in opt if key.startswith('network_') and key not in optional]
+        states, models = (Path(opt['path'][key]) for key in ('training_states', 'models'))
+        found = checkpoints.newest_valid_state(states, models, labels)
         path, state = found or (None, None)
         opt['path']['resume_state'] = path and str(path)
     elif path is not None:

@@ -6,7 +6,7 @@ from basicsr.utils import get_root_logger
 
 from drtl_plugin import cli
 from drtl_plugin.hooks.relation_hook import set_graph
-from drtl_plugin.relation.estimators import ESTIMATORS, relation_estimator
+from drtl_plugin.relation.estimators import ESTIMATOR_REGISTRY
 from drtl_plugin.relation.graph import KnowledgeGraph
 from tests.models.helpers import feed, parameters
 
@@ -80,7 +80,7 @@ class TestRelation:
         assert len(warnings) == 1
 
     def test_a_measurement_that_is_not_finite_is_refused_before_training(self, workdir, quick_opt, write_opt, capsys):
-        @relation_estimator('broken')
+        @ESTIMATOR_REGISTRY.register()
         def broken(question):
             edges = torch.eye(5)
             edges[-1, 1] = edges[1, -1] = float('nan')
@@ -90,7 +90,7 @@ class TestRelation:
         try:
             assert cli.main(['train', '-opt', write_opt(quick_opt)]) == 2
         finally:
-            del ESTIMATORS['broken']
+            del ESTIMATOR_REGISTRY._obj_map['broken']
         error = capsys.readouterr().err.strip().splitlines()[-1]
         assert error.startswith('basicsr: error: drtl.weighting.relation: the relation measured for gaussian_blur')
 

@@ -1,4 +1,5 @@
 import copy
+from itertools import pairwise
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ def test_is_adam_on_the_batches():
         optimizer.zero_grad()
         nn.functional.mse_loss(expected(lq), gt).backward()
         optimizer.step()
-    for a, b in zip(adapted.state_dict().values(), expected.state_dict().values()):
+    for a, b in zip(adapted.state_dict().values(), expected.state_dict().values(), strict=True):
         assert torch.equal(a, b)
     assert not adapted.training
 
@@ -43,7 +44,7 @@ def test_the_rate_warms_up():
     # Under a constant gradient each of Adam's steps is as large as its rate.
     course = adaptation(Scalar(), output_alone, [ONE] * 6, lr=1e-2, warmup=4)
     path = [net.theta.item() for net in course]
-    steps = [before - after for before, after in zip(path, path[1:])]
+    steps = [before - after for before, after in pairwise(path)]
     assert steps == pytest.approx([0.25e-2, 0.5e-2, 0.75e-2, 1e-2, 1e-2, 1e-2], rel=1e-3)
 
 
@@ -57,7 +58,7 @@ def test_inner_rates_are_plain_gradient_descent_on_what_they_name():
         optimizer.zero_grad()
         nn.functional.mse_loss(expected(lq), gt).backward()
         optimizer.step()
-    for a, b in zip(adapted.parameters(), expected.parameters()):
+    for a, b in zip(adapted.parameters(), expected.parameters(), strict=True):
         assert torch.allclose(a, b, rtol=1e-12)
     assert torch.equal(adapted[0].weight, net[0].weight)
 
@@ -75,14 +76,14 @@ def test_leaves_the_network_alone():
     before = copy.deepcopy(net.state_dict())
     last(adaptation(net, nn.MSELoss(), batches(2), lr=1e-2, ema_decay=0.9))
     assert list(before) == list(net.state_dict())
-    assert all(torch.equal(a, b) for a, b in zip(before.values(), net.state_dict().values()))
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), net.state_dict().values(), strict=True))
     assert all(p.requires_grad for p in net.parameters())
 
 
 def test_no_batches_change_nothing():
     net = small_net()
     adapted = last(adaptation(net, nn.MSELoss(), [], lr=1e-2, ema_decay=0.9))
-    assert all(torch.equal(a, b) for a, b in zip(adapted.parameters(), net.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(adapted.parameters(), net.parameters(), strict=True))
 
 
 def test_moving_average_is_ramped():

@@ -39,7 +39,7 @@ def test_outer_gradients_are_those_of_other_libraries(peer, steps, algorithm, dt
     expected = peer(copy.deepcopy(net), nn.MSELoss(), support, query, LR, steps, algorithm)
     result = ours(net, support, query, steps, algorithm)
     assert len(result) == len(expected)
-    for gradient, other in zip(result, expected):
+    for gradient, other in zip(result, expected, strict=True):
         assert (gradient - other).norm() <= tolerance * other.norm()
 
 
@@ -47,4 +47,4 @@ def test_the_orders_differ():
     """What the peers confirm are two different gradients."""
     net, support, query = episode(torch.float64)
     exact, first = (ours(net, support, query, 3, algorithm) for algorithm in ('maml', 'fomaml'))
-    assert max((a - b).norm() / a.norm() for a, b in zip(exact, first)) > 1e-3
+    assert max((a - b).norm() / a.norm() for a, b in zip(exact, first, strict=True)) > 1e-3

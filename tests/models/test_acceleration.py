@@ -11,7 +11,7 @@ from torch._dynamo import lookup_backend
 from drtl_plugin.errors import OptionError
 from drtl_plugin.meta.learner import trainable_parameters
 from drtl_plugin.models import acceleration
-from drtl_plugin.relation.estimators import ESTIMATORS, RelationQuestion
+from drtl_plugin.relation.estimators import ESTIMATOR_REGISTRY, RelationQuestion
 from tests.models.helpers import feed, parameters, skip_start
 
 
@@ -116,7 +116,7 @@ class TestBfloat16:
             precision=model.precision,
         )
         for relation in ('gradient', 'transfer'):
-            ESTIMATORS[relation](ask)
+            ESTIMATOR_REGISTRY.get(relation)(ask)
             assert_only_forward_passes_were_in_it()
         model.adapt_to_target()
         assert_only_forward_passes_were_in_it()

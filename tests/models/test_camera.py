@@ -10,6 +10,7 @@ import torch
 from drtl_plugin import cli
 from drtl_plugin.errors import DataError, OptionError
 from drtl_plugin.models import camera
+from drtl_plugin.runtime import checkpoints
 from drtl_plugin.tasks.camera_fit import CameraFit
 from tests.models.helpers import batch_of, feed, skip_start
 
@@ -104,7 +105,7 @@ def test_the_data_set_of_the_loop_is_used(build, fit_opt, fitted):
 
 def test_a_fit_given_by_path_is_taken(build, fit_opt, tmp_path, fitted, plain_fit):
     path = tmp_path / 'fit.pth'
-    plain_fit.save(path)
+    checkpoints.save(plain_fit.state(), path)
     fit_opt['path']['pretrain_camera_fit'] = str(path)
     model = build(fit_opt)
     model.prepare()

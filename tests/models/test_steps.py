@@ -32,7 +32,7 @@ class TestWeightedGradients:
         model.optimize_parameters(1)
         loss = functional_loss(net, nn.L1Loss())
         expected = 0
-        for weight, lq, gt in zip((1.6, 0.4), model.batch.lq, model.batch.gt):
+        for weight, lq, gt in zip((1.6, 0.4), model.batch.lq, model.batch.gt, strict=True):
             theta = trainable_parameters(net)
             outer = outer_gradient(
                 loss, theta, (lq[:1], gt[:1]), (lq[1:], gt[1:]), dict.fromkeys(theta, 1e-2), 1, 'fomaml'
@@ -46,9 +46,9 @@ class TestWeightedGradients:
         feed(model, [2, 0])
         net = copy.deepcopy(model.net_g)
         model.optimize_parameters(1)
-        losses = [nn.functional.l1_loss(net(lq), gt) for lq, gt in zip(model.batch.lq, model.batch.gt)]
+        losses = [nn.functional.l1_loss(net(lq), gt) for lq, gt in zip(model.batch.lq, model.batch.gt, strict=True)]
         ((2.0 * losses[0] + 0.4 * losses[1]) / 2).backward()
-        for p, q in zip(model.net_g.parameters(), net.parameters()):
+        for p, q in zip(model.net_g.parameters(), net.parameters(), strict=True):
             assert torch.allclose(p.grad, q.grad, rtol=1e-4, atol=1e-7)
         assert model.get_current_log()['l_pix'] == pytest.approx(sum(losses).item() / 2, rel=1e-4)
 
@@ -60,8 +60,8 @@ class TestWeightedGradients:
         feed(model, [0, 1])
         net = copy.deepcopy(model.net_g)
         model.optimize_parameters(1)
-        sum((net(lq) - gt).abs().sum() / 2 for lq, gt in zip(model.batch.lq, model.batch.gt)).backward()
-        for p, q in zip(model.net_g.parameters(), net.parameters()):
+        sum((net(lq) - gt).abs().sum() / 2 for lq, gt in zip(model.batch.lq, model.batch.gt, strict=True)).backward()
+        for p, q in zip(model.net_g.parameters(), net.parameters(), strict=True):
             assert torch.allclose(p.grad, q.grad, rtol=1e-3, atol=1e-2)
 
     def test_sampling_draws_tasks_by_weight_and_weights_none(self, build, quick_opt):
@@ -75,7 +75,7 @@ class TestWeightedGradients:
         net = copy.deepcopy(model.net_g)
         model.optimize_parameters(1)
         nn.functional.l1_loss(net(model.batch.lq.flatten(0, 1)), model.batch.gt.flatten(0, 1)).backward()
-        assert all(torch.equal(p.grad, q.grad) for p, q in zip(model.net_g.parameters(), net.parameters()))
+        assert all(torch.equal(p.grad, q.grad) for p, q in zip(model.net_g.parameters(), net.parameters(), strict=True))
 
 
 @pytest.mark.parametrize('pipeline', ['pretrain', 'meta'])

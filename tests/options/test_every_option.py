@@ -19,6 +19,7 @@ from drtl_plugin import cli
 from drtl_plugin.hooks import META_HOOK_REGISTRY
 from drtl_plugin.hooks.base import DEFAULT_HOOKS
 from drtl_plugin.options.basicsr import SECTIONS, FileOptions, PairedDatasetOptions
+from drtl_plugin.options.convert import Section, declared, default, section_class
 from drtl_plugin.options.sections import DRTLOptions, TaskDatasetOptions
 from drtl_plugin.sources.sample import SAMPLE_ROOT
 from drtl_plugin.tasks.camera_fit import CameraFit
