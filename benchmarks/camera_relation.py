@@ -1,10 +1,10 @@
-"""Does the relation tell which distortions help a real camera?
+"""Does the relation predict which distortions help a real camera?
 
-For City100's cameras at their native scales: the relation of five support pairs to the default library by each
-estimator, beside what a network that is trained on one task alone (from the same start, on BSDS500, without adaptation)
-makes of the camera's validation pairs, PSNR on luma. Rank correlations between the two, over the tasks.
+For City100's cameras at their native scales: the relation of five support pairs to each task of the default library,
+by each estimator; the PSNR-Y on the validation pairs of a network trained on that task alone (same initial weights,
+BSDS500, no adaptation); and the rank correlation of the two over the tasks.
 
-The single-task networks take most of the time; what is done is kept in benchmarks/results and not done again.
+The single-task networks take most of the time. Results are kept in benchmarks/results and not computed again.
 
     python benchmarks/camera_relation.py               # 50 minutes on 2 CPU cores
 """
@@ -42,7 +42,7 @@ from drtl_plugin.relation.weights import relation_weights
 from drtl_plugin.report.pictures import draw_graph
 from drtl_plugin.tasks.patches import paired_patches
 
-# By their native scales.
+# Native scale of each camera.
 CAMERAS = {'city100_nikon': 3, 'city100_iphone': 2}
 RELATIONS = ('embedding', 'gradient', 'transfer')
 BATCH_SIZE = 16
@@ -50,7 +50,7 @@ BATCH_SIZE = 16
 
 @torch.no_grad()
 def camera_psnr(net: nn.Module, pairs: list, scale: int) -> float:
-    """Mean PSNR-Y over pairs ``(lq, gt)`` of uint8, a border of ``scale`` pixels left out."""
+    """Mean PSNR-Y over pairs ``(lq, gt)``, uint8, without a border of ``scale`` pixels."""
     values = []
     for lq, gt in pairs:
         result, target = (tensor2img(image[None]) for image in (net(lq[None] / 255), gt / 255))
@@ -59,7 +59,7 @@ def camera_psnr(net: nn.Module, pairs: list, scale: int) -> float:
 
 
 def single_task_psnr(data: DistortionTaskDataset, task: int, pairs: list, steps: int) -> float:
-    """PSNR on a camera's pairs of a network that has learned one task alone."""
+    """PSNR on a camera's pairs of a network trained on one task."""
     scale = data.library.scale
     generator = torch.Generator().manual_seed(0)
     synthesis = torch.Generator().manual_seed(0)
@@ -72,7 +72,7 @@ def single_task_psnr(data: DistortionTaskDataset, task: int, pairs: list, steps:
 
 
 def measure_relations(data: DistortionTaskDataset, support: list, base: nn.Module, seed: int) -> dict:
-    """The graph by each estimator, with the RelationHook's defaults."""
+    """Knowledge graph of each estimator, with the defaults of RelationHook."""
     hook, generator = RelationHook(), torch.Generator().manual_seed(seed)
     net_r, _ = train_relation_net(data, seed)
     gt, lq = auxiliary_pairs(data, data.library, hook.num_patches, generator)
@@ -115,7 +115,7 @@ def main() -> None:
             graph = mean_graph([run[relation] for run in runs])
             weights = relation_weights(graph.relation, floor=0.2)
             draw_graph(graph, path.parent / f'{camera}_x{scale}_{relation}.png', weights)
-            result['relation'][relation] = dict(zip(labels, graph.relation.tolist()))
+            result['relation'][relation] = dict(zip(labels, graph.relation.tolist(), strict=True))
             result['spearman'][relation] = [float(spearmanr(run[relation].relation, psnr)[0]) for run in runs]
         path.write_text(json.dumps(result, indent=1), encoding='utf-8')
         order = sorted(range(len(labels)), key=lambda i: -psnr[i])

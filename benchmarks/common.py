@@ -1,8 +1,8 @@
-"""What the benchmarks share: real data, a base network, tables."""
+"""Shared by the benchmarks: real data, a base network, tables."""
 
 from __future__ import annotations
 
-# Before torch, so that its threads don't spin while others work.
+# Before torch, to shorten the spinning of its threads.
 import drtl_plugin  # noqa: F401  isort: skip
 import argparse
 import os
@@ -22,12 +22,12 @@ from drtl_plugin.relation.drn_training import train_drn
 from drtl_plugin.tasks.library import DistortionLibrary
 
 HERE = Path(__file__).resolve().parent
-# Side of a low-quality patch, in all benchmarks.
+# Side of LQ patches in all benchmarks.
 LQ_SIZE = 24
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    """A parser with what all benchmarks take: where the real data is."""
+    """A parser with the options of all benchmarks."""
     result = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     result.add_argument(
         '--data',
@@ -39,10 +39,10 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def parse(arguments: argparse.ArgumentParser) -> argparse.Namespace:
-    """Parse, and stop with one line where the data is missing."""
+    """Parse the command line; exits with one line if the data is missing."""
     args = arguments.parse_args()
     if args.data is None or not Path(args.data, 'bsds500_train').is_dir():
-        arguments.error('no real data: name its folder by --data or the environment variable DRTL_REAL_DATA.')
+        arguments.error('no real data: set --data or the environment variable DRTL_REAL_DATA to its folder.')
     args.data = Path(args.data)
     return args
 
@@ -53,7 +53,7 @@ def read_image(path: Path) -> Tensor:
 
 
 def read_pairs(folder: Path, scale: int) -> list[tuple[Tensor, Tensor]]:
-    """City100's pairs ``(lq, gt)`` of a folder, each ``(3, …)``, uint8, as FewShotPairDataset gives them."""
+    """City100's pairs ``(lq, gt)`` of a folder, ``(3, …)`` each, uint8, as from FewShotPairDataset."""
     pairs = []
     for path in sorted((folder / 'hr').iterdir()):
         lq, gt = read_image(folder / f'lr_x{scale}' / path.name)[0], read_image(path)[0]
@@ -62,7 +62,7 @@ def read_pairs(folder: Path, scale: int) -> list[tuple[Tensor, Tensor]]:
 
 
 def auxiliary_data(data: Path, scale: int) -> DistortionTaskDataset:
-    """BSDS500 as ground truth of the default library's tasks."""
+    """BSDS500 as GT of the default library's tasks."""
     return DistortionTaskDataset(
         {
             'name': 'bsds500_train',
@@ -77,13 +77,13 @@ def auxiliary_data(data: Path, scale: int) -> DistortionTaskDataset:
 def auxiliary_pairs(
     auxiliary: DistortionTaskDataset, library: DistortionLibrary, num: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """``num`` contents, ``(P, 3, H, W)``, and the same under each task, ``(N, P, 3, h, w)``."""
+    """``num`` GT patches, ``(P, 3, H, W)``, and the same under each task, ``(N, P, 3, h, w)``."""
     gt = auxiliary.gt_patches(num, generator)
     return gt, torch.stack([task(gt, generator) for task in library.tasks])
 
 
 def train_relation_net(data: DistortionTaskDataset, seed: int) -> tuple[DistortionRelationNet, Tensor]:
-    """A DRN, trained as the RelationHook does by default, and the pictures that it saw, ``(N, P, 3, h, w)``."""
+    """A DRN trained with the defaults of RelationHook, and its training images, ``(N, P, 3, h, w)``."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     hook = RelationHook()
@@ -98,7 +98,7 @@ def train_relation_net(data: DistortionTaskDataset, seed: int) -> tuple[Distorti
 def train_network(
     scale: int, draw: Callable[[], tuple[Tensor, Tensor]], steps: int, description: str, lr: float = 1e-3
 ) -> nn.Module:
-    """EDSR (32 features, 4 blocks) after Adam steps on L1 under a cosine schedule; the same start for everyone."""
+    """EDSR (32 features, 4 blocks), trained with L1 and Adam, cosine schedule, always from the same weights."""
     torch.manual_seed(0)
     net = EDSR(3, 3, num_feat=32, num_block=4, upscale=scale, res_scale=1)
     optimizer = torch.optim.Adam(net.parameters(), lr=lr)
@@ -113,7 +113,7 @@ def train_network(
 
 
 def train_base(auxiliary: DistortionTaskDataset, steps: int, batch_size: int = 16) -> nn.Module:
-    """A network that has learned all auxiliary tasks alike."""
+    """A network trained on all auxiliary tasks with equal weights."""
     generator = torch.Generator().manual_seed(0)
     tasks = auxiliary.library.tasks
 
@@ -129,6 +129,8 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table whose columns are aligned in plain text too."""
     cells = [list(header), *map(list, rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
-    lines = ['| ' + ' | '.join(cell.ljust(width) for cell, width in zip(row, widths)) + ' |' for row in cells]
+    lines = [
+        '| ' + ' | '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + ' |' for row in cells
+    ]
     lines.insert(1, '|' + '|'.join('-' * (width + 2) for width in widths) + '|')
     return '\n'.join(lines)

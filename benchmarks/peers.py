@@ -1,4 +1,4 @@
-"""Outer gradients by two meta-learning libraries, in the idioms of their documentation.
+"""Outer gradients computed with two meta-learning libraries, as in their documentation.
 
 `higher` monkey-patches modules, `torchopt` swaps parameters in place; both differentiate through their optimisers.
 """
@@ -19,7 +19,7 @@ Criterion = Callable[[Tensor, Tensor], Tensor]
 def with_higher(
     net: nn.Module, criterion: Criterion, support: Pair, query: Pair, lr: float, steps: int, algorithm: str
 ) -> Sequence[Tensor]:
-    """Gradient by parameter of `net`, of ``maml`` or ``fomaml``."""
+    """Gradients of ``maml`` or ``fomaml``, one per parameter of `net`."""
     optimizer = torch.optim.SGD(net.parameters(), lr=lr)
     second_order = algorithm == 'maml'
     context = higher.innerloop_ctx(net, optimizer, copy_initial_weights=False, track_higher_grads=second_order)
@@ -33,14 +33,14 @@ def with_higher(
 def with_torchopt(
     net: nn.Module, criterion: Criterion, support: Pair, query: Pair, lr: float, steps: int, algorithm: str
 ) -> Sequence[Tensor]:
-    """Gradient by parameter of `net`, of ``maml`` or ``fomaml``; the network is left as it was."""
+    """Gradients of ``maml`` or ``fomaml``, one per parameter of `net`, which is not changed."""
     parameters = list(net.parameters())
     before = torchopt.extract_state_dict(net, by='reference')
     descent = torchopt.MetaSGD(net, lr=lr)
     for _ in range(steps):
         descent.step(criterion(net(support[0]), support[1]))
         if algorithm == 'fomaml':
-            # Its idiom for the first order: cut the graph after each step.
+            # First order in torchopt: cut the graph after each step.
             torchopt.stop_gradient(net)
             for p in net.parameters():
                 p.requires_grad_(True)

@@ -1,15 +1,15 @@
-"""Adapt a small GAN-trained RRDBNet to the sample camera with several losses: fidelity and perceptual scores.
+"""Fidelity and perceptual scores of a small GAN-trained RRDBNet, adapted to the sample camera with several losses.
 
-Two runs of pre-training (400 steps with GAN weight 0.05, then 150 with 0.5), then 100 steps of adaptation for each loss
-and seed, all without camera fit and relation; about 3 minutes of one CPU core. Scores are means over the held-out
-pairs. Needs ``pip install --no-deps piqa``, whose metrics need no downloaded weights::
+Two stages of pre-training (400 steps with GAN weight 0.05, then 150 with 0.5), then 100 adaptation steps for each loss
+and seed, without camera fit and relation: about 3 minutes on one CPU core. Scores are means over the held-out pairs.
+Needs ``pip install --no-deps piqa``, whose metrics download no weights::
 
     python benchmarks/perceptual.py FOLDER
 """
 
 from __future__ import annotations
 
-# Before torch, so that its threads don't spin while others work.
+# Before torch, to shorten the spinning of its threads.
 import drtl_plugin  # noqa: F401  isort: skip
 import argparse
 import copy

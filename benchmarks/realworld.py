@@ -1,16 +1,16 @@
 """Few-shot super-resolution of real cameras: DRTL and its baselines at equal numbers of gradient evaluations.
 
-City100's cameras, adapted on 1, 2 or 5 pairs of `support`, judged on `val`; auxiliary photographs from BSDS500. Every
-arm is a run of DRTLModel with the options that ARMS shows; the number of gradient evaluations (one patch, forward and
-backward) is the same for all, what measuring a relation takes included. PSNR and SSIM on luma after 0 to 1000 steps of
-adaptation. What is done is kept in benchmarks/results/realworld and not done again, so that a run may be interrupted;
+Networks are adapted to City100's cameras on 1, 2 or 5 pairs of `support` and evaluated on `val`: PSNR and SSIM on luma
+after 0 to 1000 adaptation steps. Auxiliary photographs are from BSDS500. Every arm is a run of DRTLModel with the
+options in ARMS, and all arms use the same number of gradient evaluations (one patch, forward and backward), including
+those that measure the relation. Results are kept in benchmarks/results/realworld, so that a run can be interrupted;
 remove that folder to measure changed code.
 
     python benchmarks/realworld.py --quick             # one seed, five pairs, main arms: 10 minutes on 2 CPU cores
-    python benchmarks/realworld.py                     # everything: 9 hours or so there
-    python benchmarks/realworld.py --report            # nothing new, but tables and pictures of what is there
+    python benchmarks/realworld.py                     # everything: about 9 hours
+    python benchmarks/realworld.py --report            # tables and pictures of existing results
 
-Writes table.csv, table.md, curves_*.png and crops.png there. Uses a GPU where there is one.
+Writes table.csv, table.md, curves_*.png and crops.png to that folder. Uses a GPU if there is one.
 """
 
 from __future__ import annotations
@@ -59,21 +59,21 @@ EPISODES, PATCHES = 4, 4  # tasks a step, and patches of each
 
 UNIFORM = {'relation': 'uniform'}
 TRANSFER = {'relation': 'transfer', 'mode': 'sampling'}
-# Baselines do without replay, and without the warm-up, which they are slower with.
+# Baselines use neither replay nor the warm-up, which slows them down.
 PLAIN, HIGH_RATE = ({'warmup': 0, 'replay': 0, 'lr': lr} for lr in (1e-4, 1e-3))
-NO_REPLAY, FITTED_REPLAY = {'replay': 0}, {'replay_source': 'support'}
+NO_REPLAY = {'replay': 0}
 
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """A way to train the network, and the ways in which it is adapted then.
+    """A way to train the network, and ways to adapt it afterwards.
 
     Attributes:
-        drtl (dict): The ``drtl`` section.
-        adapt (dict): By name, options of ``drtl.adapt``.
-        distortions: Of ``datasets.train``.
-        knows_target (bool): Whether training looks at the support pairs: then it is repeated for each number of them.
-        trained (bool): Whether there is a training at all.
+        drtl (dict): Section ``drtl`` of the option file.
+        adapt (dict): Options of ``drtl.adapt`` by name of the variant.
+        distortions (str | list[dict]): Option ``datasets.train.distortions``.
+        knows_target (bool): Whether training uses the support pairs, and so is repeated for each number of them.
+        trained (bool): Whether the network is trained before adaptation.
     """
 
     drtl: dict
@@ -105,23 +105,17 @@ ARMS = {
     'fit alone': drtl_arm(
         {'pipeline': 'pretrain', **FIT, 'weighting': {**UNIFORM, 'mode': 'sampling', 'fit_share': 1}},
         no_replay=NO_REPLAY,
-        fitted_replay=FITTED_REPLAY,
     ),
     'fit half': drtl_arm(
         {'pipeline': 'pretrain', **FIT, 'weighting': {**UNIFORM, 'mode': 'sampling', 'fit_share': 0.5}},
         no_replay=NO_REPLAY,
-        fitted_replay=FITTED_REPLAY,
     ),
     'DRTL': drtl_arm(
         {'pipeline': 'pretrain', **FIT, 'weighting': TRANSFER},
         no_replay=NO_REPLAY,
-        fitted_replay=FITTED_REPLAY,
-        low_rank={'rank': 4, 'lr': 1e-3},
         high_rate={'lr': 1e-3},
     ),
-    'DRTL meta': drtl_arm(
-        {'pipeline': 'meta', **FIT, 'weighting': TRANSFER}, no_replay=NO_REPLAY, fitted_replay=FITTED_REPLAY
-    ),
+    'DRTL meta': drtl_arm({'pipeline': 'meta', **FIT, 'weighting': TRANSFER}, no_replay=NO_REPLAY),
 }
 DEFAULT = 'DRTL'
 RESULTS = HERE / 'results'
@@ -145,7 +139,7 @@ QUICK = {
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One training, with the adaptations from it."""
+    """One training and its adaptations."""
 
     data: Path
     results: Path
@@ -159,11 +153,11 @@ class Job:
 
     @property
     def trained_for(self) -> int:
-        """Shots that the training depends on, or 0."""
+        """Number of support pairs that training depends on, or 0."""
         return self.shots if ARMS[self.arm].knows_target else 0
 
     def path(self, variant: str) -> Path:
-        """The result of an adaptation."""
+        """File of the result of an adaptation."""
         section = parse_section(AdaptOptions, ARMS[self.arm].adapt[variant], 'adapt')
         digest = _digest(options(self), dataclasses.asdict(section), self.columns)
         name = '_'.join([self.arm, *([variant] if variant else [])]).replace(' ', '_')
@@ -171,7 +165,7 @@ class Job:
 
     @property
     def network(self) -> Path:
-        """The trained network, which adaptations share."""
+        """File of the trained network, shared by adaptations."""
         opt = options(self)
         if not self.trained_for:
             del opt['datasets']['train']['target']
@@ -180,24 +174,24 @@ class Job:
 
     @property
     def fit(self) -> Path:
-        """The fitted camera, which arms share."""
+        """File of the fitted camera, shared by arms."""
         digest = _digest(options(dataclasses.replace(self, arm='fit alone')))
         return self.results / self.track / f'fit_k{self.shots}_s{self.seed}_{digest}.pth'
 
     def missing(self) -> list[str]:
-        """Adaptations that are not done yet."""
+        """Variants without a result."""
         return [variant for variant in self.variants if not self.path(variant).is_file()]
 
 
 def _digest(opt: dict, *settings: object) -> str:
-    """Changed options make other file names; so do changed defaults of the plug-in."""
+    """Digest for file names, which changes with the options and with the defaults of the plug-in."""
     drtl = dataclasses.asdict(DRTLOptions.from_opt(opt))
-    del drtl['adapt']  # of no account to training
+    del drtl['adapt']  # does not affect training
     return hashlib.sha256(json.dumps([{**opt, 'drtl': drtl}, *settings], sort_keys=True).encode()).hexdigest()[:8]
 
 
 def options(job: Job) -> dict:
-    """The option file of a job, as BasicSR would hand it over."""
+    """The parsed option file of a job."""
     camera, scale = TRACKS[job.track]
     arm = ARMS[job.arm]
     iterations, relation = job.iterations, arm.drtl['weighting']['relation']
@@ -256,14 +250,14 @@ def options(job: Job) -> dict:
 
 
 def trained_model(job: Job) -> tuple[DRTLModel, float]:
-    """The model of a job, trained or as it was trained before, and the seconds that training took."""
+    """The trained model of a job, from a file if there is one, and the training time in seconds."""
     torch.manual_seed(job.seed)
     opt = options(job)
     if job.fit.is_file() and opt['drtl']['camera_fit']:
         opt['path']['pretrain_camera_fit'] = str(job.fit)
     model = DRTLModel(opt)
     if model.camera_fit is not None and not job.fit.is_file():
-        _write(job.fit, lambda path: torch.save(model.camera_fit.state(), path))
+        _write(job.fit, functools.partial(torch.save, model.camera_fit.state()))
     if not ARMS[job.arm].trained:
         return model, 0.0
     if job.network.is_file():
@@ -288,7 +282,7 @@ def trained_model(job: Job) -> tuple[DRTLModel, float]:
 
 
 def _write(path: Path, save: Callable[[Path], None]) -> None:
-    """Save as a whole or not at all; others may be at it."""
+    """Save atomically, since several processes may work on the same job."""
     unfinished = path.with_suffix(f'.{os.getpid()}')
     save(unfinished)
     os.replace(unfinished, path)
@@ -296,13 +290,13 @@ def _write(path: Path, save: Callable[[Path], None]) -> None:
 
 @torch.no_grad()
 def restore(model: DRTLModel, net: nn.Module, lq: Tensor) -> Tensor:
-    """An image ``(3, h, w)`` of uint8, restored: ``(1, 3, s h, s w)``, on the CPU."""
+    """Restore an image ``(3, h, w)``, uint8, to ``(1, 3, s h, s w)`` on the CPU."""
     with model.precision():
         return net(lq[None].to(model.device) / 255).float().cpu()
 
 
 def score(result: Tensor, gt: Tensor, scale: int) -> tuple[float, float]:
-    """PSNR (dB) and SSIM on luma, a border of ``scale`` pixels left out."""
+    """PSNR (dB) and SSIM on luma, without a border of ``scale`` pixels."""
     images = [tensor2img(image) for image in (result, gt[None] / 255)]
     return tuple(
         float(metric(*images, crop_border=scale, test_y_channel=True)) for metric in (calculate_psnr, calculate_ssim)
@@ -312,7 +306,7 @@ def score(result: Tensor, gt: Tensor, scale: int) -> tuple[float, float]:
 def evaluate(model: DRTLModel, net: nn.Module, pairs: list[tuple[Tensor, Tensor]]) -> list[float]:
     """Mean PSNR and SSIM over pairs."""
     scores = [score(restore(model, net, lq), gt, model.library.scale) for lq, gt in pairs]
-    return [statistics.mean(values) for values in zip(*scores)]
+    return [statistics.mean(values) for values in zip(*scores, strict=True)]
 
 
 def adapt(model: DRTLModel, variant: dict, columns: tuple[int, ...], pairs: list) -> dict:
@@ -327,7 +321,7 @@ def adapt(model: DRTLModel, variant: dict, columns: tuple[int, ...], pairs: list
 
 
 def run(job: Job) -> str:
-    """Do what is missing of a job; returns what was done, in a line."""
+    """Run the missing parts of a job; returns a line of results."""
     start = time.perf_counter()
     camera, scale = TRACKS[job.track]
     job.network.parent.mkdir(parents=True, exist_ok=True)
@@ -357,12 +351,12 @@ def upsampling(args: argparse.Namespace, track: str) -> list[float]:
         for lq, gt in read_pairs(args.data / camera / 'val', scale):
             result = F.interpolate(lq[None] / 255, size=gt.shape[-2:], mode='bicubic', antialias=True)
             scores.append(score(result, gt, scale))
-        path.write_text(json.dumps([statistics.mean(values) for values in zip(*scores)]), encoding='utf-8')
+        path.write_text(json.dumps([statistics.mean(values) for values in zip(*scores, strict=True)]), encoding='utf-8')
     return json.loads(path.read_text(encoding='utf-8'))
 
 
 def collect(args: argparse.Namespace) -> list[dict]:
-    """What is there: a row for each track, arm, number of shots, seed and number of steps."""
+    """Existing results: a row for each track, arm, number of shots, seed and number of steps."""
     rows = []
     for job in all_jobs(args):
         for variant in job.variants:
@@ -427,7 +421,7 @@ def tables(args: argparse.Namespace, rows: list[dict]) -> str:
 
 
 def verdict(args: argparse.Namespace, rows: list[dict]) -> str:
-    """Markdown: by how many dB the default arm is above the best baseline."""
+    """Markdown: gain of the default arm over the best baseline, in dB."""
     psnr = means_of(rows, 'psnr_y')
     arms = {row['arm'] for row in rows}
     baselines = {arm for arm in arms if arm.partition(',')[0] in BASELINES}
@@ -447,25 +441,25 @@ def verdict(args: argparse.Namespace, rows: list[dict]) -> str:
             margin += [default[50] - baseline[final], best(track, shots, final, arms - baselines) - baseline[final]]
             margins.append(margin)
             body.append([track, str(shots), *(f'{value:+.2f}' for value in margin)])
-        body.append(['mean', str(shots), *(f'{statistics.mean(column):+.2f}' for column in zip(*margins))])
+        body.append(['mean', str(shots), *(f'{statistics.mean(column):+.2f}' for column in zip(*margins, strict=True))])
     header = ['track', 'shots', 'before adaptation', 'after 10 steps', f'after {final}']
     return markdown_table([*header, f'50 steps against {final}', f'best of ours after {final}'], body)
 
 
 def draw_curves(args: argparse.Namespace, rows: list[dict]) -> None:
-    """curves_kN.png: PSNR against steps of adaptation, with bands of a standard deviation."""
+    """curves_kN.png: PSNR against adaptation steps, with bands of one standard deviation."""
     from matplotlib.figure import Figure
 
     psnr = means_of(rows, 'psnr_y')
     for shots in args.shots:
         figure = Figure(figsize=(4.6 * len(args.tracks), 4.2), layout='constrained')
-        for axes, track in zip(figure.subplots(1, len(args.tracks), squeeze=False)[0], args.tracks):
+        for axes, track in zip(figure.subplots(1, len(args.tracks), squeeze=False)[0], args.tracks, strict=True):
             for arm in ARMS:
                 if (track, shots, arm, 0) not in psnr or arm == 'scratch':  # far below
                     continue
-                mean, spread = zip(*(psnr[track, shots, arm, step] for step in args.columns))
+                mean, spread = zip(*(psnr[track, shots, arm, step] for step in args.columns), strict=True)
                 line = axes.plot(args.columns, mean, '--' if arm in BASELINES else '-', marker='.', label=arm)[0]
-                low, high = ([m + sign * s for m, s in zip(mean, spread)] for sign in (-1, 1))
+                low, high = ([m + sign * s for m, s in zip(mean, spread, strict=True)] for sign in (-1, 1))
                 axes.fill_between(args.columns, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
             axes.set_xscale('symlog', linthresh=1)
             axes.set_title(f'{track}, {shots} shot{"s" * (shots > 1)}')
@@ -477,7 +471,7 @@ def draw_curves(args: argparse.Namespace, rows: list[dict]) -> None:
 
 
 def draw_crops(args: argparse.Namespace) -> None:
-    """crops.png: for each track, the part of a held-out photograph with most detail, five shots, first seed."""
+    """crops.png: for each track, the most detailed part of a held-out photograph; five shots, first seed."""
     from matplotlib.figure import Figure
 
     side, steps = 96, 200 if 200 in args.columns else args.columns[-1]
@@ -489,7 +483,7 @@ def draw_crops(args: argparse.Namespace) -> None:
     if not jobs:
         return
     figure = Figure(figsize=(10, 2.7 * len(jobs)), layout='constrained')
-    for line, job in zip(figure.subplots(len(jobs), 4, squeeze=False), jobs):
+    for line, job in zip(figure.subplots(len(jobs), 4, squeeze=False), jobs, strict=True):
         track = job.track
         camera, scale = TRACKS[track]
         model, _ = trained_model(job)
@@ -505,7 +499,7 @@ def draw_crops(args: argparse.Namespace) -> None:
             f'after {steps} steps': restore(model, adapted, lq),
             'ground truth': gt[None] / 255,
         }
-        for axes, (name, picture) in zip(line, pictures.items()):
+        for axes, (name, picture) in zip(line, pictures.items(), strict=True):
             axes.imshow(tensor2img(picture, rgb2bgr=False)[top : top + side, left : left + side])
             axes.set_title(f'{track}: {name}' if name == 'bicubic' else name, fontsize=9)
             axes.axis('off')

@@ -1,12 +1,11 @@
 """Relation recovery under content shift: is each distortion its own nearest neighbour?
 
-Auxiliary tasks are learned on BSDS500; supports are made from photographs of another source (City100's ground truth,
-printed posters and postcards), K images under one task, its parameters drawn once for each image, as a camera has them.
-A trial asks for the task that relates most to such a support. Beside the plug-in's estimators stands a plain
-classifier of low-quality patches.
+The auxiliary tasks use BSDS500. A support set is K photographs from another source (City100's GT: printed posters and
+postcards) under one task, with parameters drawn once per photograph. In each trial, the task with the highest relation
+to a support set should be the one that made it. A classifier of LQ patches serves as a baseline.
 
-The second measurement is order: Spearman correlation, over pairs of blurs, between the distance of their nodes and the
-difference of their sigmas.
+The second measurement is the blur order: the Spearman correlation, over pairs of blurs, between the distance of their
+nodes and the difference of their sigmas.
 
     python benchmarks/relation_recovery.py             # 25 minutes on 2 CPU cores
 """
@@ -44,19 +43,19 @@ from drtl_plugin.tasks.patches import paired_patches
 SHOTS = (1, 2, 5)
 LQ_ONLY = 'LQ-only classifier'
 RELATIONS = ('embedding', LQ_ONLY, 'gradient', 'transfer')
-# Blur sigmas in pixels of the low-quality picture.
+# Blur sigmas in LQ pixels.
 BLURS = (0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75)
-# Side of the supports' images: enough for the patches of a support to differ.
+# Side of support images in LQ pixels, large enough for patches to differ.
 LQ_SIDE = 144
 NUM_PATCHES = 64
 
 Pairs = list[tuple[Tensor, Tensor]]
-# A node for a set of patches (lq, gt): a vector that cosines are taken of.
+# Maps patches (lq, gt) to a node: a vector whose cosines are compared.
 Node = Callable[[Tensor, Tensor], Tensor]
 
 
 class LQClassifier(nn.Module):
-    """The baseline: a small CNN that names the task of a low-quality patch, without its ground truth."""
+    """Baseline: a small CNN that recognises the task of an LQ patch, without GT."""
 
     def __init__(self, num_task: int, num_feat: int = 32) -> None:
         super().__init__()
@@ -72,7 +71,7 @@ class LQClassifier(nn.Module):
 
 
 def train_classifier(lq: Tensor, generator: torch.Generator) -> LQClassifier:
-    """Trained on what the DRN is trained on, as long."""
+    """Train the classifier on the data of the DRN, with as many steps."""
     hook = RelationHook()
     steps, batch_size = hook.drn_steps, hook.drn_patches
     num_task, num_content = lq.shape[:2]
@@ -88,7 +87,7 @@ def train_classifier(lq: Tensor, generator: torch.Generator) -> LQClassifier:
 
 
 def support_images(data, scale: int) -> list[Tensor]:
-    """The middle of City100's ground truth, ``(1, 3, H, W)`` each."""
+    """Centre crops of City100's GT, ``(1, 3, H, W)`` each."""
     side = LQ_SIDE * scale
     images = []
     for path in sorted(data.glob('city100_*/support/hr/*')):
@@ -99,7 +98,7 @@ def support_images(data, scale: int) -> list[Tensor]:
 
 
 def degrade(images: Sequence[Tensor], library: DistortionLibrary, generator: torch.Generator) -> list[Pairs]:
-    """For each task the pairs that it makes of the images, 8 bits each, as cameras give them."""
+    """For each task, its pairs of the images, rounded to 8 bits."""
     result = []
     for task in tqdm(library.tasks, desc='supports', disable=None, leave=False):
         pairs = [(task(image, generator)[0], image[0]) for image in images]
@@ -108,13 +107,13 @@ def degrade(images: Sequence[Tensor], library: DistortionLibrary, generator: tor
 
 
 def cosines(auxiliary: Tensor, target: Tensor) -> Tensor:
-    """Cosines of a target's node to the tasks' nodes, centred over the library."""
+    """Cosines between a target's node and the tasks' nodes, centred over the library."""
     centre = auxiliary.mean(dim=0)
     return F.normalize(auxiliary - centre, dim=1) @ F.normalize(target - centre, dim=0)
 
 
 def trials(supports: list[Pairs], shots: int, relate: Callable[[Tensor, Tensor], Tensor], rounds: int) -> float:
-    """Share of trials in which the task that a support was made by relates most to it."""
+    """Share of trials in which the task of a support set has the highest relation to it."""
     generator = torch.Generator().manual_seed(1)
     hits = []
     for _ in range(rounds):
@@ -126,7 +125,7 @@ def trials(supports: list[Pairs], shots: int, relate: Callable[[Tensor, Tensor],
 
 
 def blur_order(blurred: list[Pairs], node: Node, shots: int = 5, rounds: int = 5) -> float:
-    """Mean Spearman correlation between nodes' distances and differences of sigma, contents differing."""
+    """Mean Spearman correlation between distances of nodes and differences of sigma, on different contents."""
     generator = torch.Generator().manual_seed(2)
     sigmas = torch.tensor(BLURS)
     correlations = []
@@ -182,7 +181,7 @@ def main() -> None:
                 measure_cosines(LQ_ONLY, lambda lq, gt, net=net: net(lq).mean(dim=0), args.rounds)
 
     criterion = nn.L1Loss()
-    slow = max(1, args.rounds // 4)  # their trials take seconds each
+    slow = max(1, args.rounds // 4)  # each of their trials takes seconds
     if {'gradient', 'transfer'} & set(args.relations):
         base = train_base(auxiliary, args.base_steps)
     if 'gradient' in args.relations:
@@ -202,9 +201,9 @@ def main() -> None:
         measure('transfer', gains, gains, slow)
     rows = []
     for name, runs in results.items():
-        columns = list(zip(*runs))
+        columns = list(zip(*runs, strict=True))
         spread = [f' ± {statistics.stdev(column):.2f}' if len(column) > 1 else '' for column in columns]
-        rows.append([name] + [f'{statistics.mean(column):.2f}{s}' for column, s in zip(columns, spread)])
+        rows.append([name] + [f'{statistics.mean(column):.2f}{s}' for column, s in zip(columns, spread, strict=True)])
     print(markdown_table(['relation', *(f'K = {k}' for k in SHOTS), 'blur order'], rows))
 
 

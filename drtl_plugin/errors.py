@@ -1,4 +1,4 @@
-"""The errors that a user can mend; the command line prints them as one line and exits with code 2."""
+"""Errors that users can fix; the command line prints them as one line and exits with code 2."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from pathlib import Path
 from typing import Any
 
 _STANDARD_LIBRARY = sysconfig.get_path('stdlib')
-# Folders of installed packages: of an environment, of a user, of Debian.
+# Folders of installed packages; dist-packages is Debian's.
 _INSTALLED = {'site-packages', 'dist-packages'}
 
 
 class DRTLError(Exception):
-    """What is wrong, where (file or option key) and what to do about it, in one line."""
+    """One line: what is wrong, where (file or option key), and what to do about it."""
 
 
 class OptionError(DRTLError):
-    """An option file says something that cannot be carried out."""
+    """An option is invalid."""
 
 
 class DataError(DRTLError):
-    """A folder, an image or an LMDB is not what the options promise."""
+    """A folder, image, LMDB or checkpoint is missing, damaged or does not fit the options."""
 
 
 def describe(error: Exception) -> str:
-    """The type and message of an exception, in one line."""
+    """Type and message of an exception in one line."""
     return f'{type(error).__name__}: {" ".join(str(error).split())}'.removesuffix(': ')
 
 
 def own_line(error: Exception) -> str:
-    """``' (FILE:LINE)'``, the innermost line of a traceback that is in a module of the user; empty if there is none.
+    """``' (FILE:LINE)'`` of the innermost line of a traceback in the user's own code; empty if there is none.
 
-    The user can change that line, unlike those of installed packages, the standard library, BasicSR and this plug-in.
+    Installed packages, the standard library, BasicSR and this plug-in are not the user's own code.
     """
     place = ''
     for frame, line in traceback.walk_tb(error.__traceback__):
@@ -45,22 +45,22 @@ def own_line(error: Exception) -> str:
 
 def _is_own(file: str, module: str) -> bool:
     path = Path(file)
-    if module.partition('.')[0] in ('basicsr', 'drtl_plugin'):  # which may be installed as editable
+    if module.partition('.')[0] in ('basicsr', 'drtl_plugin'):  # may be an editable installation
         return False
     return path.is_file() and not _INSTALLED & set(path.parts) and not path.is_relative_to(_STANDARD_LIBRARY)
 
 
 def unknown(kind: str, name: object, known: Iterable[str], where: str) -> OptionError:
-    """The error for a name that does not exist.
+    """The error for an unknown name.
 
     Args:
-        kind (str): What the name stands for, e.g. ``'distortion'``.
-        name: The name as the user wrote it.
-        known (Iterable[str]): The names that exist.
+        kind (str): What is named, e.g. ``'distortion'``.
+        name (object): The name as the user wrote it.
+        known (Iterable[str]): The known names.
         where (str): The option key, e.g. ``'drtl.inner'``.
 
     Returns:
-        OptionError: Names the nearest known name, or all of them where none is near.
+        OptionError: Suggests a similar known name, or lists all of them.
     """
     known = sorted(known)
     near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.6)
@@ -69,17 +69,17 @@ def unknown(kind: str, name: object, known: Iterable[str], where: str) -> Option
 
 
 def registered(registry: Any, name: object, kind: str, where: str) -> Any:
-    """What a registry of BasicSR has under a name.
+    """Look up a name in one of BasicSR's registries.
 
     Args:
-        registry: One of ``basicsr.utils.registry``.
+        registry (Registry): Of ``basicsr.utils.registry``.
         name (object): Name in the option file.
-        kind (str), where (str): As of :func:`unknown`.
+        kind (str), where (str): As in :func:`unknown`.
 
     Raises:
-        OptionError: If there is nothing.
+        OptionError: If the name is unknown.
     """
-    for candidate in (name, f'{name}_basicsr'):  # BasicSR finds a few of its classes with this suffix only
+    for candidate in (name, f'{name}_basicsr'):  # BasicSR registers some of its classes with this suffix
         if isinstance(candidate, str) and candidate in registry:
             return registry.get(candidate)
     raise OptionError(f'{unknown(kind, name, registry.keys(), where)} --import MODULE registers your own.')

@@ -1,10 +1,10 @@
-"""Metrics of pyiqa (LPIPS, DISTS, NIQE, …), by name in the option file::
+"""Metrics of pyiqa (LPIPS, DISTS, NIQE, …), used in an option file by name::
 
     val:
       metrics:
         lpips: {type: calculate_pyiqa, metric: lpips, crop_border: 4, better: lower}
 
-pyiqa is an optional extra: ``pip install 'drtl_plugin[pyiqa]'``. Many of its metrics fetch weights the first time.
+pyiqa is an optional extra: ``pip install 'drtl_plugin[pyiqa]'``. Many of its metrics download weights on first use.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import functools
 import json
 import logging
 import random
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ from basicsr.utils.registry import METRIC_REGISTRY
 
 from drtl_plugin.errors import DataError, OptionError, unknown
 
-# What BasicSR and this module read of a metric's section; the rest is pyiqa's.
+# Keys of a metric's section that BasicSR and this module read; the others are pyiqa's.
 _OURS = ('type', 'better', 'metric', 'crop_border')
 
 
@@ -32,37 +31,37 @@ _OURS = ('type', 'better', 'metric', 'crop_border')
 def calculate_pyiqa(
     img: np.ndarray, metric: str, img2: np.ndarray | None = None, crop_border: int = 0, **kwargs
 ) -> float:
-    """A metric of pyiqa.
+    """Compute a metric of pyiqa.
 
     Args:
         img (ndarray): Restored image, ``(H, W, 3)``, BGR, or ``(H, W)``, uint8.
-        metric (str): Its name in pyiqa (``pyiqa.list_models()``).
-        img2 (ndarray): Ground truth, the same; metrics without reference don't look at it.
-        crop_border (int): Pixels that are left out on each side.
-        kwargs: Arguments of this metric in pyiqa, e.g. ``test_y_channel: true`` of its ``psnr`` and ``ssim``.
+        metric (str): Name in pyiqa (``pyiqa.list_models()``).
+        img2 (ndarray | None): GT, like ``img``; ignored by no-reference metrics.
+        crop_border (int): Pixels to ignore at each border.
+        kwargs: Arguments of the metric in pyiqa, e.g. ``test_y_channel: true`` for ``psnr`` and ``ssim``.
 
     Returns:
-        float: The metric.
+        float: The value.
 
     Raises:
-        OptionError: If there is no ground truth, and the metric wants one.
+        OptionError: If the metric needs GT and there is none.
     """
     compute = pyiqa_metric(metric, **kwargs)
     images = [img, img2] if compute.metric_mode == 'FR' else [img]
     if images[-1] is None:
-        raise OptionError(f'val.metrics: {metric} compares with a ground truth, and this dataset has none.')
+        raise OptionError(f'val.metrics: {metric} needs GT, which this dataset does not have.')
     inner = slice(crop_border, -crop_border or None)
     images = [reorder_image(image)[inner, inner].astype(np.float32) / 255 for image in images]
     with torch.no_grad():
         return float(compute(*(tensor[None] for tensor in img2tensor(images))))
 
 
-def pyiqa_metric(metric: str, **arguments: Any) -> Callable:
-    """A metric as pyiqa builds it, on the GPU where there is one; once for the same arguments.
+def pyiqa_metric(metric: str, **arguments: Any) -> Any:
+    """Build a metric of pyiqa, on the GPU if there is one; cached by its arguments.
 
     Args:
-        metric (str): Its name in pyiqa.
-        arguments: Its further arguments; those that are not pyiqa's are left out.
+        metric (str): Name in pyiqa.
+        arguments: Other keys of the metric's section; those that are not pyiqa's are ignored.
 
     Raises:
         ImportError: If pyiqa is missing.
@@ -71,10 +70,10 @@ def pyiqa_metric(metric: str, **arguments: Any) -> Callable:
 
 
 @functools.cache
-def _build(metric: str, arguments: str) -> Callable:
+def _build(metric: str, arguments: str) -> Any:
     import pyiqa
 
-    # The course of training is the same with and without.
+    # Building a metric must not change the random numbers of training.
     random_state, numpy_state = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng():
@@ -85,15 +84,15 @@ def _build(metric: str, arguments: str) -> Callable:
 
 
 def check_pyiqa(section: dict, where: str) -> None:
-    """Check the section of a metric of pyiqa, and build it.
+    """Check the section of a pyiqa metric, and build the metric.
 
     Args:
         section (dict): ``type: calculate_pyiqa``, ``metric`` and further arguments.
-        where (str): Its key in the option file.
+        where (str): Key of the section in the option file.
 
     Raises:
-        OptionError: If pyiqa is missing, has no such metric or not with these arguments, or ``better`` says otherwise.
-        DataError: If the weights of the metric are not on this machine and cannot be fetched.
+        OptionError: If pyiqa is missing, does not have the metric or these arguments, or disagrees with ``better``.
+        DataError: If the weights of the metric are not on this machine and cannot be downloaded.
     """
     try:
         import pyiqa
@@ -109,10 +108,10 @@ def check_pyiqa(section: dict, where: str) -> None:
         raise OptionError(f'{where}: pyiqa cannot build {name}: {" ".join(str(error).split())}') from None
     except (OSError, RuntimeError) as error:
         raise DataError(
-            f'{where}: the weights of {name} are not on this machine, and could not be fetched '
-            f'({" ".join(str(error).split())}); run it once where there is a network, and copy '
-            f'{torch.hub.get_dir()} and ~/.cache/huggingface from there.'
+            f'{where}: the weights of {name} are not on this machine and cannot be downloaded '
+            f'({" ".join(str(error).split())}); run the metric once on a machine with a network, and copy '
+            f'{torch.hub.get_dir()} and ~/.cache/huggingface from it.'
         ) from None
     better = 'lower' if compute.lower_better else 'higher'
     if section.get('better', 'higher') != better:
-        raise OptionError(f'{where}.better: of {name}, {better} is better; say so.')
+        raise OptionError(f'{where}.better: {better} is better for {name}; set better: {better}.')

@@ -233,7 +233,7 @@ def _check_dataset(dataset_opt: dict, where: str, yields_episodes: bool) -> Any:
     try:
         dataset = kind(deepcopy(dataset_opt))
         if not yields_episodes and len(dataset) == 0:
-            raise DataError(f'{where}.dataroot_lq: {dataset_opt["dataroot_lq"]} holds no images.')
+            raise DataError(f'{where}.dataroot_lq: {dataset_opt["dataroot_lq"]} contains no images.')
         of_first_process(lambda: _check_images(dataset, dataset_opt))
     except DRTLError:
         raise

@@ -87,7 +87,7 @@ class TestTrain:
         command = command.partition(': basicsr ')[2].replace('IN', f'{SAMPLE_ROOT}/camera/val/lq')
         assert cli.main(command.split()) == 0
         assert len(list((workdir / 'OUT').iterdir())) == 3
-        for line, words in zip(lines[1:], ('bicubic upsampling', 'before adaptation', 'after adaptation')):
+        for line, words in zip(lines[1:], ('bicubic upsampling', 'before adaptation', 'after adaptation'), strict=True):
             assert re.fullmatch(rf'  {words}\s+\d+\.\d{{4}}\s+0\.\d{{4}}', line)
 
         root = workdir / 'experiments/drtl_x4'
@@ -403,11 +403,10 @@ class TestLmdb:
         assert np.array_equal(imfrombytes(client.get('c', 'gt')), noise)
 
     def test_a_failure_leaves_nothing_under_the_final_name(self, workdir, benchmark, monkeypatch, capsys):
-        def fail(folder, path, *_, **__):
-            Path(path).mkdir()
-            raise OSError(errno.ENOSPC, 'No space left on device', path)
+        def fail(maker, *_):
+            raise OSError(errno.ENOSPC, 'No space left on device', maker.lmdb_path)
 
-        monkeypatch.setattr(lmdb_files.lmdb_util, 'make_lmdb_from_imgs', fail)
+        monkeypatch.setattr(lmdb_files.LmdbMaker, 'put', fail)
         before = sorted(workdir.iterdir())
         assert cli.main(['lmdb', 'bench/gt', 'x.lmdb']) == 2
         assert 'basicsr: error: [Errno 28] No space left on device' in capsys.readouterr().err
@@ -418,9 +417,9 @@ class TestLmdb:
         [
             (['broken', 'x.lmdb'], 'a.png: cannot be read as an image'),
             (['nowhere', 'x.lmdb'], 'folder: there is no folder nowhere'),
-            (['empty', 'x.lmdb'], 'holds no images'),
+            (['empty', 'x.lmdb'], 'contains no images'),
             (['bench/gt', 'x'], 'the name must end in .lmdb'),
-            (['bench/gt', 'empty.lmdb'], 'empty.lmdb exists already'),
+            (['bench/gt', 'empty.lmdb'], 'empty.lmdb exists'),
             (['dots', 'x.lmdb'], 'a.b cannot be an LMDB key'),
             (['twice', 'x.lmdb'], 'more than one image named a'),
         ],

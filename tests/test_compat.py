@@ -10,9 +10,7 @@ import pytest
 import torch
 from basicsr.utils.file_client import FileClient, LmdbBackend
 
-from drtl_plugin.compat import basicsr as repairs
-from drtl_plugin.compat import lmdb as shared_lmdb
-from drtl_plugin.compat import torchvision as torchvision_repairs
+from drtl_plugin.compat import basicsr as compat
 from drtl_plugin.data.lmdb_files import write_lmdb
 from drtl_plugin.errors import DataError
 
@@ -30,7 +28,7 @@ sys.path.insert(0, {folder!r})
 spec = importlib.util.spec_from_file_location('compat', {compat!r})
 compat = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(compat)
-print(compat.define_missing_operators())
+print(compat.define_missing_torchvision_operators())
 import torchvision
 print(torchvision.imported)
 """
@@ -53,7 +51,6 @@ class Watch:
 
 sys.meta_path.insert(0, Watch())
 import drtl_plugin
-import torch
 """
     result = subprocess.run(
         [sys.executable, '-c', script], capture_output=True, text=True, env={**clean, **environment}
@@ -64,7 +61,7 @@ import torch
 def run_with_torchvision(tmp_path, source: str) -> subprocess.CompletedProcess:
     (tmp_path / 'torchvision').mkdir()
     (tmp_path / 'torchvision' / '__init__.py').write_text(source)
-    driver = DRIVER.format(folder=str(tmp_path), compat=torchvision_repairs.__file__)
+    driver = DRIVER.format(folder=str(tmp_path), compat=compat.__file__)
     return subprocess.run([sys.executable, '-c', driver], capture_output=True, text=True)
 
 
@@ -95,7 +92,7 @@ def test_functional_tensor_gives_torchvisions_function():
 
     image = torch.rand(2, 3, 4, 4)
     assert torch.equal(restored(image), rgb_to_grayscale(image))
-    assert not torchvision_repairs.restore_functional_tensor()  # nothing left to repair
+    assert not compat.restore_functional_tensor()  # nothing left to repair
 
 
 @pytest.fixture
@@ -116,10 +113,10 @@ def test_one_lmdb_serves_several_datasets_and_forked_workers(small_lmdb):
     assert os.waitpid(child, 0)[1] == 0
 
 
-def test_lmdb_is_repaired_once():
+def test_lmdb_is_repaired_only_where_it_fails():
     backend = FileClient._backends['lmdb']
     assert backend is not LmdbBackend
-    assert not shared_lmdb.share_environments()
+    assert not compat.share_lmdb_environments()  # probes, and finds no fault any more
     assert FileClient._backends['lmdb'] is backend
 
 
@@ -133,7 +130,7 @@ def test_the_lmdb_fault_exists_upstream(small_lmdb):
 def test_writable_lmdb_backends_are_basicsrs_own(small_lmdb):
     backend = FileClient('lmdb', db_paths=small_lmdb, client_keys='gt', readonly=False)
     assert backend.get('key', 'gt') == b'value'
-    assert os.path.realpath(small_lmdb) not in shared_lmdb._environments
+    assert os.path.realpath(small_lmdb) not in compat._lmdb_environments
 
 
 def test_shared_lmdb_wants_a_key_for_each_path(small_lmdb):
@@ -151,14 +148,14 @@ def test_filter2d_takes_images_of_any_layout():
     assert torch.equal(filter2D(channels_last, kernel), filter2D(image, kernel))
     with pytest.raises(RuntimeError, match='view'):
         filter2D.__wrapped__(channels_last, kernel)  # the fault upstream
-    assert not repairs.let_filter2d_take_any_layout()  # tries, and finds no fault any more
+    assert not compat.let_filter2d_take_any_layout()  # probes, and finds no fault any more
     assert realesrnet_model.filter2D is filter2D
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
 def test_without_gpu_cuda_calls_stay_on_the_cpu():
     tensor, module = torch.zeros(1), torch.nn.Linear(1, 1)
-    with repairs.without_gpu():
+    with compat.without_gpu():
         assert tensor.cuda() is tensor
         assert module.cuda() is module
     with pytest.raises((AssertionError, RuntimeError)):
@@ -170,11 +167,11 @@ def test_wandb_has_ids_again(monkeypatch):
     wandb = types.ModuleType('wandb')
     wandb.util = types.ModuleType('wandb.util')
     monkeypatch.setitem(sys.modules, 'wandb', wandb)
-    assert repairs.restore_wandb_generate_id()
+    assert compat.restore_wandb_generate_id()
     ids = {wandb.util.generate_id() for _ in range(100)}
     assert len(ids) == 100
     assert all(len(name) == 8 and name.isalnum() for name in ids)
-    assert not repairs.restore_wandb_generate_id()
+    assert not compat.restore_wandb_generate_id()
 
 
 def test_modules_that_newer_versions_lack_are_given_back():
@@ -215,7 +212,7 @@ for module, names in (
     for name in names:
         if name in vars(module):
             delattr(module, name)
-import drtl_plugin, drtl_plugin.cli, drtl_plugin.preflight
+import drtl_plugin, drtl_plugin.cli
 import basicsr.archs, basicsr.data, basicsr.losses, basicsr.metrics, basicsr.models
 print('imported')
 """

@@ -76,7 +76,7 @@ def test_grey_images_and_arguments_that_are_lists(stand_in, images):
 
 
 def test_without_ground_truth_a_line_says_so(stand_in, images):
-    with pytest.raises(OptionError, match='l1 compares with a ground truth'):
+    with pytest.raises(OptionError, match='l1 needs GT'):
         calculate_metric({'img': images[0]}, {'type': 'calculate_pyiqa', 'metric': 'l1'})
 
 
@@ -98,7 +98,7 @@ def test_a_training_run_has_it_in_its_table(stand_in, workdir, quick_opt, write_
     ('section', 'error', 'message'),
     [
         ({'metric': 'wieghts'}, OptionError, r"x.metric: unknown metric of pyiqa 'wieghts'; did you mean 'weights'"),
-        ({'metric': 'l1'}, OptionError, 'val.metrics.x.better: of l1, lower is better; say so'),
+        ({'metric': 'l1'}, OptionError, 'val.metrics.x.better: lower is better for l1; set better: lower'),
         ({'metric': 'red', 'better': 'lower'}, OptionError, 'of red, higher is better'),
         (
             {'metric': 'red', 'colour': 1},

@@ -1,5 +1,6 @@
 """Models, datasets, hooks and estimators of one's own, registered by a module that ``--import`` brings in."""
 
+import re
 import sys
 
 import pytest

@@ -352,7 +352,7 @@ class TestWrongInput:
         (workdir / 'weights.pth').write_text('no weights')
         quick_opt['path']['pretrain_network_g'] = 'weights.pth'
         assert cli.main(['train', '-opt', write_opt(quick_opt)]) == 2
-        assert 'weights.pth is damaged, or holds no weights or state' in capsys.readouterr().err
+        assert 'weights.pth is damaged, or contains no weights or state' in capsys.readouterr().err
         torch.save({'params': {'other.weight': torch.zeros(1)}}, workdir / 'weights.pth')
         assert cli.main(['train', '-opt', write_opt(quick_opt)]) == 2
         error = capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The Distortion Relation Network (DRN): an encoder of pairs, and its memory bank of prior knowledge."""
+"""The Distortion Relation Network (DRN): an encoder of LQ/GT pairs with a memory bank."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# RGB to Y, Cb, Cr (ITU-R BT.601), in grey levels: lenses blur and cameras compress luma and chroma differently.
+# RGB to Y, Cb, Cr (ITU-R BT.601) in grey levels: blur and compression differ between luma and chroma.
 _YCBCR = ((76.245, 149.685, 29.07), (-43.095, -84.405, 127.5), (127.5, -106.845, -20.655))
-# Power below which nothing is seen: that of a noise of about 0.7 grey levels.
+# Added to powers: that of noise with a sigma of about 0.7 grey levels.
 _FLOOR = 0.5
 
 
 class PairSpectrum(nn.Module):
-    """What a distortion does to a picture, frequency by frequency, with the content divided out.
+    """The effect of a distortion by frequency, largely independent of the content (ours).
 
-    Over all windows of a patch, with the spectra X of the reduced ground truth and Y of the low-quality picture,
-    (Welch's method; Bendat and Piersol, *Random Data*, chapter 6)
+    Features are averages over all windows of a patch, with the spectra X of the reduced GT and Y of the LQ patch
+    (Welch's method; Bendat and Piersol, *Random Data*, chapter 6):
 
-    - gain ``|⟨Y X*⟩| / ⟨|X|²⟩``: blur, sharpening, chroma subsampling. Its modulus is blind to a small shift between
-      the two pictures, which real pairs have;
-    - residual ``⟨|Y - ⟨Y X*⟩ X / ⟨|X|²⟩|²⟩``: noise and compression, what no filter explains;
-    - ``⟨|X|²⟩``: how much content there was to tell by;
-    - how the residual of bright windows compares with that of dark ones: shot noise.
+    - gain ``|⟨Y X*⟩| / ⟨|X|²⟩``: blur, sharpening, chroma subsampling. The modulus ignores small shifts between the two
+      images, which real pairs have;
+    - residual ``⟨|Y - ⟨Y X*⟩ X / ⟨|X|²⟩|²⟩``: noise and compression, which no filter explains;
+    - power ``⟨|X|²⟩``: how reliable the other two are;
+    - ratio of the residuals of bright and dark windows: shot noise.
 
     All are logarithms, for luma and chroma.
 
     Args:
-        window (int): Side of the (Hann) windows in pixels, even; they overlap by half.
+        window (int): Side of the Hann windows in pixels, even; windows overlap by half.
 
     Raises:
         ValueError: For a window that is odd or below 4.
@@ -41,6 +41,8 @@ class PairSpectrum(nn.Module):
         if window < 4 or window % 2:
             raise ValueError(f'window must be even and at least 4, got {window}.')
         self.window = window
+        self.taper: Tensor
+        self.ycbcr: Tensor
         taper = torch.outer(*[torch.hann_window(window)] * 2)
         self.register_buffer('taper', taper / taper.norm(), persistent=False)
         self.register_buffer('ycbcr', torch.tensor(_YCBCR), persistent=False)
@@ -56,7 +58,7 @@ class PairSpectrum(nn.Module):
         return torch.fft.rfft2((windows - mean) * self.taper)
 
     def forward(self, lq: Tensor, reduced_gt: Tensor) -> Tensor:
-        """``(B, 3, h, w)`` each, RGB in [0, 1], to ``(B, num_out)``."""
+        """Features ``(B, num_out)`` of LQ and reduced GT, ``(B, 3, h, w)`` each, RGB in [0, 1]."""
         x, y = (self._windows(torch.einsum('ij,bjhw->bihw', self.ycbcr, img)) for img in (reduced_gt, lq))
         brightness = x[:, :1].mean(dim=(-2, -1), keepdim=True) / 255
         x, y = self._spectra(x), self._spectra(y)
@@ -73,14 +75,14 @@ class PairSpectrum(nn.Module):
 
 
 class MemoryBank(nn.Module):
-    """Prior knowledge about distortions in learnable slots, read by attention.
+    """Learnable slots, read by attention: an unseen distortion becomes a mixture of known ones.
 
     ``a = softmax(q Mᵀ / √d)``, ``v = a M``. The paper (arXiv 2111.13078) names a memory bank; the formula is our
-    reconstruction. An unseen distortion is expressed by those of the auxiliary tasks.
+    reconstruction.
 
     Args:
         num_slot (int): m, number of slots.
-        num_embed (int): d, length of a slot and of an embedding.
+        num_embed (int): d, length of slots and embeddings.
     """
 
     def __init__(self, num_slot: int, num_embed: int) -> None:
@@ -102,17 +104,17 @@ class MemoryBank(nn.Module):
 
 @ARCH_REGISTRY.register()
 class DistortionRelationNet(nn.Module):
-    """Maps a low-quality patch, beside its reduced ground truth, to a distortion embedding.
+    """Maps an LQ patch and its reduced GT to a distortion embedding.
 
-    The encoder looks at the pair's spectra (:class:`PairSpectrum`), from which two layers make the query to the
-    memory bank. Convolutions on low-quality pictures alone tell content rather than distortion
-    (``benchmarks/relation_recovery.py`` has them for comparison).
+    The paper (arXiv 2111.13078) names the network; the encoder is ours: two layers turn the spectra of the pair
+    (:class:`PairSpectrum`) into a query of the memory bank. Convolutions on LQ patches alone recognise content rather
+    than distortions (``benchmarks/relation_recovery.py`` compares them).
 
     Args:
-        window (int): Side of the spectra's windows in pixels of the low-quality picture, even. Default: 8.
+        window (int): Side of the spectral windows in LQ pixels, even. Default: 8.
         num_feat (int): Hidden units of the encoder. Default: 128.
         num_embed (int): d, length of an embedding. Default: 32.
-        num_slot (int): m, slots of the memory bank. Default: 32.
+        num_slot (int): m, number of slots of the memory bank. Default: 32.
     """
 
     def __init__(self, window: int = 8, num_feat: int = 128, num_embed: int = 32, num_slot: int = 32) -> None:
@@ -134,7 +136,7 @@ class DistortionRelationNet(nn.Module):
 
         Args:
             lq (Tensor): RGB, ``(B, 3, h, w)`` in [0, 1]; h and w are at least ``window``.
-            reduced_gt (Tensor): Ground truth on the grid of ``lq``, ``(B, 3, h, w)`` in [0, 1].
+            reduced_gt (Tensor): GT reduced to the size of ``lq``, ``(B, 3, h, w)`` in [0, 1].
 
         Returns:
             Tensor: ``(B, num_embed)``.

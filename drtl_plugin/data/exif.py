@@ -1,7 +1,4 @@
-"""EXIF directories, read and written value by value.
-
-Pillow's EXIF writer guesses types and replaces letters beyond ASCII; here both stay as the camera wrote them.
-"""
+"""Reading and writing EXIF directories, with types and non-ASCII text unchanged (Pillow changes both)."""
 
 from __future__ import annotations
 
@@ -11,19 +8,19 @@ from typing import BinaryIO, TypeAlias
 import numpy as np
 from PIL.ExifTags import IFD, Base
 
-# By tag: the type and the values (little-endian), or the sub-directory.
+# By tag: type and values (little-endian), or a sub-directory.
 Directory: TypeAlias = dict[int, tuple[int, bytes] | dict]
 
 HEADER = b'II*\0\x08\0\0\0'
 BYTE, SHORT, LONG, RATIONAL, UNDEFINED = 1, 3, 4, 5, 7
-# Bytes of the numbers in a value, by type, and how many of them make a value.
+# Bytes per number, by type, and numbers per value.
 _NUMBERS = {1: 1, 2: 1, 3: 2, 4: 4, 5: 4, 6: 1, 7: 1, 8: 2, 9: 4, 10: 4, 11: 4, 12: 8, 13: 4}
 _PER_VALUE = {5: 2, 10: 2}
-# Bytes of values in a directory, beyond which they are left out: entries may share bytes, so the file sets no limit.
+# Largest total size of values in a directory: entries may share bytes, so the file size is no limit.
 _ROOM = 2**20
-# Sub-directories, by the tag of the directory that they are in.
-_SUB_DIRECTORIES = {None: (IFD.Exif, IFD.GPSInfo), IFD.Exif: (IFD.Interop,)}
-# Tags of the first directory that describe the photograph, not how its pixels are stored.
+# Sub-directories by the tag of their parent (None: the first directory).
+_SUB_DIRECTORIES: dict[int | None, tuple[IFD, ...]] = {None: (IFD.Exif, IFD.GPSInfo), IFD.Exif: (IFD.Interop,)}
+# Tags of the first directory that describe the photograph rather than the storage of its pixels.
 _DESCRIPTIVE = (
     *(Base.ImageDescription, Base.Make, Base.Model, Base.Software, Base.DateTime, Base.Artist, Base.HostComputer),
     *(Base.XResolution, Base.YResolution, Base.ResolutionUnit, Base.Rating, Base.RatingPercent, Base.Copyright),
@@ -32,10 +29,10 @@ _DESCRIPTIVE = (
 
 
 def read_exif(file: BinaryIO) -> Directory:
-    """Read what describes the photograph; thumbnails and how pixels are stored are left out, and damaged values, too.
+    """Read the tags that describe the photograph, without thumbnails, tags on pixel storage, and damaged values.
 
     Args:
-        file (BinaryIO): EXIF from its TIFF header on, or a TIFF file; BigTIFF is not read.
+        file (BinaryIO): EXIF from its TIFF header on, or a TIFF file (not BigTIFF).
 
     Raises:
         ValueError: If it is neither.
@@ -72,18 +69,18 @@ def _read(file: BinaryIO, offset: int, order: str, name: int | None = None) -> D
 
 
 def exif_bytes(directory: Directory, offset: int = len(HEADER)) -> bytes:
-    """A directory, little-endian, to be put at an offset from the header; see :func:`entries_and_values`."""
+    """A little-endian directory for an offset from the header; see :func:`entries_and_values`."""
     entries, values = entries_and_values(directory, offset)
     return struct.pack('<H', len(directory)) + b''.join(entries) + bytes(4) + values
 
 
 def entries_and_values(directory: Directory, offset: int, others: int = 0) -> tuple[list[bytes], bytes]:
-    """Entries of 12 bytes, and the values that they refer to.
+    """Entries of 12 bytes each, and the values that they point to.
 
     Args:
         directory (Directory): The directory.
-        offset (int): Where it is to begin, with the number of its entries; values follow behind all entries.
-        others (int): How many entries there will be beside these.
+        offset (int): Where the directory begins; values follow all entries.
+        others (int): Number of other entries in the directory.
     """
     entries, values = [], b''
     start = offset + 2 + 12 * (len(directory) + others) + 4
@@ -104,7 +101,7 @@ def entries_and_values(directory: Directory, offset: int, others: int = 0) -> tu
 
 
 def resolution(dpi: tuple[float, float]) -> Directory:
-    """The directory of an image whose only metadata is the resolution.
+    """A directory that contains only the resolution.
 
     Args:
         dpi (tuple[float, float]): Horizontal and vertical, in dots per inch.
@@ -116,13 +113,13 @@ def resolution(dpi: tuple[float, float]) -> Directory:
         return {}
     directory: Directory = {
         tag: (RATIONAL, struct.pack('<II', round(value * 1000), 1000))
-        for tag, value in zip((Base.XResolution, Base.YResolution), dpi)
+        for tag, value in zip((Base.XResolution, Base.YResolution), dpi, strict=True)
     }
     return {**directory, Base.ResolutionUnit: (SHORT, struct.pack('<H', 2))}
 
 
 def of_upright(directory: Directory, height: int, width: int) -> Directory:
-    """A directory for upright pixels of this size: its orientation is 1; sizes are changed where there are any."""
+    """A directory for upright pixels of this size: orientation 1, and sizes updated if present."""
     if not directory:
         return {}
     exif = directory.get(IFD.Exif)

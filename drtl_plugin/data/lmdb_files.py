@@ -1,4 +1,4 @@
-"""Folders of images into LMDBs in the BasicSR layout."""
+"""Conversion of image folders to LMDBs in the BasicSR layout."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import os
 import tempfile
 from collections import Counter
 from pathlib import Path
-from unittest import mock
 
-from basicsr.utils import lmdb_util
+from basicsr.utils.lmdb_util import LmdbMaker, read_img_worker
 
 from drtl_plugin.data.image_files import image_names, image_size, is_turned, read_image
 from drtl_plugin.errors import DataError
@@ -16,50 +15,32 @@ from drtl_plugin.runtime.progress import progress
 
 
 def check_lmdb_name(target: str | Path, overwrite: bool = False) -> None:
-    """Raise DataError unless ``target`` can be the name of a new LMDB, or one that may be replaced."""
+    """Raise DataError unless ``target`` is a valid name for a new LMDB, or an LMDB that may be replaced."""
     target = Path(target)
     if target.suffix != '.lmdb':
         raise DataError(f'lmdb: the name must end in .lmdb, got {target}.')
     if target.exists() and not (overwrite and (target / 'data.mdb').is_file()):
-        hint = 'is no LMDB; remove it' if overwrite else 'exists already; use --overwrite'
+        hint = 'is not an LMDB; remove it' if overwrite else 'exists; use --overwrite'
         raise DataError(f'lmdb: {target} {hint} or choose another name.')
-
-
-class _Bar:
-    """Takes the place of BasicSR's bar, which fills logs with its updates."""
-
-    def __init__(self, total: int, unit: str) -> None:
-        self._steps = progress(range(total), 'LMDB', total, 'image')
-
-    def update(self, n: int) -> None:
-        """Show that the next image begins."""
-        next(self._steps)
-
-    def set_description(self, text: str) -> None:
-        """Ignore the key of the image."""
-
-    def close(self) -> None:
-        """Remove the bar."""
-        self._steps.close()
 
 
 def write_lmdb(
     folder: str | Path, target: str | Path, strip: str = '', compress_level: int = 1, overwrite: bool = False
 ) -> int:
-    """Turn a folder of images into an LMDB; it appears under its name only when it is complete.
+    """Convert a folder of images to an LMDB, which gets its name when it is complete.
 
     Args:
-        folder (str | Path): Images directly in it.
+        folder (str | Path): Folder of the images; subfolders are ignored.
         target (str | Path): Name of the LMDB, ending in .lmdb.
-        strip (str): Ending that is left out of keys, e.g. x4 to key babyx4.png as baby.
-        compress_level (int): Of the PNG files that are its values, 0 to 9.
-        overwrite (bool): Whether an LMDB of this name is replaced; it is there until the new one is complete.
+        strip (str): Suffix to remove from keys, e.g. x4 for babyx4.png to get the key baby.
+        compress_level (int): PNG compression of the values, 0 to 9.
+        overwrite (bool): Whether to replace an LMDB of this name, once the new one is complete.
 
     Returns:
         int: Number of images.
 
     Raises:
-        DataError: If the target is there already, the folder holds no images, or one that cannot be a value or key.
+        DataError: If the target exists, the folder contains no images, or an image cannot be a value or its name a key.
     """
     names = image_names(str(folder), 'folder')
     check_lmdb_name(target, overwrite)
@@ -72,23 +53,17 @@ def write_lmdb(
             raise DataError(f'folder: {key} cannot be an LMDB key in the BasicSR layout; use ASCII names without dots.')
     for name in names:
         if is_turned(os.path.join(folder, name)):
-            raise DataError(f'folder: {name} is turned by its EXIF header, which an LMDB cannot hold; save it upright.')
-    # BasicSR reserves space by the first image alone, which is too little where it is the smallest. PNG files of 16
-    # bits with alpha are the largest; the file stays as small as its content.
+            raise DataError(
+                f'folder: {name} is rotated by its EXIF header, which an LMDB cannot store; save it upright.'
+            )
+    # Upper bound: 16-bit PNG files with alpha are the largest. The file stays as small as its content.
     sizes = [image_size(os.path.join(folder, name)) for name in names]
     map_size = sum(9 * height * width for height, width in sizes) + (1 << 24)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix='.lmdb_') as unfinished_root:
         unfinished = os.path.join(unfinished_root, 'unfinished.lmdb')
-        try:
-            with mock.patch.object(lmdb_util, 'tqdm', _Bar):
-                lmdb_util.make_lmdb_from_imgs(
-                    str(folder), unfinished, names, keys, compress_level=compress_level, map_size=map_size
-                )
-        except AttributeError:  # of an image that is None
-            for name in names:
-                read_image(os.path.join(folder, name))
-            raise
+        paths = [os.path.join(folder, name) for name in names]
+        _write_images(paths, keys, unfinished, compress_level, map_size)
         replaced = os.path.join(unfinished_root, 'replaced.lmdb')
         if target.exists():
             os.rename(target, replaced)
@@ -99,3 +74,17 @@ def write_lmdb(
                 os.rename(replaced, target)
             raise
     return len(keys)
+
+
+def _write_images(paths: list[str], keys: list[str], target: str, compress_level: int, map_size: int) -> None:
+    maker = LmdbMaker(target, map_size, compress_level=compress_level)
+    try:
+        for path, key in progress(zip(paths, keys, strict=True), 'LMDB', len(paths), 'image'):
+            try:
+                _, content, shape = read_img_worker(path, key, compress_level)
+            except AttributeError:  # OpenCV returned None
+                read_image(path)  # names the file
+                raise
+            maker.put(content, key, shape)
+    finally:
+        maker.close()

@@ -37,29 +37,29 @@ PROFILE, EXIF, XMP = 'colour profile', 'EXIF', 'XMP'
 TIFF_SUFFIXES = ('.tif', '.tiff')
 _EXTRA_SAMPLES, _XMP_TAG, _PROFILE_TAG = 338, 700, 34675
 _UNASSOCIATED_ALPHA = struct.pack('<H', 2)
-# Bytes of a JPEG segment beside its length; of a part of a profile.
+# Largest number of bytes in a JPEG segment, without its length, and in a part of a profile.
 _SEGMENT, _PROFILE_PART = 65533, 65519
 _XMP_ORIENTATION = re.compile(rb'(tiff:Orientation(?:\s*=\s*["\']|>)\s*)\d+')
-# Sizes and thumbnails of the original; a reference to further XMP that JPEG files store elsewhere.
+# Sizes and thumbnails of the original, and a reference to more XMP elsewhere in a JPEG file.
 _XMP_STALE = (
     *(b'exif:PixelXDimension', b'exif:PixelYDimension', b'tiff:ImageWidth', b'tiff:ImageLength'),
     *(b'xmp:Thumbnails', b'xmpNote:HasExtendedXMP'),
 )
-# XMP of these describes further images or videos in the file, which results don't have.
+# XMP with these namespaces describes other images or videos in the file, which results do not have.
 _XMP_CONTAINERS = (b'http://ns.google.com/photos/1.0/', b'http://ns.adobe.com/hdr-gain-map/')
-# Largest difference, in levels of 8 bits, between colours in two profiles that count as the same.
+# Profiles count as equal if colours differ by at most this many 8-bit levels.
 _SAME = 2
 
 
 @dataclass(frozen=True)
 class Metadata:
-    """What an image file holds beside its pixels.
+    """The metadata of an image file.
 
     Attributes:
         profile (bytes | None): ICC profile.
-        exif (Directory): What describes the photograph.
+        exif (Directory): EXIF tags that describe the photograph.
         xmp (bytes | None): XMP packet.
-        lost (frozenset[str]): What could not be kept when the image was read.
+        lost (frozenset[str]): Kinds of metadata that could not be read or kept.
     """
 
     profile: bytes | None = None
@@ -71,7 +71,7 @@ class Metadata:
 def read_photograph(path: Path) -> tuple[np.ndarray, Metadata]:
     """Read an image with its metadata.
 
-    CMYK images with a colour profile are converted to sRGB through it.
+    CMYK images with a colour profile are converted to sRGB.
 
     Args:
         path (Path): The file.
@@ -80,13 +80,13 @@ def read_photograph(path: Path) -> tuple[np.ndarray, Metadata]:
         tuple[np.ndarray, Metadata]: ``(H, W, C)``, upright, uint8 or uint16; grey, BGR, or BGR with alpha.
 
     Raises:
-        DataError: If the file is no image, or holds values other than 8 or 16 bits.
+        DataError: If the file is not an image, or has values other than 8 or 16 bits.
     """
     img, metadata, orientation = _by_pillow(path)
     if img is None:
         img = _by_opencv(path)
     if img.dtype not in (np.uint8, np.uint16):
-        raise DataError(f'{path}: holds {img.dtype} values; images of 8 and 16 bits can be restored.')
+        raise DataError(f'{path}: has {img.dtype} values; only 8-bit and 16-bit images are supported.')
     return upright(img[..., None] if img.ndim == 2 else img, orientation), metadata
 
 
@@ -97,24 +97,24 @@ def _by_opencv(path: Path) -> np.ndarray:
     except (OSError, cv2.error):
         img = None
     if img is None:
-        raise DataError(f'{path}: cannot be read as an image; it is damaged, cut short or of another kind.')
+        raise DataError(f'{path}: cannot be read as an image; it is damaged, truncated or not an image.')
     return img
 
 
 def _by_pillow(path: Path) -> tuple[np.ndarray | None, Metadata, int]:
-    """Pixels if OpenCV would decode them wrongly, metadata, and the EXIF orientation that is still to be applied."""
+    """Pixels if OpenCV would decode them wrongly, metadata, and the EXIF orientation still to be applied."""
     img, metadata, orientation = None, Metadata(lost=frozenset({'unreadable metadata'})), 1
-    # Pillow raises errors of all kinds for broken headers; OpenCV may still read the pixels.
+    # Pillow raises many kinds of errors for broken headers; OpenCV may still read the pixels.
     with contextlib.suppress(Exception), warnings.catch_warnings(), any_number_of_pixels(), open(path, 'rb') as file:
         warnings.simplefilter('ignore')
-        image = Image.open(file)  # not by name: TIFF files that Pillow maps into memory would not be turned upright
+        image = Image.open(file)  # not by name: Pillow does not rotate TIFF files that it maps into memory
         metadata, orientation = _metadata(image, file)
         img, metadata = _special_pixels(image, metadata)
     return img, metadata, orientation
 
 
 def _special_pixels(image: Image.Image, metadata: Metadata) -> tuple[np.ndarray | None, Metadata]:
-    """Pixels of 8-bit images that OpenCV decodes wrongly (CMYK with a profile, TIFF with CMYK or alpha), else None."""
+    """Pixels of 8-bit images that OpenCV decodes wrongly: CMYK with a profile, TIFF with CMYK or alpha; else None."""
     is_tiff = image.format == 'TIFF'
     if is_tiff and max(image.tag_v2.get(Base.BitsPerSample, (1,))) > 8:  # type: ignore[attr-defined]
         return None, metadata
@@ -134,7 +134,7 @@ def _special_pixels(image: Image.Image, metadata: Metadata) -> tuple[np.ndarray 
 
 
 def _metadata(image: Image.Image, file: BinaryIO) -> tuple[Metadata, int]:
-    """Metadata, and the EXIF orientation, from 1 to 8, that is still to be applied to the decoded pixels."""
+    """Metadata, and the EXIF orientation, 1 to 8, still to be applied to the decoded pixels."""
     if image.format == 'PNG':
         image.load()  # EXIF and XMP may follow the pixels
     xmp = image.info.get('xmp') or image.info.get('XML:com.adobe.xmp')
@@ -151,8 +151,8 @@ def _metadata(image: Image.Image, file: BinaryIO) -> tuple[Metadata, int]:
             exif = read_exif(file)
         elif image.info.get('exif'):
             exif = read_exif(io.BytesIO(image.info['exif'].removeprefix(b'Exif\0\0')))
-            orientation = image.getexif().get(Base.Orientation)
-    except Exception:  # of any kind, for broken headers
+            orientation = image.getexif().get(Base.Orientation, 1)
+    except Exception:  # many kinds, for broken headers
         lost.add(EXIF)
     if not exif and 'dpi' in image.info:
         exif = resolution(image.info['dpi'])
@@ -161,7 +161,7 @@ def _metadata(image: Image.Image, file: BinaryIO) -> tuple[Metadata, int]:
 
 
 def colour_space(profile: bytes | None) -> str | None:
-    """``'RGB'``, ``'GRAY'``, ``'CMYK'``, … of an ICC profile; None if there is none, or it is damaged."""
+    """Colour space of an ICC profile, e.g. ``'RGB'``; None if there is no profile or it is damaged."""
     try:
         return ImageCms.ImageCmsProfile(io.BytesIO(profile or b'')).profile.xcolor_space.strip()
     except OSError:
@@ -169,17 +169,17 @@ def colour_space(profile: bytes | None) -> str | None:
 
 
 def write_photograph(path: Path, img: np.ndarray, metadata: Metadata) -> set[str]:
-    """Write an image with its metadata, whole or not at all.
+    """Write an image with its metadata, atomically.
 
-    Orientation, sizes and thumbnails in the metadata are adjusted to the pixels, or dropped.
+    Orientation, sizes and thumbnails in the metadata are updated or dropped.
 
     Args:
-        path (Path): The file; its ending says which format.
+        path (Path): The file; its suffix chooses the format.
         img (np.ndarray): ``(H, W, C)``, upright, uint8 or uint16; grey, BGR, or BGR with alpha.
-        metadata (Metadata): Of the original.
+        metadata (Metadata): Metadata of the original.
 
     Returns:
-        set[str]: Kinds of metadata that the format cannot hold, or that do not fit the pixels.
+        set[str]: Kinds of metadata that the format cannot store or that do not fit the pixels.
 
     Raises:
         DataError: If the file cannot be written.
@@ -228,7 +228,7 @@ def _write(path: Path, img: np.ndarray, blocks: Mapping[str, bytes], exif: Direc
 
 def _updated_xmp(xmp: bytes) -> bytes:
     xmp = _XMP_ORIENTATION.sub(rb'\g<1>1', xmp)
-    for name in _XMP_STALE:  # as attributes, then as elements; in linear time, since XMP may come from anyone
+    for name in _XMP_STALE:  # attributes, then elements; in linear time, since XMP is untrusted
         xmp = re.sub(rb'\s%b\s*=\s*(?:"[^"]*"|\'[^\']*\')' % name, b'', xmp)
         *elements, rest = xmp.split(b'</%b>' % name)
         xmp = b''.join(re.split(rb'<%b\b[^<>]*>' % name, element, maxsplit=1)[0] for element in elements) + rest
@@ -236,7 +236,7 @@ def _updated_xmp(xmp: bytes) -> bytes:
 
 
 def _add_to_jpeg(path: Path, blocks: Mapping[str, bytes]) -> set[str]:
-    """Insert segments into a JPEG file; returns what is too large for them."""
+    """Insert segments into a JPEG file; returns the kinds of metadata that are too large."""
     segments = [
         (kind, marker, start + blocks[kind])
         for kind, marker, start in ((EXIF, 0xE1, b'Exif\0\0'), (XMP, 0xE1, b'http://ns.adobe.com/xap/1.0/\0'))
@@ -248,7 +248,7 @@ def _add_to_jpeg(path: Path, blocks: Mapping[str, bytes]) -> set[str]:
         segments.append((PROFILE, 0xE2, b'ICC_PROFILE\0' + bytes([i, len(parts)]) + part))
     content = path.read_bytes()
     with open(path, 'wb') as file:
-        start = 4 + int.from_bytes(content[4:6], 'big')  # behind the JFIF segment, which OpenCV writes first
+        start = 4 + int.from_bytes(content[4:6], 'big')  # after the JFIF segment, which OpenCV writes first
         file.write(content[:start])
         for _, marker, segment in segments:
             if len(segment) <= _SEGMENT:
@@ -258,7 +258,7 @@ def _add_to_jpeg(path: Path, blocks: Mapping[str, bytes]) -> set[str]:
 
 
 def _add_to_tiff(path: Path, tags: Directory) -> bool:
-    """Replace the directory of a TIFF file by one with more tags, at its end; False for BigTIFF, above 4 GiB."""
+    """Append a directory with more tags to a TIFF file; False for BigTIFF (above 4 GiB), which is left unchanged."""
     with open(path, 'r+b') as file:
         magic, first = struct.unpack('<4sI', file.read(8))
         if magic != HEADER[:4]:
@@ -277,7 +277,7 @@ def _add_to_tiff(path: Path, tags: Directory) -> bool:
 
 
 def require_same_profile(gt: Path, lq: Path) -> None:
-    """Raise DataError unless the images of a pair have the same colours for the same values; no profile is sRGB."""
+    """Raise DataError unless the colour profiles of a pair are equivalent; images without a profile count as sRGB."""
     profiles = []
     for path in (gt, lq):
         profile = None
@@ -290,7 +290,7 @@ def require_same_profile(gt: Path, lq: Path) -> None:
         names = [_profile_name(profile) for profile in profiles]
         raise DataError(
             f'--pairs: {gt} ({names[0]}) and {lq} ({names[1]}) have different colour profiles; convert both to the '
-            'same, e.g. sRGB: magick IN -profile sRGB.icc OUT.'
+            'same one, e.g. sRGB: magick IN -profile sRGB.icc OUT.'
         )
 
 
@@ -311,12 +311,12 @@ def _same_colours(profiles: list[bytes | None]) -> bool:
 
 def _profile_name(profile: bytes | None) -> str:
     if not profile:
-        return 'without one, so sRGB'
+        return 'no profile, i.e. sRGB'
     if colour_space(profile) is None:
-        return 'a damaged one'
+        return 'a damaged profile'
     return (ImageCms.ImageCmsProfile(io.BytesIO(profile)).profile.profile_description or 'unnamed').strip()
 
 
 def has_16_bits(path: Path) -> bool:
-    """Whether an image file that can be read holds more than 8 bits."""
+    """Whether a readable image file has more than 8 bits per channel."""
     return path.suffix.lower() in ('.png', *TIFF_SUFFIXES) and _by_opencv(path).dtype != np.uint8

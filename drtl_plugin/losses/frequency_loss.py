@@ -1,4 +1,4 @@
-"""L1 between spectra."""
+"""L1 loss between spectra."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 class FFTLoss(nn.Module):
     """Mean absolute difference of the real and imaginary parts of the Fourier transforms.
 
-    The transform is orthonormal, so that the loss does not grow with the patch.
+    The transform is orthonormal, so that the loss does not depend on the patch size.
 
     Args:
         loss_weight (float): Factor of the loss. Default: 1.0.
@@ -23,6 +23,8 @@ class FFTLoss(nn.Module):
         self.loss_weight = loss_weight
 
     def forward(self, pred: Tensor, target: Tensor) -> Tensor:
-        """The loss, a scalar, of images ``(B, C, H, W)`` of any range."""
-        spectra = (torch.view_as_real(torch.fft.rfft2(image.float(), norm='ortho')) for image in (pred, target))
-        return self.loss_weight * F.l1_loss(*spectra)
+        """Scalar loss of images ``(B, C, H, W)``, of any value range."""
+        spectrum, wanted = (
+            torch.view_as_real(torch.fft.rfft2(image.float(), norm='ortho')) for image in (pred, target)
+        )
+        return self.loss_weight * F.l1_loss(spectrum, wanted)

@@ -13,9 +13,9 @@ _WINDOW = 11
 
 @LOSS_REGISTRY.register()
 class MSSSIMLoss(nn.Module):
-    """``1 - MS-SSIM``, each scale's similarity s taken as ``(1 + s) / 2``, so that gradients are finite for any image.
+    """``1 - MS-SSIM``, with the similarity s of each scale mapped to ``(1 + s) / 2`` to keep gradients finite.
 
-    Small patches have fewer than five scales; the exponents of those left are divided by their sum.
+    Small patches have fewer than five scales, whose exponents are normalised to sum 1.
 
     Args:
         loss_weight (float): Factor of the loss. Default: 1.0.
@@ -23,20 +23,20 @@ class MSSSIMLoss(nn.Module):
 
     def __init__(self, loss_weight: float = 1.0) -> None:
         super().__init__()
-        # Importing it takes a second, which only those who use it should wait for.
+        # Imported here, since it takes a second.
         from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 
         self.loss_weight = loss_weight
         self._similarity = multiscale_structural_similarity_index_measure
 
     def forward(self, pred: Tensor, target: Tensor) -> Tensor:
-        """The loss, a scalar, of images ``(B, C, H, W)`` in [0, 1].
+        """Scalar loss of images ``(B, C, H, W)`` in [0, 1].
 
         Raises:
             ValueError: If an image has a side of fewer than 11 pixels.
         """
         exponents = _exponents(min(pred.shape[-2:]))
-        with torch.autocast(pred.device.type, enabled=False):  # variances are small differences of large numbers
+        with torch.autocast(pred.device.type, enabled=False):  # variances need float32
             similarity = self._similarity(
                 pred.float(), target.float(), data_range=1.0, betas=exponents, normalize='simple', kernel_size=_WINDOW
             )
@@ -44,8 +44,8 @@ class MSSSIMLoss(nn.Module):
 
 
 def _exponents(side: int) -> tuple[float, ...]:
-    """Of as many scales as an image of this side has room for."""
-    # torchmetrics wants (number - 1)² windows, also where 2^(number - 1) would do.
+    """Exponents of as many scales as fit into an image of this side."""
+    # torchmetrics asks for (number - 1)² windows, even if 2^(number - 1) is less.
     fits = [n for n in range(1, 6) if side // max(2 ** (n - 1), (n - 1) ** 2) >= _WINDOW]
     if not fits:
         raise ValueError(f'MSSSIMLoss needs patches of at least {_WINDOW} pixels a side, not {side}.')

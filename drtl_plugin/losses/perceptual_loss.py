@@ -14,25 +14,25 @@ from torchvision.models import vgg
 from drtl_plugin.errors import DataError, unknown
 from drtl_plugin.runtime import checkpoints
 
-# Weights of Real-ESRGAN's option files.
+# As in Real-ESRGAN's option files.
 LAYER_WEIGHTS = {'conv1_2': 0.1, 'conv2_2': 0.1, 'conv3_4': 1.0, 'conv4_4': 1.0, 'conv5_4': 1.0}
 
 
 @LOSS_REGISTRY.register()
 class VGGPerceptualLoss(PerceptualLoss):
-    """``PerceptualLoss`` whose VGG weights are read from a file; nothing is downloaded.
+    """``PerceptualLoss`` with VGG weights from a file; nothing is downloaded.
 
     Args:
         vgg_weights (str): torchvision's weights of ``vgg_type``, e.g. ``vgg19-dcbb9e9d.pth``.
         layer_weights (dict | None): Weight of each layer; by default Real-ESRGAN's (for VGG19 only).
         vgg_type (str): vgg11, vgg13, vgg16 or vgg19. Default: vgg19.
         perceptual_weight (float): Factor of the loss. Default: 1.0.
-        style_weight (float): Factor of the style loss; 0: none. Default: 0.
-        criterion (str): l1, or fro for the Frobenius norm. Default: l1.
+        style_weight (float): Factor of the style loss; 0 disables it. Default: 0.
+        criterion (str): l1, or fro (Frobenius norm). Default: l1.
 
     Raises:
-        DataError: If the file is missing or has no such weights.
-        OptionError: If there is no such network, layer or criterion.
+        DataError: If the file is missing or does not contain these weights.
+        OptionError: If the network, layer or criterion is unknown.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class _Features(VGGFeatureExtractor):
             raise DataError(f"{where}.vgg_weights: {path} does not hold torchvision's weights of {vgg_type}.")
         features.load_state_dict(found, assign=True)
         self.vgg_net = nn.Sequential()
-        for name, layer in zip(names, features):
+        for name, layer in zip(names, features, strict=False):
             self.vgg_net.add_module(name, layer)
         self.requires_grad_(False).eval()
         self.register_buffer('mean', torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1))

@@ -341,10 +341,9 @@ class DRTLModel(SRModel):
         return hasattr(self, 'optimizer_rates')
 
     def _build_relation_net(self) -> None:
-        if self.drtl.weighting.relation not in ESTIMATOR_REGISTRY:
-            raise unknown(
-                'estimator', self.drtl.weighting.relation, ESTIMATOR_REGISTRY.keys(), 'drtl.weighting.relation'
-            )
+        relation = self.drtl.weighting.relation
+        if relation not in ESTIMATOR_REGISTRY:
+            raise unknown('estimator', relation, ESTIMATOR_REGISTRY.keys(), 'drtl.weighting.relation')
         self.net_r, self.net_r_is_trained = None, False
         if self.drtl.weighting.relation != 'embedding' or self.target_pairs is None:
             return

@@ -198,7 +198,7 @@ def illustrations_of_folder(
         caption = _GRAPH_CAPTION
         if fixed_share is not None:
             caption += _FIXED_SHARE_CAPTION.format(share=fixed_share)
-        related = sorted(zip(relation, labels), reverse=True)
+        related = sorted(zip(relation, labels, strict=True), reverse=True)
         alt = 'Relation of each task to the target camera: ' + '; '.join(f'{label} {r:+.2f}' for r, label in related)
         picture = graph.with_suffix('.png').read_bytes()
         illustrations.append(Illustration('Knowledge graph', picture, alt, caption, is_wide=True))
@@ -215,7 +215,7 @@ def illustrate(curves: Curves) -> Illustration:
     figure = Figure(figsize=(5.5, 4), layout='constrained')
     axes = figure.add_subplot()
     handles = [
-        axes.plot(*zip(*line), marker='o', markersize=4, linestyle=('-', '--', ':')[i // 10 % 3])[0]
+        axes.plot(*zip(*line, strict=True), marker='o', markersize=4, linestyle=('-', '--', ':')[i // 10 % 3])[0]
         for i, line in enumerate(curves.lines.values())
     ]
     axes.set(xlabel=curves.x, ylabel=curves.y)

@@ -33,8 +33,8 @@ def draw_graph(graph: KnowledgeGraph, path: str | Path, weights: Tensor, fixed_s
     relation = graph.relation.tolist()
     angles = [2 * math.pi * i / num for i in range(num)]
     radii = [1.6 - r for r in relation]
-    points = [(radius * math.cos(a), radius * math.sin(a)) for radius, a in zip(radii, angles)]
-    captions = [f'{label}\n×{weight:.2f}' for label, weight in zip(graph.labels, weights.tolist())]
+    points = [(radius * math.cos(a), radius * math.sin(a)) for radius, a in zip(radii, angles, strict=True)]
+    captions = [f'{label}\n×{weight:.2f}' for label, weight in zip(graph.labels, weights.tolist(), strict=True)]
     styles: list[dict[str, Any]] = [{'marker': 'o'}] * num
     keys = [
         Line2D([], [], color='tab:red', marker='*', markersize=12, linestyle='', label='target camera'),
@@ -53,9 +53,9 @@ def draw_graph(graph: KnowledgeGraph, path: str | Path, weights: Tensor, fixed_s
     axes.set_aspect('equal')
     axes.axis('off')
     for i in range(num):
-        axes.plot(*zip((0, 0), points[i]), color='0.8', linewidth=0.3 + 2 * max(relation[i], 0), zorder=1)
+        axes.plot(*zip((0, 0), points[i], strict=True), color='0.8', linewidth=0.3 + 2 * max(relation[i], 0), zorder=1)
         nearest = max((j for j in range(num) if j != i), key=lambda j: graph.edges[i, j], default=i)
-        axes.plot(*zip(points[i], points[nearest]), color='tab:orange', alpha=0.5, linewidth=1, zorder=1)
+        axes.plot(*zip(points[i], points[nearest], strict=True), color='tab:orange', alpha=0.5, linewidth=1, zorder=1)
     text: dict[str, Any] = {
         'textcoords': 'offset points',
         'ha': 'center',
@@ -63,7 +63,7 @@ def draw_graph(graph: KnowledgeGraph, path: str | Path, weights: Tensor, fixed_s
         'bbox': {'facecolor': 'white', 'edgecolor': 'none', 'alpha': 0.6, 'pad': 0},
         'zorder': 4,
     }
-    for point, r, weight, caption, style in zip(points, relation, weights.tolist(), captions, styles):
+    for point, r, weight, caption, style in zip(points, relation, weights.tolist(), captions, styles, strict=True):
         area = 40 + 220 * weight
         nodes = axes.scatter(*point, s=area, c=[r], cmap='viridis', vmin=-1, vmax=1, zorder=2, clip_on=False, **style)
         above = (0, 4 + math.sqrt(area / math.pi))  # area is in points², as matplotlib's markers are

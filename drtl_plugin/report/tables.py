@@ -64,7 +64,7 @@ def compared_crop(name: str, result: np.ndarray, gt: np.ndarray) -> ComparedCrop
     """
     starts = (
         max(min(corner - (_CROP - _TILE) // 2, extent - _CROP), 0)
-        for corner, extent in zip(busiest(gt, _TILE), gt.shape)
+        for corner, extent in zip(busiest(gt, _TILE), gt.shape[:2], strict=True)
     )
     rows, columns = (slice(start, start + _CROP) for start in starts)
     return ComparedCrop(name, result[rows, columns].copy(), gt[rows, columns].copy())
@@ -186,7 +186,7 @@ def comparison_picture(images: Mapping[str, Sequence[ComparedCrop]], dataset: st
     """
     shown = {suffix: images[dataset + suffix] for suffix in PASSES if images.get(dataset + suffix)}
     rows = []
-    for crops in zip(*shown.values()):
+    for crops in zip(*shown.values(), strict=True):
         gt = crops[0].gt
         top, left = busiest(gt, _TILE)
         tiles = [crop.result for crop in crops] + [gt]
@@ -233,7 +233,7 @@ def relation_table(graph: KnowledgeGraph, weights: Tensor) -> str:
         graph (KnowledgeGraph): N tasks and the target.
         weights (Tensor): Gradient weights, ``(N,)``.
     """
-    rows = sorted(zip(weights.tolist(), graph.relation.tolist(), graph.labels), reverse=True)
+    rows = sorted(zip(weights.tolist(), graph.relation.tolist(), graph.labels, strict=True), reverse=True)
     width = max(len(label) for label in graph.labels)
     most = rows[0][0]
     lines = [

@@ -1,4 +1,4 @@
-"""Checkpoints: each written as a whole or not at all, read without running what it holds, found again, thinned out."""
+"""Checkpoints: written atomically, read without running code in them, found for resuming, and deleted when old."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class SaveError(DRTLError):
 
 
 def save(content: Any, path: str | Path) -> None:
-    """``torch.save``, beside the target, synced and renamed: whatever happens, the target is the old or the new one.
+    """``torch.save``, atomically: the content is written to another file, synced and renamed.
 
     Raises:
-        SaveError: If it cannot be written (a full disk); the file of this name, if there was one, is as it was.
+        SaveError: If it cannot be written, e.g. on a full disk; an existing file of this name is unchanged.
     """
     path = Path(path)
     unfinished = path.with_name(path.name + _UNFINISHED)
@@ -47,15 +47,15 @@ def save(content: Any, path: str | Path) -> None:
         cause = error if isinstance(error, OSError) else error.__context__ or error
         reason = getattr(cause, 'strerror', None) or ' '.join(str(cause).split())
         raise SaveError(
-            f'{path}: cannot be written ({reason}). What was saved before is whole: make room, then go on with '
-            '--auto_resume.'
+            f'{path}: cannot be written ({reason}). Earlier checkpoints are intact: free some space, then continue '
+            'with --auto_resume.'
         ) from error
 
 
 def _sync_folder(folder: Path) -> None:
     if not hasattr(os, 'O_DIRECTORY'):
         return
-    with contextlib.suppress(OSError):  # some file systems cannot
+    with contextlib.suppress(OSError):  # not all file systems support it
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(descriptor)
@@ -64,65 +64,65 @@ def _sync_folder(folder: Path) -> None:
 
 
 def read(path: str | Path, key: str) -> Any:
-    """Read weights or a training state onto the CPU; a pickle that carries code is refused, and runs nothing.
+    """Read weights or a training state onto the CPU; a pickle with code is rejected, and its code does not run.
 
     Args:
         path (str | Path): The file.
-        key (str): The option that named it, for the message.
+        key (str): Option that names the file, for messages.
 
     Raises:
-        DataError: If there is no such file, or it holds something else than tensors and plain values, or is damaged.
+        DataError: If the file is missing or damaged, or contains something other than tensors and plain values.
     """
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as file:
-                if file.testzip() is not None:  # torch does not look at the check sums that it writes
-                    raise DataError(f'{key}: {path} is damaged; its check sum is wrong.')
+                if file.testzip() is not None:  # torch writes checksums but does not check them
+                    raise DataError(f'{key}: {path} is damaged; its checksum is wrong.')
         return torch.load(path, map_location='cpu', weights_only=True)
     except DataError:
         raise
     except OSError as error:
         raise DataError(f'{key}: {path} cannot be read ({error.strerror or error}).') from None
-    except Exception as error:  # whatever unpickling makes of a damaged file
+    except Exception as error:  # unpickling a damaged file raises anything
         if isinstance(error, pickle.UnpicklingError) and 'global' in str(error).lower():
             raise DataError(
-                f'{key}: {path} holds something else than tensors and plain values, or code, which is not run; take '
+                f'{key}: {path} contains objects other than tensors and plain values, or code, which is not run; get '
                 'the file from another source.'
             ) from None
-        raise DataError(f'{key}: {path} is damaged, or holds no weights or state.') from None
+        raise DataError(f'{key}: {path} is damaged, or contains no weights or state.') from None
 
 
 def weights_in(
     content: Any, path: str | Path, where: str, keys: Sequence[str | None] = ('params', 'params_ema', None)
 ) -> tuple[str | None, dict[str, torch.Tensor]]:
-    """The weights that the content of a file holds, in one of the forms in which they are published.
+    """Find the weights in the content of a file, in any of the forms in which weights are published.
 
     Args:
         content (Any): From :func:`read`.
         path (str | Path): The file, for messages.
-        where (str): The option that named the file or the key, for messages.
-        keys (Sequence[str | None]): Where to look, in this order; None: weights without a key.
+        where (str): Option that names the file or the key, for messages.
+        keys (Sequence[str | None]): Keys to try, in this order; None: weights without a key.
 
     Returns:
-        tuple[str | None, dict[str, torch.Tensor]]: The key that has them, and the weights by parameter name, without
-        the ``module.`` of parallel networks.
+        tuple[str | None, dict[str, torch.Tensor]]: The key, and the weights by parameter name, without the ``module.``
+        of parallel networks.
 
     Raises:
-        DataError: If none of the keys has weights; names the keys that have some.
+        DataError: If there are no weights under these keys; names the keys that have some.
     """
     for name in keys:
         weights = content if name is None else content.get(name) if isinstance(content, dict) else None
         if _are_weights(weights):
             return name, {parameter[7 * parameter.startswith('module.') :]: w for parameter, w in weights.items()}
     if len(keys) > 1:
-        raise DataError(f'{where}: {path} holds no weights, neither under params_ema or params, nor without a key.')
+        raise DataError(f'{where}: {path} contains no weights, neither under params_ema or params, nor without a key.')
     wanted = 'without a key' if keys[0] is None else f'under {keys[0]!r}'
     found = [str(name) for name in content if _are_weights(content[name])] if isinstance(content, dict) else []
     if found:
         hint = f'; it has {", ".join(found)}.'
     else:
         hint = '; it has some without a key (null).' if _are_weights(content) else ', nor under another key.'
-    raise DataError(f'{where}: {path} holds no weights {wanted}{hint}')
+    raise DataError(f'{where}: {path} contains no weights {wanted}{hint}')
 
 
 def _are_weights(content: Any) -> TypeGuard[dict[str, torch.Tensor]]:
@@ -142,13 +142,13 @@ def load_weights(
     Args:
         net (nn.Module): The network.
         weights (dict[str, Tensor]): From :func:`weights_in`.
-        content (Any): From :func:`read`; checkpoints that this plug-in wrote record their network.
-        options (dict | None): The network's type and arguments, as in the option file, where they are known.
-        where (str): What the message begins with, e.g. ``path.pretrain_network_g: w.pth does not fit network_g``.
-        strict (bool): Whether the weights must be exactly those of the network.
+        content (Any): From :func:`read`; checkpoints of this plug-in record their network.
+        options (dict | None): Type and arguments of the network, if known.
+        where (str): Beginning of the message, e.g. ``path.pretrain_network_g: w.pth does not fit network_g``.
+        strict (bool): Whether names must match exactly.
 
     Raises:
-        DataError: If they belong to another network; names it, or counts the weights that differ.
+        DataError: If the weights belong to another network; names it, or counts the differing weights.
     """
     try:
         net.load_state_dict(weights, strict=strict)
@@ -160,9 +160,9 @@ def load_weights(
 
 
 def _other_network(recorded: dict, options: dict, network: type) -> str | None:
-    """How the network that a checkpoint records differs from the one that it is loaded into."""
+    """Difference between the network recorded in a checkpoint and the one that it is loaded into."""
     if recorded.get('type') != options['type']:
-        return f'it holds {recorded.get("type")}, not {options["type"]}'
+        return f'it contains {recorded.get("type")}, not {options["type"]}'
     parameters = inspect.signature(network).parameters
     defaults = {name: p.default for name, p in parameters.items() if p.default is not p.empty}
     recorded, options = ({**plain(defaults), **plain(arguments)} for arguments in (recorded, options))
@@ -171,11 +171,11 @@ def _other_network(recorded: dict, options: dict, network: type) -> str | None:
         for key in dict.fromkeys([*options, *recorded])
         if recorded.get(key) != options.get(key)
     ]
-    return f'it holds {options["type"]} with {", ".join(differences)}' if differences else None
+    return f'it contains {options["type"]} with {", ".join(differences)}' if differences else None
 
 
 def _other_weights(net: nn.Module, weights: dict[str, torch.Tensor]) -> str | None:
-    """How weights differ from a network's, in numbers, with two examples of each kind."""
+    """Number of differing weights, with two examples of each kind."""
     wanted = net.state_dict()
     shapes = [
         f'{name} is {tuple(weights[name].shape)}, not {tuple(weight.shape)}'
@@ -196,21 +196,21 @@ def _other_weights(net: nn.Module, weights: dict[str, torch.Tensor]) -> str | No
 
 
 def plain(options: Any) -> Any:
-    """Options as plain dictionaries and lists, which every reader of a checkpoint takes."""
+    """Options as plain dictionaries and lists, which any reader of a checkpoint accepts."""
     if isinstance(options, dict):
         return {key: plain(value) for key, value in options.items()}
     return [plain(value) for value in options] if isinstance(options, (list, tuple)) else options
 
 
 def losses_learned(train: dict, before: Iterable[str] | None) -> list[str] | None:
-    """The kinds of losses that a network has learned by, for its checkpoint.
+    """The losses that a network was trained with, to record in its checkpoint.
 
     Args:
-        train (dict): ``train`` of the option file; each section ``KIND_opt`` is a loss.
-        before (Iterable[str] | None): The kinds that its initial weights had learned by; None: unknown.
+        train (dict): Section ``train`` of the option file; each ``KIND_opt`` in it is a loss.
+        before (Iterable[str] | None): Losses of its initial weights; None: unknown.
 
     Returns:
-        list[str] | None: E.g. ``['gan', 'pixel']``, or None if not all of them are known.
+        list[str] | None: E.g. ``['gan', 'pixel']``, or None if they are not all known.
     """
     if before is None:
         return None
@@ -218,21 +218,21 @@ def losses_learned(train: dict, before: Iterable[str] | None) -> list[str] | Non
 
 
 def newest_valid_state(folder: Path, models: Path, labels: Iterable[str]) -> tuple[Path, dict] | None:
-    """The newest training state that can be read, its networks as well; says on stderr what it left out.
+    """Find the newest training state that is readable together with its networks; prints skipped ones to stderr.
 
     Args:
-        folder (Path): Of the training states, ``ITERATION.state``.
-        models (Path): Of the networks, ``LABEL_ITERATION.pth``.
-        labels (Iterable[str]): Of those that must be there, e.g. ``net_g``.
+        folder (Path): Folder of the training states, ``ITERATION.state``.
+        models (Path): Folder of the networks, ``LABEL_ITERATION.pth``.
+        labels (Iterable[str]): Labels of the required networks, e.g. ``net_g``.
 
     Returns:
-        tuple[Path, dict] | None: The state's file and content, or None where there is no state.
+        tuple[Path, dict] | None: File and content of the state, or None if there is no state.
 
     Raises:
-        DataError: If there are states, but none is whole.
+        DataError: If there are states, but none is readable.
     """
     for unfinished in (*folder.glob(f'*{_UNFINISHED}'), *models.glob(f'*{_UNFINISHED}')):
-        unfinished.unlink(missing_ok=True)  # of a run that was killed while saving
+        unfinished.unlink(missing_ok=True)  # left by a run that was killed while saving
     states = [path for path in folder.glob('*.state') if path.stem.isdigit()] if folder.is_dir() else []
     for path in sorted(states, key=lambda path: int(path.stem), reverse=True):
         try:
@@ -241,16 +241,18 @@ def newest_valid_state(folder: Path, models: Path, labels: Iterable[str]) -> tup
                 read(network, '--auto_resume')
             return path, read(path, '--auto_resume')
         except DataError as error:
-            print(f'basicsr: warning: iteration {path.stem} is damaged and left out: {error}', file=sys.stderr)
+            print(f'basicsr: warning: iteration {path.stem} is damaged and skipped: {error}', file=sys.stderr)
     if states:
-        raise DataError(f'--auto_resume: none of the training states in {folder} is whole; start anew without it.')
+        raise DataError(
+            f'--auto_resume: all training states in {folder} are damaged; start again without --auto_resume.'
+        )
     return None
 
 
 def thin_out(opt: dict, current_iter: int, best: Iterable[int]) -> None:
-    """Delete checkpoints but the last ``logger.keep_checkpoints`` ones up to this iteration, and the best ones.
+    """Delete old checkpoints, except the last ``logger.keep_checkpoints`` ones up to this iteration and the best ones.
 
-    Those of later iterations, from which a run was not resumed, are left alone; so is ``net_r_0.pth``.
+    Checkpoints of later iterations (the run was resumed from an earlier one) and ``net_r_0.pth`` are kept.
     """
     keep = opt['logger'].get('keep_checkpoints')
     if keep is None:
@@ -259,13 +261,13 @@ def thin_out(opt: dict, current_iter: int, best: Iterable[int]) -> None:
     numbered = [(int(match[1]), path) for path in files if (match := re.search(r'(?:^|_)(\d+)\.\w+$', path.name))]
     iterations = sorted({number for number, _ in numbered if 0 < number <= current_iter})
     doomed = set(iterations[:-keep]) - set(best)
-    for number, path in numbered:  # states first: a state whose networks are gone could not be resumed from
+    for number, path in numbered:  # states first, since a state without its networks is useless
         if number in doomed:
             path.unlink(missing_ok=True)
 
 
 def random_state() -> dict:
-    """The states of the generators that everyone shares, as tensors and plain values."""
+    """States of the global random generators, as tensors and plain values."""
     name, words, *position = np.random.get_state(legacy=True)
     return {
         'python': random.getstate(),
@@ -276,7 +278,7 @@ def random_state() -> dict:
 
 
 def set_random_state(state: dict) -> None:
-    """Put the shared generators where :func:`random_state` found them (those of GPUs where there are as many)."""
+    """Restore the states from :func:`random_state`; those of GPUs only if there are as many GPUs."""
     version, words, gauss = state['python']
     random.setstate((version, tuple(words), gauss))
     name, words, *position = state['numpy']

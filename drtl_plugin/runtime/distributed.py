@@ -1,9 +1,8 @@
-"""Training by several processes, with or without GPUs: starting them, agreeing, adding up gradients.
+"""Training in several processes, with or without GPUs: joining, agreeing, averaging gradients.
 
-The distortions of a training step depend on its number and those of its episodes alone, so that N processes with B
-episodes each take the step that one process takes with N · B: the same episodes where N divides their number, and the
-same gradient where the network draws nothing by itself and keeps no running statistics. All processes see the same
-folders.
+The distortions of a step depend only on the step and its episodes, so N processes with B episodes each take the same
+step as one process with N · B episodes, provided that N divides the number of episodes and the network has no dropout
+and no running statistics. All processes need the same folders.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from drtl_plugin.errors import DRTLError, OptionError
 
 T = TypeVar('T')
 
-# Bytes of gradients that are sent at once.
+# Size of a gradient message in bytes.
 _BUCKET = 25 * 1024**2
 # The first process measures relations, adapts, validates and saves while the others wait.
 _TIMEOUT = timedelta(hours=3)
@@ -34,22 +33,25 @@ _STARTED_BY = {
 
 
 def init_dist(launcher: str, backend: str | None = None, port: int | None = None) -> None:
-    """Join the other processes; in the place of BasicSR's function, which needs a GPU and gives SLURM's node list to a
-    shell (CVE-2024-27763).
+    """Join the other processes.
+
+    Replaces BasicSR's function, which needs a GPU and passes SLURM's node list to a shell (CVE-2024-27763).
 
     Args:
-        launcher (str): ``pytorch``: started by torchrun; ``slurm``: by srun.
-        backend (str | None): Of torch.distributed. By default, and for ``nccl``, NCCL for tensors on GPUs and Gloo for
-            others.
-        port (int | None): Of the first process, for SLURM; by default ``MASTER_PORT``, or 29500.
+        launcher (str): ``pytorch`` (started by torchrun) or ``slurm`` (by srun).
+        backend (str | None): Backend of torch.distributed. By default, and for ``nccl``: NCCL for tensors on GPUs, Gloo
+            for others.
+        port (int | None): Port of the first process, for SLURM; by default ``MASTER_PORT``, or 29500.
 
     Raises:
-        OptionError: If the process was not started so.
+        OptionError: If the process was not started by this launcher.
     """
     command, variables = _STARTED_BY[launcher]
     missing = [name for name in variables if name not in os.environ]
     if missing:
-        raise OptionError(f'--launcher {launcher}: {", ".join(missing)} is not set; start the processes by {command}.')
+        raise OptionError(
+            f'--launcher {launcher}: {", ".join(missing)} is not set; start the processes with {command}.'
+        )
     if launcher == 'slurm':
         os.environ.update(
             RANK=os.environ['SLURM_PROCID'],
@@ -62,7 +64,7 @@ def init_dist(launcher: str, backend: str | None = None, port: int | None = None
         torch.cuda.set_device(int(os.environ['LOCAL_RANK']) % torch.cuda.device_count())
     if backend in (None, 'nccl'):
         backend = 'cpu:gloo,cuda:nccl' if torch.cuda.is_available() else 'gloo'
-    # Forked loaders and communication don't go together.
+    # Forked loader processes would break communication.
     multiprocessing.set_start_method('spawn', force=True)
     distributed.init_process_group(backend, timeout=_TIMEOUT)
 
@@ -76,14 +78,14 @@ def _first_host(node_list: str) -> str:
 
 
 def end_dist() -> None:
-    """Wait for the other processes, if there are any, and leave them."""
+    """Wait for the other processes, if there are any, and leave the group."""
     if distributed.is_initialized():
         distributed.barrier()
         distributed.destroy_process_group()
 
 
 def abandon(code: int) -> None:
-    """Where there are other processes, end this one at once; they may be waiting for it, and it for them.
+    """Exit at once if there are other processes, since waiting for each other could deadlock.
 
     The launcher then ends the others (torchrun does; srun with ``--kill-on-bad-exit=1``).
     """
@@ -94,14 +96,14 @@ def abandon(code: int) -> None:
 
 
 def of_first_process(make: Callable[[], T]) -> T:
-    """What ``make`` returns in the first process, in all of them; the others wait.
+    """Call ``make`` in the first process and return its result in all processes; the others wait.
 
     Args:
-        make (Callable[[], T]): Called in the first process only; what it returns is pickled.
+        make (Callable[[], T]): Called in the first process only; its result must be picklable.
 
     Raises:
-        DRTLError: Where ``make`` raises it, in all processes.
-        RuntimeError: In the others, where it raises anything else.
+        DRTLError: In all processes, if ``make`` raises it.
+        RuntimeError: In the other processes, if ``make`` raises anything else.
     """
     rank, world_size = get_dist_info()
     if world_size == 1:
@@ -122,10 +124,10 @@ def of_first_process(make: Callable[[], T]) -> T:
 
 
 def any_process(here: bool) -> bool:
-    """Whether something is so in any of the processes; all of them must ask."""
+    """Whether ``here`` is true in any process; all of them must call this."""
     if get_dist_info()[1] == 1:
         return here
-    # On the CPU: waiting for the answer must not be waiting for a GPU.
+    # On the CPU, so that this does not wait for a GPU.
     answer = torch.tensor(int(here))
     distributed.all_reduce(answer, distributed.ReduceOp.MAX)
     return bool(answer)
@@ -133,19 +135,19 @@ def any_process(here: bool) -> bool:
 
 @torch.no_grad()
 def broadcast(tensors: Iterable[Tensor]) -> None:
-    """Set tensors to what they are in the first process."""
+    """Copy tensors from the first process to all others."""
     for tensor in tensors:
         distributed.broadcast(tensor, src=0)
 
 
 @torch.no_grad()
 def average_gradients(parameters: Iterable[Tensor]) -> None:
-    """Set gradients to their mean over the processes, in buckets: one message for many parameters.
+    """Average gradients over the processes, many parameters per message.
 
-    (``mmengine.dist.all_reduce_params`` would take those of a GPU through the host's memory: it knows of one backend.)
+    ``mmengine.dist.all_reduce_params`` would copy gradients from a GPU to the host, since it knows one backend only.
 
     Args:
-        parameters (Iterable[Tensor]): The same in all processes, as are those that have no gradient.
+        parameters (Iterable[Tensor]): The same in all processes, with gradients for the same ones.
     """
     world_size = get_dist_info()[1]
     if world_size == 1:
@@ -168,5 +170,5 @@ def _average(tensors: list[Tensor], world_size: int) -> None:
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
     distributed.all_reduce(flat)
     flat /= world_size
-    for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors])):
+    for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
         tensor.copy_(mean.view_as(tensor))

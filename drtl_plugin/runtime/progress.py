@@ -1,4 +1,4 @@
-"""What a run shows during work that takes longer than a moment: bars on a terminal, lines elsewhere."""
+"""Progress of long work: bars on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from tqdm import tqdm
 
 T = TypeVar('T')
 
-# Seconds until a loop first says how far it is, and between two such lines.
+# Seconds until the first progress line of a loop, and between lines.
 _FIRST, _INTERVAL = 2, 10
 
-_aside = 0.0  # seconds of this process in finished aside() blocks
+_aside = 0.0  # seconds in finished aside() blocks
 _is_aside = False
 
 
 def seconds_aside() -> float:
-    """Seconds that this process has spent in :func:`aside` so far; to be called outside of it."""
+    """Seconds that this process has spent in :func:`aside`; call it outside of such a block."""
     return _aside
 
 
 @contextlib.contextmanager
 def aside() -> Iterator[None]:
-    """Time the block as work beside the training steps, such as validation. Inner blocks count once."""
+    """Time a block of work other than training steps, e.g. validation. Nested blocks count once."""
     global _aside, _is_aside
     if _is_aside:
         yield
@@ -43,10 +43,10 @@ def aside() -> Iterator[None]:
 
 @contextlib.contextmanager
 def stage(name: str) -> Iterator[None]:
-    """Log the start of a block, and how long it took; the block counts as :func:`aside`.
+    """Log the start and the duration of a block, which counts as :func:`aside`.
 
     Args:
-        name (str): A sentence's beginning, e.g. ``'Measuring the relation'``.
+        name (str): Beginning of the sentence, e.g. ``'Measuring the relation'``.
     """
     say(f'{name}.')
     started = time.monotonic()
@@ -56,7 +56,7 @@ def stage(name: str) -> Iterator[None]:
 
 
 def say(line: str) -> None:
-    """Log a line, in the first process; where BasicSR's log is off and no terminal shows bars, write it to stderr."""
+    """Log a line in the first process; if BasicSR's log is off and stderr is not a terminal, print it to stderr."""
     if get_dist_info()[0] != 0:
         return
     logger = logging.getLogger('basicsr')
@@ -68,33 +68,33 @@ def say(line: str) -> None:
 
 
 def to_stderr(line: str) -> None:
-    """Write a line to stderr, if anyone still reads it."""
+    """Write a line to stderr; ignore a closed stderr."""
     with contextlib.suppress(OSError, RuntimeError, ValueError):
         print(f'basicsr: {line}', file=sys.stderr, flush=True)
 
 
 class Pulse:
-    """Says how far a loop is: first after 2 seconds, then every 10."""
+    """Prints the progress of a loop, first after 2 seconds, then every 10."""
 
     def __init__(self) -> None:
         self._next = time.monotonic() + _FIRST
 
     def beat(self, line: str) -> None:
-        """Say the line if one is due."""
+        """Print the line if one is due."""
         if time.monotonic() >= self._next:
             say(line)
             self._next = time.monotonic() + _INTERVAL
 
 
 def progress(items: Iterable[T], name: str, total: int, unit: str = 'step', pulse: Pulse | None = None) -> Iterator[T]:
-    """Iterate with a bar on a terminal, and with a line now and then elsewhere.
+    """Iterate with a bar on a terminal, or with a line every 10 seconds elsewhere.
 
     Args:
-        items (Iterable[T]): What to iterate over.
-        name (str): Of the work, e.g. ``'adaptation'``.
+        items (Iterable[T]): Items to iterate over.
+        name (str): Name of the work, e.g. ``'adaptation'``.
         total (int): Number of items.
-        unit (str): What an item is, in the singular.
-        pulse (Pulse | None): Of nested loops that take turns at their lines; the bars of such loops wait 2 seconds.
+        unit (str): Name of an item, in the singular.
+        pulse (Pulse | None): Shared by nested loops, whose lines then alternate and whose bars appear after 2 seconds.
 
     Yields:
         T: The items.

@@ -1,4 +1,4 @@
-"""Restoring images of any size: padded to whole windows, and tile by tile where memory is short."""
+"""Restoring images of any size: padded to multiples of the window, and in tiles to save memory."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from torch.nn import functional as F
 def restore(
     net: Callable[[Tensor], Tensor], lq: Tensor, scale: int, window: int = 1, tile: int = 0, overlap: int = 32
 ) -> Tensor:
-    """Restore images by a network.
+    """Restore images with a network.
 
     Args:
-        net (Callable): Takes ``(B, 3, h, w)`` to ``(B, 3, scale · h, scale · w)``.
+        net (Callable): Maps ``(B, 3, h, w)`` to ``(B, 3, scale · h, scale · w)``.
         lq (Tensor): ``(B, 3, h, w)``.
-        scale (int): By how much the network enlarges.
-        window (int): What height and width of the network's input must be multiples of; images are continued by
-            reflection, or by their border where they are smaller than that.
-        tile (int): Side, in low-quality pixels, of the tiles that are restored one after the other, so that memory
-            does not grow with the image; 0 restores the image as a whole.
-        overlap (int): Low-quality pixels around a tile that the network sees beside it. From the network's reach on,
-            the result is that of the whole image.
+        scale (int): Scale of the network.
+        window (int): Height and width of the network's input must be multiples of this; images are padded by
+            reflection, or by replication if they are too small for that.
+        tile (int): Side of the tiles in LQ pixels, so that memory does not grow with the image; 0 restores the whole
+            image at once.
+        overlap (int): Context around each tile, in LQ pixels. If it is at least the network's receptive radius, the
+            result equals that of the whole image.
 
     Returns:
         Tensor: ``(B, 3, scale · h, scale · w)``.
@@ -47,38 +47,39 @@ def restore(
 
 @dataclass(frozen=True)
 class Part:
-    """A tile: rows and columns of the low-quality image that the network sees, and those that are kept of it."""
+    """A tile: rows and columns of the LQ image that the network sees, and those whose result is kept."""
 
     seen: tuple[slice, slice]
     inner: tuple[slice, slice]
 
     def place(self, scale: int) -> tuple[slice, slice]:
-        """Where the tile lies in the restored image."""
+        """Rows and columns of the tile in the restored image."""
         rows, columns = (slice(s.start * scale, s.stop * scale) for s in self.inner)
         return rows, columns
 
     def kept(self, scale: int) -> tuple[slice, slice]:
-        """What is kept of the network's output."""
+        """Rows and columns of the network's output that are kept."""
         rows, columns = (
             slice((s.start - seen.start) * scale, (s.stop - seen.start) * scale)
-            for s, seen in zip(self.inner, self.seen)
+            for s, seen in zip(self.inner, self.seen, strict=True)
         )
         return rows, columns
 
 
 def parts(height: int, width: int, tile: int, overlap: int) -> list[Part]:
-    """The tiles of an image of ``(height, width)`` low-quality pixels; see :func:`restore`."""
+    """The tiles of an image of ``(height, width)`` LQ pixels; see :func:`restore`."""
     result = []
     for inner in itertools.product(_intervals(height, tile), _intervals(width, tile)):
         rows, columns = (
-            slice(max(s.start - overlap, 0), min(s.stop + overlap, extent)) for s, extent in zip(inner, (height, width))
+            slice(max(s.start - overlap, 0), min(s.stop + overlap, extent))
+            for s, extent in zip(inner, (height, width), strict=True)
         )
         result.append(Part((rows, columns), inner))
     return result
 
 
 def _intervals(extent: int, largest: int) -> list[slice]:
-    """Parts of even size."""
+    """Split ``extent`` into parts of nearly equal size, at most ``largest``."""
     num = math.ceil(extent / largest)
     edges = [extent * i // num for i in range(num + 1)]
-    return [slice(*edge) for edge in zip(edges, edges[1:])]
+    return [slice(*edge) for edge in itertools.pairwise(edges)]

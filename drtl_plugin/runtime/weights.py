@@ -1,4 +1,4 @@
-"""Trained networks from a file of weights."""
+"""Reading trained networks from files of weights."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class TrainedNetwork:
     Attributes:
         net (nn.Module): In evaluation mode, on the CPU.
         options (dict): ``network_g`` of the option file: its type and arguments.
-        scale (int): By how much it enlarges.
-        param_key (str | None): The key of the weights in their file; None: without a key.
-        losses (tuple[str, ...] | None): Kinds of losses that it has learned by, e.g. ``('pixel',)``; None: unknown.
+        scale (int): Scale of the network.
+        param_key (str | None): Key of the weights in their file; None: no key.
+        losses (tuple[str, ...] | None): Losses that it was trained with, e.g. ``('pixel',)``; None: unknown.
     """
 
     net: nn.Module
@@ -38,40 +38,40 @@ class TrainedNetwork:
 
     @property
     def may_be_of_gan(self) -> bool:
-        """Whether it may have learned by a GAN or a perceptual loss, after which a pixel loss would smooth it."""
+        """Whether it may have been trained with a GAN or perceptual loss; a pixel loss would then blur its results."""
         return self.losses is None or not {'gan', 'perceptual'}.isdisjoint(self.losses)
 
     @property
     def window(self) -> int:
-        """What height and width of its input must be multiples of."""
+        """Height and width of its input must be multiples of this."""
         return input_multiple(self.options, self.scale)
 
 
 def input_multiple(options: dict, scale: int) -> int:
-    """What height and width of a network's input must be multiples of.
+    """The number that height and width of a network's input must be multiples of.
 
     Args:
         options (dict): ``network_g``.
-        scale (int): By how much it enlarges.
+        scale (int): Scale of the network.
     """
     if options['type'] == 'RRDBNet' and scale < 4:
-        return 4 // scale  # it begins with pixel_unshuffle
+        return 4 // scale  # it starts with pixel_unshuffle
     return options.get('window_size', 1)
 
 
 def load_trained(path: str, option_file: str | None = None) -> TrainedNetwork:
-    """Build the network that a file of weights belongs to.
+    """Build the network of a file of weights.
 
-    Which one that is stands in the file itself, if this plug-in has written it; in the option file that is given; or in
-    that of the experiment whose ``models`` folder the weights lie in.
+    Architecture and scale come from the option file if one is given, else from the checkpoint (if this plug-in wrote
+    it), else from the option file of the experiment that contains the weights in its ``models`` folder.
 
     Args:
-        path (str): Weights: under ``params_ema`` or ``params``, or without a key.
-        option_file (str | None): With ``network_g`` and ``scale``.
+        path (str): Weights under ``params_ema`` or ``params``, or without a key.
+        option_file (str | None): Option file with ``network_g`` and ``scale``.
 
     Raises:
-        DataError: If the weights cannot be read, or are of another network.
-        OptionError: If nothing says which network it is, or it does not exist.
+        DataError: If the weights cannot be read, or belong to another network.
+        OptionError: If the network is not known, or cannot be built.
     """
     content = checkpoints.read(path, '--weights')
     key, weights = checkpoints.weights_in(content, path, '--weights', ('params_ema', 'params', None))
@@ -94,10 +94,10 @@ def load_trained(path: str, option_file: str | None = None) -> TrainedNetwork:
 
 
 def _rehearse(trained: TrainedNetwork, where: str) -> None:
-    """Restore a small grey image, since weights fit networks of other scales, too.
+    """Restore a small grey image, since weights may also fit a network of another scale.
 
     Raises:
-        DataError: If the result has another size, or is none.
+        DataError: If this fails, or the result has another size or is not finite.
     """
     side = trained.window * -(-24 // trained.window)
     try:
@@ -106,15 +106,17 @@ def _rehearse(trained: TrainedNetwork, where: str) -> None:
         width = result.shape[-1]
     except Exception as error:
         line = f'{describe(error)}{own_line(error)}'
-        raise DataError(f'{where}: the network restores no colour images: {line}') from error
+        raise DataError(f'{where}: the network cannot restore colour images: {line}') from error
     if width != side * trained.scale:
         raise DataError(f'{where}: scale is {trained.scale}, but the network enlarges {width / side:g} times.')
     if not result.isfinite().all():
-        raise DataError(f'{where}: the network makes infinite numbers, or none, of a grey image; it is damaged.')
+        raise DataError(
+            f'{where}: the network returns infinite values or NaN for a grey image; its weights are damaged.'
+        )
 
 
 def _description(content: Any, path: str, option_file: str | None) -> tuple[dict, int, str]:
-    """``network_g``, scale, and the file that they stand in."""
+    """``network_g``, scale, and the file that contains them."""
     if option_file is None and isinstance(content.get('network'), dict):
         return content['network'], _scale(content, path), path
     if option_file is not None:
@@ -123,11 +125,11 @@ def _description(content: Any, path: str, option_file: str | None) -> tuple[dict
             raise OptionError(f'{option_file}: expected an option file with network_g and scale.')
         return opt['network_g'], _scale(opt, option_file), option_file
     for file in sorted(Path(path).absolute().parent.parent.glob('*.yml')):
-        with contextlib.suppress(OptionError):  # of something else
+        with contextlib.suppress(OptionError):  # not an option file
             opt = load_option_file(str(file))
             if isinstance(opt.get('network_g'), dict):
                 return opt['network_g'], _scale(opt, str(file)), str(file)
-    raise OptionError(f'--weights: {path} does not say which network it is of; name its option file by -opt.')
+    raise OptionError(f'--weights: {path} does not record its network; give its option file with -opt.')
 
 
 def _scale(opt: dict, where: str) -> int:

@@ -1,4 +1,4 @@
-"""Pairs of photographs as people have them: finding them, and how well they lie upon each other."""
+"""Pairs of photographs: finding them in a folder, measuring their alignment, and aligning them."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ import numpy as np
 from drtl_plugin.data.image_files import IMAGE_SUFFIXES, how_to_convert, is_unread
 from drtl_plugin.errors import DataError
 
-# What folders, and names after the last separator, are called: ground truth and low quality.
+# Names of folders, and suffixes of file names, for GT and LQ.
 _FOLDERS = (r'gt|hr|hq|h|good', r'lq|lr|l|poor')
 _LQ_FOLDER_OF_SCALE = r'(?:lq|lr)_?x{}'
 _SUFFIXES = (r'(?:[_-]?(?:gt|hr|hq)|[_-]?h)', r'(?:[_-]?(?:lq|lr)\d?|[_-]?l)')
-# Longest side of the images that the alignment is estimated on.
+# Longest side, in pixels, of the images on which alignment is estimated.
 _SIDE = 1200
 _SMOOTH = 5
-# What an affine map leaves of the difference, at the most; else it fits noise, or skies, and the pair lies well.
+# An affine map must at least halve 1 - correlation; otherwise it fits noise or sky, and the pair counts as aligned.
 _EXPLAINED = 0.5
-# Share of a side that is left out at each end there, beyond the shift.
+# Share of a side ignored at each border, beyond the shift.
 _MARGIN = 0.05
-# Below this correlation, two photographs don't show the same.
+# Below this correlation, two photographs do not show the same scene.
 _HOPELESS = 0.6
 
 
 @dataclass(frozen=True, eq=False)
 class Alignment:
-    """Where the low-quality image lies in the reduced ground truth.
+    """Position of an LQ image in its GT, reduced by the scale.
 
     Attributes:
-        matrix (np.ndarray): ``(2, 3)``: takes a low-quality pixel ``(x, y, 1)`` to the place in the ground truth,
-            reduced by the scale, that shows the same.
-        correlation (float): Of the two there, from -1 to 1.
-        displacement (float): The largest, in low-quality pixels, that the image has in its corners.
+        matrix (np.ndarray): ``(2, 3)``: maps ``(x, y, 1)`` in LQ to the matching position in the reduced GT, both
+            relative to the centre of LQ.
+        correlation (float): Correlation of the two after this map, from -1 to 1.
+        displacement (float): Largest displacement of a corner, in LQ pixels.
     """
 
     matrix: np.ndarray
@@ -45,34 +45,36 @@ class Alignment:
 
     @property
     def shift(self) -> tuple[float, float]:
-        """Of the middle of the image to the right and down, in low-quality pixels; see :func:`estimate_alignment`."""
+        """Shift of the image centre, right and down, in LQ pixels."""
         return float(self.matrix[0, 2]), float(self.matrix[1, 2])
 
     @property
     def scale(self) -> float:
-        """By how much the ground truth is enlarged beyond the nominal scale."""
+        """Magnification of GT relative to the nominal scale."""
         return float(np.sqrt(abs(np.linalg.det(self.matrix[:, :2]))))
 
     @property
     def is_hopeless(self) -> bool:
-        """Whether the two don't show the same."""
+        """Whether the two images do not show the same scene."""
         return not self.correlation >= _HOPELESS
 
 
 def find_pairs(folder: str | Path, scale: int | None = None) -> dict[str, tuple[Path, Path]]:
-    """Find pairs in a folder: in two folders in it (``gt`` and ``lq``, ``HR`` and ``LR``, ``H`` and ``L``), or by the
-    ends of names (``_HR`` and ``_LR``, also ``_LR4``, ``_gt`` and ``_lq``, ``H`` and ``L``).
+    """Find pairs in a folder.
+
+    Either in two subfolders (``gt`` and ``lq``, ``HR`` and ``LR``, ``H`` and ``L``), or by suffixes of file names
+    (``_HR`` and ``_LR`` or ``_LR4``, ``_gt`` and ``_lq``, ``H`` and ``L``).
 
     Args:
         folder (str | Path): The folder.
-        scale (int | None): The scale of the pairs. A folder ``lr_x4`` or ``lrx4``, for scale 4, then comes before
-            ``lr``; those of other scales are left alone.
+        scale (int | None): Scale of the pairs. For scale 4, a folder ``lr_x4`` or ``lrx4`` is preferred to ``lr``;
+            folders of other scales are ignored.
 
     Returns:
-        dict[str, tuple[Path, Path]]: Ground truth and low quality by the name that they share, sorted.
+        dict[str, tuple[Path, Path]]: GT and LQ by their common name, sorted.
 
     Raises:
-        DataError: If there are none, an image has no partner, or one is of a format that is not read.
+        DataError: If there are no pairs, or an image has no partner or an unsupported format.
     """
     root = Path(folder)
     if not root.is_dir():
@@ -82,17 +84,19 @@ def find_pairs(folder: str | Path, scale: int | None = None) -> dict[str, tuple[
         folders[1] = _folders(root, _LQ_FOLDER_OF_SCALE.format(scale)) or folders[1]
     if all(len(found) == 1 for found in folders):
         sides = [_by_name(found[0], '') for found in folders]
-        # Names that both have are whole, whatever they end in.
+        # Names found in both folders are complete; only others may have a suffix.
         alone = [{name for name in side if name not in other} for side, other in (sides, sides[::-1])]
-        sides = [_by_name(found[0], suffix, only) for found, suffix, only in zip(folders, _SUFFIXES, alone)]
+        sides = [
+            _by_name(found[0], suffix, only) for found, suffix, only in zip(folders, _SUFFIXES, alone, strict=True)
+        ]
     else:
         sides = [_by_name(root, suffix) for suffix in _SUFFIXES]
     if unread := how_to_convert(path for side in sides for path in side.values()):
         raise DataError(f'--pairs: {folder}: {unread}')
     if not sides[0] and not sides[1]:
         raise DataError(
-            f'--pairs: {folder} holds no pairs; put them into two folders in it, with the same names in both: gt and '
-            f'lq, HR and LR, or HR and LR_x{scale or 4}; or into one folder, with names that end in _HR and _LR.'
+            f'--pairs: {folder} contains no pairs. Use two subfolders with equal file names (gt and lq, HR and LR, or '
+            f'HR and LR_x{scale or 4}), or one folder with file names that end in _HR and _LR.'
         )
     for name in sorted(sides[0].keys() ^ sides[1].keys()):
         raise DataError(f'--pairs: {(sides[0].get(name) or sides[1].get(name))} has no partner.')
@@ -104,7 +108,7 @@ def _folders(root: Path, pattern: str) -> list[Path]:
 
 
 def _by_name(folder: Path, suffix: str, only: Collection[str] | None = None) -> dict[str, Path]:
-    """Images by their names without a suffix: those that have it, or all, and it is taken from ``only`` these names."""
+    """Images with a suffix, by name without it; with ``only``: all images, and only these lose their suffix."""
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         match = re.fullmatch(f'(.+?){suffix}', path.stem, re.IGNORECASE)
@@ -122,40 +126,41 @@ def _by_name(folder: Path, suffix: str, only: Collection[str] | None = None) -> 
 
 
 def estimate_alignment(lq: np.ndarray, gt: np.ndarray, scale: int) -> Alignment:
-    """Estimate an affine map between the images of a pair by the enhanced correlation coefficient (OpenCV's ECC;
-    Evangelidis and Psarakis, TPAMI 2008), from where phase correlation finds their shift.
+    """Estimate the affine map between the images of a pair.
+
+    Maximises the enhanced correlation coefficient (OpenCV's ECC; Evangelidis and Psarakis, TPAMI 2008), starting from
+    the shift found by phase correlation, and from no shift.
 
     Args:
         lq (np.ndarray): ``(h, w, 3)``, BGR, uint8.
-        gt (np.ndarray): ``(H, W, 3)``, about ``scale`` times as large.
+        gt (np.ndarray): ``(H, W, 3)``, BGR, uint8, about ``scale`` times as large.
         scale (int): The nominal scale.
 
     Returns:
-        Alignment: Its matrix is about the middle of the low-quality image: a shift is that of the middle. The identity
-            where nothing explains notably more.
+        Alignment: The identity unless another map explains clearly more.
     """
     height, width = lq.shape[:2]
     gt = gt[: gt.shape[0] // scale * scale, : gt.shape[1] // scale * scale]
     factor = min(1, _SIDE / max(height, width))
-    poor, good = (_grey(image, factor / reduction) for image, reduction in ((lq, 1), (gt, scale)))
-    common = tuple(min(extents) for extents in zip(poor.shape, good.shape))
-    # Copies: OpenCV writes the windowed images over what it is given.
-    parts = [image[: common[0], : common[1]] for image in (poor, good)]
+    lq_grey, gt_grey = (_grey(image, factor / reduction) for image, reduction in ((lq, 1), (gt, scale)))
+    common = tuple(min(extents) for extents in zip(lq_grey.shape, gt_grey.shape, strict=True))
+    # Copies, since OpenCV overwrites its arguments with the windowed images.
+    parts = [image[: common[0], : common[1]] for image in (lq_grey, gt_grey)]
     window = cv2.createHanningWindow(common[::-1], cv2.CV_32F)
-    (dx, dy), _ = cv2.phaseCorrelate(*(part.copy() for part in parts), window)
-    # Where one of the two is blurred or repeats itself, phase correlation errs; the pair may lie well as it is.
+    (dx, dy), _ = cv2.phaseCorrelate(parts[0].copy(), parts[1].copy(), window)
+    # Phase correlation errs on blurred or repetitive images; the pair may be aligned already.
     best, matrix = max(
-        (_affine(poor, good, start) for start in ((dx, dy), (0.0, 0.0))), key=lambda estimate: estimate[0]
+        (_affine(lq_grey, gt_grey, start) for start in ((dx, dy), (0.0, 0.0))), key=lambda estimate: estimate[0]
     )
-    as_it_is = _correlation(*parts)
-    if not 1 - best < _EXPLAINED * (1 - as_it_is):
-        best, matrix = as_it_is, np.eye(2, 3)
-    # From pixels of what was compared to low-quality pixels, in both images. A pixel's middle lies half a pixel from
-    # its corner, and sizes don't reduce evenly.
-    to_poor = np.array(poor.shape[::-1]) / (width, height)
-    to_good = np.array(good.shape[::-1]) * scale / gt.shape[1::-1]
-    linear = matrix[:, :2] * to_poor / to_good[:, None]
-    offset = (matrix[:, 2] + 0.5 - matrix[:, :2].sum(axis=1) / 2) / to_good + linear.sum(axis=1) / 2 - 0.5
+    unaligned = _correlation(*parts)
+    if not 1 - best < _EXPLAINED * (1 - unaligned):
+        best, matrix = unaligned, np.eye(2, 3)
+    # From pixels of the compared images to LQ pixels. Pixel centres are half a pixel from corners, and sizes may not
+    # reduce evenly.
+    lq_factor = np.array(lq_grey.shape[::-1]) / (width, height)
+    gt_factor = np.array(gt_grey.shape[::-1]) * scale / gt.shape[1::-1]
+    linear = matrix[:, :2] * lq_factor / gt_factor[:, None]
+    offset = (matrix[:, 2] + 0.5 - matrix[:, :2].sum(axis=1) / 2) / gt_factor + linear.sum(axis=1) / 2 - 0.5
     middle = np.array([(width - 1) / 2, (height - 1) / 2])
     shift = offset + linear @ middle - middle
     corners = np.array([(x, y) for x in (-middle[0], middle[0]) for y in (-middle[1], middle[1])])
@@ -163,62 +168,68 @@ def estimate_alignment(lq: np.ndarray, gt: np.ndarray, scale: int) -> Alignment:
     return Alignment(np.column_stack([linear, shift]), float(best), float(displacement))
 
 
-def _affine(poor: np.ndarray, good: np.ndarray, start: tuple[float, float]) -> tuple[float, np.ndarray]:
-    """Correlation and map from a first guess of the shift; -1 and this guess where nothing is found."""
-    # Of the middle of the image, which lies in the other one, too: borders of a warp draw the estimate to their own.
-    margins = [min(round(abs(shift) + _MARGIN * extent), extent // 3) for shift, extent in zip(start, poor.shape[::-1])]
-    inner = poor[margins[1] : poor.shape[0] - margins[1], margins[0] : poor.shape[1] - margins[0]]
-    guess = np.float32([[1, 0, start[0] + margins[0]], [0, 1, start[1] + margins[1]]])
+def _affine(lq_grey: np.ndarray, gt_grey: np.ndarray, start: tuple[float, float]) -> tuple[float, np.ndarray]:
+    """Correlation and map, starting from a shift; -1 and that shift if ECC does not converge."""
+    # Use the centre only, which is inside the other image, too: borders of a warp bias the estimate.
+    margins = [
+        min(round(abs(shift) + _MARGIN * extent), extent // 3)
+        for shift, extent in zip(start, lq_grey.shape[::-1], strict=True)
+    ]
+    inner = lq_grey[margins[1] : lq_grey.shape[0] - margins[1], margins[0] : lq_grey.shape[1] - margins[0]]
+    guess = np.array([[1, 0, start[0] + margins[0]], [0, 1, start[1] + margins[1]]], np.float32)
     criteria = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 200, 1e-7)
     try:
-        correlation, matrix = cv2.findTransformECC(inner, good, guess, cv2.MOTION_AFFINE, criteria, None, _SMOOTH)
-    except cv2.error:  # it does not converge
+        correlation, found = cv2.findTransformECC(  # type: ignore[call-overload]  # the stub forbids inputMask=None
+            inner, gt_grey, guess, cv2.MOTION_AFFINE, criteria, None, _SMOOTH
+        )
+    except cv2.error:  # no convergence
         return -1.0, np.array([[1, 0, start[0]], [0, 1, start[1]]])
-    matrix = matrix.astype(np.float64)
+    matrix = np.asarray(found, np.float64)
     matrix[:, 2] -= matrix[:, :2] @ margins
     return correlation, matrix
 
 
 def _grey(image: np.ndarray, factor: float) -> np.ndarray:
-    """A reduced grey image, of single precision."""
+    """A reduced grey image, float32."""
     size = tuple(max(1, round(extent * factor)) for extent in image.shape[1::-1])
     return cv2.cvtColor(cv2.resize(image, size, interpolation=cv2.INTER_AREA), cv2.COLOR_BGR2GRAY).astype(np.float32)
 
 
 def _correlation(first: np.ndarray, second: np.ndarray) -> float:
-    """Of two images, smoothed as ECC does."""
+    """Correlation of two images, smoothed as in ECC."""
     smooth = [cv2.GaussianBlur(image, (_SMOOTH, _SMOOTH), 0).ravel() for image in (first, second)]
-    return float(np.nan_to_num(np.corrcoef(*smooth)[0, 1], nan=-1))
+    correlations = np.asarray(np.corrcoef(np.stack(smooth)))
+    return float(np.nan_to_num(correlations[0, 1], nan=-1))
 
 
 def register(lq: np.ndarray, gt: np.ndarray, scale: int, alignment: Alignment) -> tuple[np.ndarray, np.ndarray]:
-    """Lay the ground truth upon the low-quality image, and crop both to what they share.
+    """Warp GT onto the grid of LQ, and crop both to their common area.
 
     Returns:
         tuple[np.ndarray, np.ndarray]: ``lq`` ``(h', w', 3)`` and ``gt`` ``(scale · h', scale · w', 3)``.
 
     Raises:
-        DataError: If hardly anything is shared.
+        DataError: If the common area is less than a quarter of LQ.
     """
     height, width = lq.shape[:2]
     middle = np.array([(width - 1) / 2, (height - 1) / 2])
     linear = alignment.matrix[:, :2]
     offset = alignment.matrix[:, 2] + middle - linear @ middle
-    centre = (scale - 1) / 2  # of a low-quality pixel, on the finer grid
+    centre = (scale - 1) / 2  # of an LQ pixel, on the GT grid
     fine = np.column_stack([linear, scale * offset + centre - linear @ np.full(2, centre)])
     size = (width * scale, height * scale)
     warp = cv2.WARP_INVERSE_MAP
     moved = cv2.warpAffine(gt, fine, size, flags=cv2.INTER_CUBIC | warp, borderMode=cv2.BORDER_REPLICATE)
     inside = cv2.warpAffine(np.full(gt.shape[:2], 255, np.uint8), fine, size, flags=cv2.INTER_LINEAR | warp)
     whole = cv2.erode(inside, np.ones((3, 3), np.uint8), borderType=cv2.BORDER_REPLICATE) == 255
-    # Low-quality pixels all of whose ground truth is there.
+    # LQ pixels with complete GT.
     whole = whole.reshape(height, scale, width, scale).all(axis=(1, 3))
     top, bottom, left, right = 0, height, 0, width
     while top < bottom and left < right:
         part = whole[top:bottom, left:right]
         if part.all():
             break
-        # Take away the side that lacks most of its pixels.
+        # Remove the side with the most missing pixels.
         lacking = [(~edge).mean() for edge in (part[0], part[-1], part[:, 0], part[:, -1])]
         worst = int(np.argmax(lacking))
         top, bottom, left, right = (
@@ -228,5 +239,5 @@ def register(lq: np.ndarray, gt: np.ndarray, scale: int, alignment: Alignment) -
             right - (worst == 3),
         )
     if (bottom - top) * (right - left) < height * width / 4:
-        raise DataError('less than a quarter of the photographs shows the same.')
+        raise DataError('the photographs have less than a quarter of their area in common.')
     return lq[top:bottom, left:right], moved[top * scale : bottom * scale, left * scale : right * scale]

@@ -1,8 +1,8 @@
-"""Published datasets, from the layout that they are published in to folders that option files name.
+"""Conversion of published datasets to the folders that option files use.
 
-Cameras' pairs (:func:`prepare_pairs`): RealSR (version 3, Cai et al., ICCV 2019), DRealSR (Wei et al., ECCV 2020) and
-City100 (Chen et al., CVPR 2019). Photographs for the auxiliary tasks, such as DIV2K and Flickr2K, cut into sub-images
-that are read quickly (:func:`prepare_subimages`). Nothing is downloaded, and nothing in the source is changed.
+:func:`prepare_pairs` converts pairs of real cameras: RealSR (version 3, Cai et al., ICCV 2019), DRealSR (Wei et al.,
+ECCV 2020) and City100 (Chen et al., CVPR 2019). :func:`prepare_subimages` cuts photographs for the auxiliary tasks,
+such as DIV2K and Flickr2K, into sub-images that load quickly. Nothing is downloaded, and the source is not changed.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from drtl_plugin.data.image_files import image_names, image_size, read_image
 from drtl_plugin.errors import DataError
 from drtl_plugin.runtime.progress import progress
 
-# City100 has no split of its own: every tenth pair is held out, as are five others to adapt to.
+# City100 has no split: ours holds out every tenth pair and uses five others as the support set.
 _CITY100_SUPPORT = ('011', '031', '051', '071', '091')
 _CITY100_VAL = tuple(f'{number:03d}' for number in range(4, 100, 10))
-# A multiple of all scales that City100 is used at.
+# A multiple of all scales of City100.
 _CITY100_MULTIPLE = 12
 
 
 @dataclass(frozen=True)
 class SourcePair:
-    """A pair as it is published.
+    """A pair in the published layout.
 
     Attributes:
         split (str): ``support`` or ``val``.
-        name (str): What both images are to be called, without ending.
+        name (str): File name of both images in the target, without extension.
         gt, lq (Path): The files.
     """
 
@@ -48,7 +48,7 @@ class SourcePair:
 
 
 def _find_realsr(source: Path, camera: str | None, scale: int) -> Iterator[SourcePair]:
-    """``Canon/Train/4/Canon_001_HR.png`` beside ``Canon_001_LR4.png``; ``Test`` is held out."""
+    """``Canon/Train/4/Canon_001_HR.png`` and ``Canon_001_LR4.png``; ``Test`` is held out."""
     for split, folder in (('support', 'Train'), ('val', 'Test')):
         for gt in sorted(source.rglob(f'{camera or "*"}/{folder}/{scale}/*_HR.*')):
             name = gt.stem.removesuffix('_HR')
@@ -58,7 +58,7 @@ def _find_realsr(source: Path, camera: str | None, scale: int) -> Iterator[Sourc
 def _find_drealsr(source: Path, camera: str | None, scale: int) -> Iterator[SourcePair]:
     """``Train_x4/train_HR/NAME_x4.png`` and ``Train_x4/train_LR/NAME_x1.png``; ``Test_x4`` is held out.
 
-    Its cameras show in the names' beginnings alone: panasonic, sony, DSC, ….
+    File names begin with the camera: panasonic, sony, DSC, ….
     """
     for split, phase in (('support', 'train'), ('val', 'test')):
         for gt in sorted(source.rglob(f'{phase.title()}_x{scale}/{phase}_HR/{camera or ""}*')):
@@ -78,13 +78,13 @@ def _find_city100(source: Path, camera: str | None, scale: int) -> Iterator[Sour
 
 @dataclass(frozen=True)
 class PairedDataset:
-    """How a dataset of pairs is found.
+    """How to find the pairs of a dataset.
 
     Attributes:
-        find (Callable): ``find(source, camera, scale)``, all pairs; in a docstring the layout.
-        cameras (tuple[str, ...]): What its folders or files call the cameras.
-        scales (tuple[int, ...]): Those that it is published, or customarily used, at.
-        interpolated (bool): Whether lq is published at the size of gt, to be reduced here.
+        find (Callable): ``find(source, camera, scale)`` yields all pairs; its docstring describes the layout.
+        cameras (tuple[str, ...]): Names of the cameras in the layout.
+        scales (tuple[int, ...]): Scales at which it is published or commonly used.
+        interpolated (bool): Whether LQ is published at the size of GT and must be reduced.
     """
 
     find: Callable[[Path, str | None, int], Iterator[SourcePair]]
@@ -101,25 +101,25 @@ PAIRED_DATASETS = {
 
 
 def prepare_pairs(dataset: str, source: str | Path, target: str | Path, scale: int, camera: str | None = None) -> dict:
-    """Turn a published dataset into ``support/{gt,lq}`` and ``val/{gt,lq}``, the same names in both.
+    """Convert a published dataset to ``support/{gt,lq}`` and ``val/{gt,lq}``, with equal file names in gt and lq.
 
-    RealSR and DRealSR: their training part is what the support set is chosen from, their test part is held out; files
-    are copied. City100: 5 and 10 of its 100 pairs; cropped to a multiple of 12 pixels, and lq, which is published
-    enlarged to the size of gt, reduced by MATLAB's bicubic ``imresize``.
+    RealSR and DRealSR: the training part becomes ``support``, the test part ``val``; files are copied. City100: 5 and
+    10 of its 100 pairs, cropped to a multiple of 12 pixels; LQ, published at the size of GT, is reduced by MATLAB's
+    bicubic ``imresize``.
 
     Args:
         dataset (str): One of ``PAIRED_DATASETS``.
-        source (str | Path): Folder of the unpacked archive, or any above.
-        target (str | Path): Folder to write; it appears under this name only when it is complete.
-        scale (int): Of the pairs.
-        camera (str | None): Pairs of this camera only; None takes all.
+        source (str | Path): Folder of the unpacked archive, or a parent of it.
+        target (str | Path): Folder to write; it gets this name when it is complete.
+        scale (int): Scale of the pairs.
+        camera (str | None): Take pairs of this camera only; None takes all.
 
     Returns:
         dict: Number of pairs by split.
 
     Raises:
-        DataError: If nothing is found, an image is missing or of another size than its partner wants, the source holds
-            two pairs of a name, or the target is there already.
+        DataError: If no pairs are found, an image is missing or does not fit the size of its partner, two pairs have
+            the same name, or the target exists.
     """
     layout = PAIRED_DATASETS[dataset]
     if scale not in layout.scales:
@@ -138,10 +138,12 @@ def prepare_pairs(dataset: str, source: str | Path, target: str | Path, scale: i
     for pair in pairs:
         other = seen.setdefault((pair.split, pair.name), pair.gt)
         if other != pair.gt:
-            raise DataError(f'{source}: {other} and {pair.gt} are pairs of the same name; name a folder below.')
+            raise DataError(
+                f'{source}: {other} and {pair.gt} are pairs with the same name; name a subfolder as source.'
+            )
         ratio = 1 if layout.interpolated else scale
         if not pair.lq.is_file():
-            raise DataError(f'{pair.gt}: its partner {pair.lq.name} is missing.')
+            raise DataError(f'{pair.gt}: its LQ image {pair.lq.name} is missing.')
         gt_size, lq_size = image_size(str(pair.gt)), image_size(str(pair.lq))
         if gt_size != tuple(ratio * extent for extent in lq_size):
             raise DataError(
@@ -173,29 +175,29 @@ def _write_reduced(pair: SourcePair, folder: Path, scale: int) -> None:
 
 
 def prepare_subimages(sources: list[str], target: str | Path, size: int = 480, step: int = 240) -> int:
-    """Cut photographs into overlapping square sub-images, as BasicSR's users do with DIV2K and Flickr2K.
+    """Cut photographs into overlapping square sub-images, as is common for DIV2K and Flickr2K.
 
-    The last one of a row or column ends at the border, so that nothing is left out.
+    The last sub-image of a row or column ends at the border, so that the photograph is covered completely.
 
     Args:
         sources (list[str]): Folders of photographs.
-        target (str | Path): Folder to write, PNG files; it appears under this name only when it is complete.
+        target (str | Path): Folder to write PNG files to; it gets this name when it is complete.
         size (int): Side of a sub-image, in pixels.
-        step (int): From one to the next.
+        step (int): Distance between neighbouring sub-images, in pixels.
 
     Returns:
-        int: How many were written.
+        int: Number of sub-images.
 
     Raises:
-        DataError: If a folder holds no images, one of them cannot be read or is smaller than ``size``, two are of the
-            same name, or the target is there already.
+        DataError: If a folder contains no images, an image cannot be read or is smaller than ``size``, two images have
+            the same name, or the target exists.
     """
     paths = [Path(source, name) for source in sources for name in image_names(source, 'source')]
     seen: dict[str, Path] = {}
     for path in paths:
         other = seen.setdefault(path.stem, path)
         if other != path:
-            raise DataError(f'{path}: there is another image of that name, {other}; rename one of them.')
+            raise DataError(f'{path}: {other} has the same name; rename one of them.')
         height, width = image_size(str(path))
         if min(height, width) < size:
             raise DataError(f'{path}: {width}x{height} is smaller than sub-images of {size}; choose a smaller --size.')
@@ -210,7 +212,7 @@ def prepare_subimages(sources: list[str], target: str | Path, size: int = 480, s
                 _write_png(folder / f'{path.stem}_s{i:03d}.png', image[top : top + size, left : left + size])
             return len(places)
 
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # OpenCV lets other threads work
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # OpenCV releases the GIL
             return sum(progress(pool.map(cut, paths), 'sub-images', len(paths), 'image'))
 
 
@@ -221,7 +223,7 @@ def _require_folder(path: str | Path) -> None:
 
 @contextmanager
 def _appearing(target: str | Path) -> Iterator[Path]:
-    """A folder that gets its name when it is complete."""
+    """A folder that is renamed to ``target`` when it is complete."""
     target = Path(target)
     if target.exists():
         raise DataError(f'target: {target} exists already; remove it or choose another name.')

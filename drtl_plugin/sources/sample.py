@@ -1,28 +1,27 @@
-"""The embedded default data: photographs that scikit-image ships in its wheel, and a simulated camera.
+"""The sample data: photographs from scikit-image's wheel, and a simulated camera. Nothing is downloaded.
 
-Nothing is downloaded. The camera is a composition that is not among the auxiliary tasks: a lens, noise on a linear
-Bayer mosaic, demosaicing, a tone curve and JPEG.
+No auxiliary task equals the camera: a lens, noise on a linear Bayer mosaic, demosaicing, a tone curve and JPEG.
 """
 
 from __future__ import annotations
 
 import tempfile
-from importlib.util import find_spec
 from pathlib import Path
 
 import cv2
 import numpy as np
+import skimage
 from basicsr.data.degradations import bivariate_plateau
 
 SAMPLE_ROOT = 'datasets/drtl_sample'
 SCALE = 4
 
-# Content of the auxiliary tasks, of the support set and of the held-out photographs: no picture is in two of them.
+# Photographs of the auxiliary tasks, the support set and the held-out set; the three are disjoint.
 _AUXILIARY = (
     'motorcycle_left.png', 'motorcycle_right.png', 'hubble_deep_field.jpg', 'retina.jpg', 'ihc.png', 'brick.png',
     'grass.png', 'gravel.png', 'moon.png', 'coins.png', 'page.png', 'text.png',
 )  # fmt: skip
-# Five crops (picture, top, left) of 224 pixels.
+# Crops of 224 pixels: file, top, left.
 _SUPPORT = (
     ('astronaut.png', 0, 130),
     ('astronaut.png', 256, 20),
@@ -37,7 +36,7 @@ _HELD_OUT = ('chelsea.png', 'coffee.png', 'camera.png')
 def simulate_camera(
     gt: np.ndarray, rng: np.random.Generator, scale: int = SCALE, noise: float = 1.0, quality: int = 85
 ) -> np.ndarray:
-    """What the sample camera makes of a scene.
+    """Photograph a scene with the sample camera.
 
     Lens (plateau-shaped point spread, wider for red and blue), sensor (Bayer mosaic of linear light with
     Poisson-Gaussian noise), demosaicing, tone curve (sRGB's exponent, 2.2), JPEG.
@@ -45,8 +44,8 @@ def simulate_camera(
     Args:
         gt (np.ndarray): The scene, ``(H, W, 3)`` uint8, BGR; H and W are multiples of ``2 * scale``.
         rng (np.random.Generator): Source of the noise.
-        scale (int): How much smaller the camera's picture is.
-        noise (float): Factor on the sensor's noise.
+        scale (int): Reduction factor.
+        noise (float): Factor of the standard deviation of the sensor noise.
         quality (int): JPEG quality, 1 to 100.
 
     Returns:
@@ -54,7 +53,9 @@ def simulate_camera(
     """
     linear = (gt.astype(np.float32) / 255) ** 2.2
     channels = []
-    for channel, width in zip(cv2.split(linear), (0.40, 0.32, 0.36)):  # blue, green, red: lateral colour of a lens
+    for channel, width in zip(
+        cv2.split(linear), (0.40, 0.32, 0.36), strict=True
+    ):  # blue, green, red: chromatic aberration
         kernel = bivariate_plateau(21, width * scale, width * scale, 0, 1.6).astype(np.float32)
         channels.append(cv2.filter2D(channel, -1, kernel, borderType=cv2.BORDER_REFLECT_101))
     height, width = gt.shape[0] // scale, gt.shape[1] // scale
@@ -67,21 +68,21 @@ def simulate_camera(
     mosaic[1::2, 1::2] = light[1::2, 1::2, 2]
     shot, read = 4e-4 * noise**2, 4e-6 * noise**2
     mosaic = mosaic + rng.standard_normal(mosaic.shape, np.float32) * np.sqrt(shot * mosaic + read)
-    # OpenCV names Bayer patterns by the second row and column: this one is its BayerRG.
+    # OpenCV names Bayer patterns by the second row and column; this is its BayerRG.
     raw = (np.clip(mosaic, 0, 1) * 65535).round().astype(np.uint16)
     demosaiced = cv2.cvtColor(raw, cv2.COLOR_BayerRG2BGR).astype(np.float32) / 65535
 
-    picture = (demosaiced ** (1 / 2.2) * 255).round().clip(0, 255).astype(np.uint8)
-    encoded = cv2.imencode('.jpg', picture, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
-    return cv2.imdecode(encoded, cv2.IMREAD_COLOR)
+    photograph = (demosaiced ** (1 / 2.2) * 255).round().clip(0, 255).astype(np.uint8)
+    encoded = cv2.imencode('.jpg', photograph, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+    return _decode(encoded)
 
 
 def prepare_sample_data(root: str | Path = SAMPLE_ROOT) -> Path:
-    """Write the sample data, unless it is there already.
+    """Write the sample data, unless it exists.
 
     Args:
         root (str | Path): Folder to write: ``auxiliary/``, ``camera/support/{gt,lq}/``, ``camera/val/{gt,lq}/``. It
-            appears under this name only when it is complete.
+            gets this name when it is complete.
 
     Returns:
         Path: ``root``.
@@ -97,7 +98,7 @@ def prepare_sample_data(root: str | Path = SAMPLE_ROOT) -> Path:
 
 
 def _write(root: Path) -> None:
-    source = Path(find_spec('skimage').origin).parent / 'data'
+    source = Path(skimage.__file__).parent / 'data'
     for name in _AUXILIARY:
         _save(root / 'auxiliary' / f'{Path(name).stem}.png', _read(source / name))
     crops = [
@@ -115,8 +116,14 @@ def _write(root: Path) -> None:
 
 
 def _read(path: Path) -> np.ndarray:
-    # By bytes: OpenCV's own reader cannot open every path.
-    return cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
+    # From bytes, since OpenCV cannot open every path.
+    return _decode(np.frombuffer(path.read_bytes(), np.uint8))
+
+
+def _decode(content: np.ndarray) -> np.ndarray:
+    image = cv2.imdecode(content, cv2.IMREAD_COLOR)
+    assert image is not None  # scikit-image's files, or OpenCV's own
+    return image
 
 
 def _save(path: Path, image: np.ndarray) -> None:

@@ -202,7 +202,7 @@ def _parse_range(value: Any, drawn: Drawn, where: str) -> tuple[float, float]:
     return low, high
 
 
-def default_library(scale: int) -> list[dict]:
+def default_library(scale: int) -> list[dict[str, Any]]:
     """The shipped auxiliary tasks: blur × noise × compression, and five other kinds.
 
     Args:
@@ -220,7 +220,7 @@ def default_library(scale: int) -> list[dict]:
         for noise, level in noises.items():
             for compression, quality in qualities.items():
                 blurred = {'name': 'gaussian_blur', 'sigma': sigma, 'kernel_size': kernel_size}
-                steps: list[dict] = [blurred] if sigma else []
+                steps: list[dict[str, Any]] = [blurred] if sigma else []
                 steps.append({'name': REDUCTION})
                 if level:
                     steps.append({'name': 'gaussian_noise', 'sigma': level})
@@ -228,7 +228,7 @@ def default_library(scale: int) -> list[dict]:
                     steps.append({'name': 'jpeg', 'quality': quality})
                 entries.append({'name': COMPOSE, 'label': f'{blur} {noise} {compression}', 'steps': steps})
     wide = [0.15 * scale, 0.75 * scale]
-    others: list[dict] = [
+    others: list[dict[str, Any]] = [
         {'name': 'anisotropic_blur', 'sigma_x': wide, 'sigma_y': wide, 'kernel_size': kernel_size},
         {'name': 'plateau_blur', 'sigma': [0.2 * scale, 0.6 * scale], 'kernel_size': kernel_size},
         {'name': 'sinc', 'cutoff': [0.8 * math.pi / scale, min(1.6 / scale, 1) * math.pi], 'kernel_size': kernel_size},

@@ -1,4 +1,4 @@
-"""Patches from image pairs, drawn with a generator of their own instead of the global one."""
+"""Random crops of images and pairs, and their augmentation, drawn from an explicit generator."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def augment(images: Sequence[Tensor], generator: torch.Generator, hflip: bool = True, rot: bool = True) -> list[Tensor]:
-    """Flip and turn all images alike, as BasicSR's ``augment`` does.
+    """Flip and transpose all images alike, like BasicSR's ``augment``.
 
     Args:
         images (Sequence[Tensor]): Each ``(C, H, W)``.
@@ -18,7 +18,7 @@ def augment(images: Sequence[Tensor], generator: torch.Generator, hflip: bool = 
         rot (bool): Flip vertically and transpose, each with probability 1/2.
 
     Returns:
-        list[Tensor]: Views on the images.
+        list[Tensor]: Views of the images.
     """
     flips = torch.rand(3, generator=generator) < 0.5
     result = []
@@ -34,12 +34,12 @@ def augment(images: Sequence[Tensor], generator: torch.Generator, hflip: bool = 
 
 
 def random_crop(images: Sequence[Tensor], sides: Sequence[int], generator: torch.Generator) -> list[Tensor]:
-    """Crop images of one scene at the same place.
+    """Crop images of one scene at the same position.
 
     Args:
-        images (Sequence[Tensor]): Each ``(C, H, W)``; the first one's grid is drawn on, the others' sizes are whole
-            multiples of its.
-        sides (Sequence[int]): Side of the square crop from each image, in the same proportion.
+        images (Sequence[Tensor]): Each ``(C, H, W)``; the position is drawn on the grid of the first one, and
+            the sizes of the others are integer multiples of its size.
+        sides (Sequence[int]): Side of the square crop of each image, in the same proportion.
         generator (torch.Generator): On the CPU.
 
     Returns:
@@ -47,7 +47,7 @@ def random_crop(images: Sequence[Tensor], sides: Sequence[int], generator: torch
     """
     corner = [int(torch.randint(0, extent - sides[0] + 1, (), generator=generator)) for extent in images[0].shape[-2:]]
     result = []
-    for image, side in zip(images, sides):
+    for image, side in zip(images, sides, strict=True):
         top, left = (c * side // sides[0] for c in corner)
         result.append(image[..., top : top + side, left : left + side])
     return result
@@ -65,8 +65,8 @@ def paired_patches(
 
     Args:
         pairs (Sequence[tuple[Tensor, Tensor]]): ``(lq, gt)``, uint8, ``(C, H, W)`` and ``(C, sH, sW)``.
-        num (int): How many patches; the pairs are visited in turn.
-        lq_size (int): Side of the low-quality patches; cut down to what the smallest pair has.
+        num (int): Number of patches; pairs are used in turn, in random order.
+        lq_size (int): Side of the LQ patches, at most that of the smallest pair.
         generator (torch.Generator): On the CPU.
         hflip, rot (bool): As in :func:`augment`.
 
@@ -80,5 +80,5 @@ def paired_patches(
     for i in range(num):
         crop = random_crop(pairs[order[i % len(pairs)]], (lq_size, lq_size * scale), generator)
         patches.append(augment(crop, generator, hflip, rot))
-    lq, gt = (torch.stack(images) / 255 for images in zip(*patches))
+    lq, gt = (torch.stack(images) / 255 for images in zip(*patches, strict=True))
     return lq, gt

@@ -257,7 +257,7 @@ def test_pairs_of_16_bits(folder, quick):
 def test_pairs_of_different_colours(folder, quick):
     Image.open('pairs/a_LR.png').save('pairs/a_LR.png', icc_profile=display_p3())
     with pytest.raises(
-        DataError, match=r'--pairs: .*a_HR\.png \(without one, so sRGB\) and .*a_LR\.png \(Display P3\)'
+        DataError, match=r'--pairs: .*a_HR\.png \(no profile, i.e. sRGB\) and .*a_LR\.png \(Display P3\)'
     ):
         module.adapt('pairs', 'w.pth', 'mine')
     assert not (folder / 'mine').exists()

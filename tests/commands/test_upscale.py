@@ -201,7 +201,7 @@ def test_images_smaller_than_a_window(tmp_path, size):
         ('.', '../in', {}, DataError, 'is an image that is to be restored'),
         ('.', 'out', {'ext': 'bmp'}, DataError, r'a\.png and a\.webp would both become out/a\.bmp; use --ext auto'),
         ('none', 'out', {}, DataError, '-i: there is no none'),
-        ('sub', 'out', {}, DataError, '-i: sub holds no images'),
+        ('sub', 'out', {}, DataError, '-i: sub contains no images'),
         ('a.png', 'a.doc', {}, OptionError, r'-o: a\.doc is none of the formats \.png'),
         ('a.png', 'out', {'ext': 'doc'}, OptionError, "--ext: 'doc' is none of auto, png"),
         ('a.png', 'out', {'suffix': '/../x'}, OptionError, '--suffix: .* must be part of a name'),

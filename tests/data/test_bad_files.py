@@ -222,7 +222,7 @@ def test_photographs_without_ground_truth_are_named(workdir, quick_opt, write_op
     for path in (workdir / 'bad').iterdir():
         path.unlink()
     assert cli.main(['test', '-opt', write_opt(opt)]) == 2
-    assert 'bad holds no images' in capsys.readouterr().err
+    assert 'bad contains no images' in capsys.readouterr().err
 
 
 def test_lmdbs_are_not_made_of_damaged_images(workdir, capsys):
@@ -255,7 +255,7 @@ def test_mixed_folders_train(workdir, quick_opt, write_opt):
     ('change', 'message'),
     [
         (lambda bad: shutil.rmtree(bad / 'lq') or (bad / 'lq').mkdir(), 'different number of images: 0, 3'),
-        (lambda bad: [shutil.rmtree(bad / k) or (bad / k).mkdir() for k in ('lq', 'gt')], 'bad/lq holds no images'),
+        (lambda bad: [shutil.rmtree(bad / k) or (bad / k).mkdir() for k in ('lq', 'gt')], 'bad/lq contains no images'),
         (lambda bad: (bad / 'lq/coffee.png').rename(bad / 'lq/tea.png'), 'coffee.png is not in lq_paths'),
         (lambda bad: (bad / 'lq/notes.txt').touch(), 'different number of images'),
         (lambda bad: [(bad / k / 'notes.txt').touch() for k in ('lq', 'gt')], 'notes.txt: cannot be read as an image'),
@@ -289,15 +289,15 @@ class TestLmdb:
         [
             (
                 lambda p: (p / 'data.mdb').write_bytes((p / 'data.mdb').read_bytes()[:-100_000]),
-                'bad.lmdb/data.mdb is cut short',
+                'bad.lmdb/data.mdb is truncated',
             ),
-            (lambda p: (p / 'data.mdb').write_bytes(b'foreign' * 9999), 'bad.lmdb is no LMDB, or is damaged'),
-            (lambda p: (p / 'data.mdb').write_bytes(b''), 'bad.lmdb is no LMDB, or is damaged'),
-            (lambda p: (p / 'data.mdb').unlink(), 'bad.lmdb is no LMDB, or is damaged'),
-            (lambda p: (p / 'meta_info.txt').unlink(), 'bad.lmdb is no LMDB in the BasicSR layout'),
+            (lambda p: (p / 'data.mdb').write_bytes(b'foreign' * 9999), 'bad.lmdb is not an LMDB, or is damaged'),
+            (lambda p: (p / 'data.mdb').write_bytes(b''), 'bad.lmdb is not an LMDB, or is damaged'),
+            (lambda p: (p / 'data.mdb').unlink(), 'bad.lmdb is not an LMDB, or is damaged'),
+            (lambda p: (p / 'meta_info.txt').unlink(), 'bad.lmdb is not an LMDB in the BasicSR layout'),
             (
                 lambda p: (p / 'meta_info.txt').write_text('elsewhere.png (512,512,3) 1\n'),
-                "bad.lmdb has no image 'elsewhere', which line 1 of its meta_info.txt lists",
+                "bad.lmdb has no image 'elsewhere', listed in line 1 of its meta_info.txt",
             ),
             (lambda p: (p / 'meta_info.txt').write_text('../../x.png (512,512,3) 1\n'), "bad.lmdb has no image ''"),
             (lambda p: (p / 'meta_info.txt').write_text('\n'), "bad.lmdb has no image ''"),
@@ -316,14 +316,14 @@ class TestLmdb:
         assert cli.main(['lmdb', 'images', 'x.lmdb']) == 0
         cv2.imwrite(str(workdir / 'images/b.png'), PHOTOGRAPH)
         assert cli.main(['lmdb', 'images', 'x.lmdb']) == 2
-        assert 'x.lmdb exists already; use --overwrite or choose another name' in capsys.readouterr().err
+        assert 'x.lmdb exists; use --overwrite or choose another name' in capsys.readouterr().err
         assert cli.main(['lmdb', 'images', 'x.lmdb', '--overwrite']) == 0
         assert len((workdir / 'x.lmdb/meta_info.txt').read_text().splitlines()) == 2
         assert FileClient('lmdb', db_paths='x.lmdb', client_keys='gt').get('b', 'gt')
         (workdir / 'other.lmdb').mkdir()
         (workdir / 'other.lmdb/mine.txt').touch()
         assert cli.main(['lmdb', 'images', 'other.lmdb', '--overwrite']) == 2
-        assert 'other.lmdb is no LMDB; remove it or choose another name' in capsys.readouterr().err
+        assert 'other.lmdb is not an LMDB; remove it or choose another name' in capsys.readouterr().err
         assert (workdir / 'other.lmdb/mine.txt').is_file()
         assert sorted(path.name for path in workdir.iterdir() if path.name.startswith('.')) == []
 
@@ -374,13 +374,16 @@ class TestKeysOfPairs:
     def test_keys_are_named(self, workdir, refusal):
         (workdir / 'lq/coffee.png').rename(workdir / 'lq/tea.png')
         assert cli.main(['lmdb', 'lq', 'lq.lmdb']) == 0
-        assert "lq.lmdb holds 'tea', which gt.lmdb lacks, and gt.lmdb holds 'coffee', which lq.lmdb lacks" in refusal()
+        assert (
+            "lq.lmdb contains 'tea', which gt.lmdb lacks, and gt.lmdb contains 'coffee', which lq.lmdb lacks"
+            in refusal()
+        )
 
     def test_a_missing_key_is_named(self, workdir, refusal):
         (workdir / 'lq/coffee.png').unlink()
         assert cli.main(['lmdb', 'lq', 'lq.lmdb']) == 0
         line = refusal()
-        assert ": gt.lmdb holds 'coffee', which lq.lmdb lacks; " in line
+        assert ": gt.lmdb contains 'coffee', which lq.lmdb lacks; " in line
 
 
 def test_names_of_images_do_not_lead_out_of_the_results(workdir, quick_opt, write_opt):

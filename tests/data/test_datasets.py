@@ -67,7 +67,7 @@ class TestDistortionTaskDataset:
             DataLoader(DistortionTaskDataset(task_opt), batch_size=2, num_workers=workers, sampler=[3, 5, 9, 1])
             for workers in (0, 2)
         ]
-        for batch, other in zip(*loaders):
+        for batch, other in zip(*loaders, strict=True):
             for key in batch:
                 assert torch.equal(batch[key], other[key]), key
 
@@ -181,7 +181,7 @@ class TestFewShotPairDataset:
         from_folder = FewShotPairDataset(pair_opt).pairs()
         from_lmdb = FewShotPairDataset({**pair_opt, **lmdb, 'io_backend': {'type': 'lmdb'}}).pairs()
         from_meta = FewShotPairDataset({**pair_opt, 'meta_info_file': str(meta)}).pairs()
-        for pair, *others in zip(from_folder, from_lmdb, from_meta):
+        for pair, *others in zip(from_folder, from_lmdb, from_meta, strict=True):
             for other in others:
                 assert torch.equal(pair[0], other[0]) and torch.equal(pair[1], other[1])
 
@@ -236,7 +236,7 @@ class TestPairSizes:
         with pytest.raises(DataError, match=r'a\.png: cannot be read as an image'):
             image_size(str(tmp_path / 'a.png'))
         (tmp_path / 'a.png').unlink()
-        with pytest.raises(DataError, match='holds no images'):
+        with pytest.raises(DataError, match='contains no images'):
             image_names(str(tmp_path), 'folder')
         (tmp_path / 'x.lmdb').mkdir()
         with pytest.raises(DataError, match=r'meta_info\.txt is missing'):

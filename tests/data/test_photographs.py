@@ -371,7 +371,7 @@ class TestUnread:
             'heif-convert a.heic a.png, darktable-cli c.nef c.tif.'
         )
         Path('in/z.png').unlink()
-        with pytest.raises(DataError, match=r'-i: in holds no images \(.*\); cannot read a\.heic, b\.heic, c\.nef'):
+        with pytest.raises(DataError, match=r'-i: in contains no images \(.*\); cannot read a\.heic, b\.heic, c\.nef'):
             upscale(network, 'in', 'out')
 
 
@@ -383,19 +383,20 @@ class TestProfilesOfPairs:
     @pytest.mark.parametrize(
         'first, second', [(SRGB, None), (display_p3(), display_p3('of another program')), (grey_profile(),) * 2]
     )
-    def test_the_same(self, tmp_path, first, second):
-        require_same_profile(self.save(tmp_path / 'gt.png', first), self.save(tmp_path / 'lq.jpg', second))
+    def test_equivalent_profiles_are_accepted(self, tmp_path, first, second):
+        paths = [self.save(tmp_path / name, icc) for name, icc in (('gt.png', first), ('lq.jpg', second))]
+        assert require_same_profile(*paths) is None
 
     @pytest.mark.parametrize(
         'first, second, names',
         [
-            (display_p3(), None, r'\(Display P3\) and .*lq\.png \(without one, so sRGB\)'),
+            (display_p3(), None, r'\(Display P3\) and .*lq\.png \(no profile, i.e. sRGB\)'),
             (SRGB, display_p3(), r'\(sRGB.*\) and .*lq\.png \(Display P3\)'),
             (grey_profile(), None, r'\(Gamma 1\.8\) and'),
-            (b'damaged' * 30, None, r'\(a damaged one\) and'),
+            (b'damaged' * 30, None, r'\(a damaged profile\) and'),
         ],
     )
-    def test_others(self, tmp_path, first, second, names):
+    def test_different_profiles_are_named(self, tmp_path, first, second, names):
         paths = [self.save(tmp_path / f'{name}.png', icc) for name, icc in (('gt', first), ('lq', second))]
         with pytest.raises(DataError, match=rf'gt\.png {names}.*have different colour profiles; convert both') as error:
             require_same_profile(*paths)
@@ -403,6 +404,6 @@ class TestProfilesOfPairs:
 
 
 @pytest.mark.parametrize('name, dtype, deep', [('a.png', 'uint16', 1), ('a.tif', 'uint16', 1), ('a.png', 'uint8', 0)])
-def test_bits(tmp_path, name, dtype, deep):
+def test_16_bit_files_are_recognised(tmp_path, name, dtype, deep):
     cv2.imwrite(str(tmp_path / name), COFFEE.astype(dtype))
     assert has_16_bits(tmp_path / name) == bool(deep)

@@ -43,7 +43,9 @@ def similarity(x: np.ndarray, y: np.ndarray, scales: int) -> float:
 def test_msssim(side, scales):
     x, y = images(side)
     loss = build_loss({'type': 'MSSSIMLoss', 'loss_weight': 0.5})
-    expected = np.mean([0.5 * (1 - similarity(a, b, scales)) for a, b in zip(x.double().numpy(), y.double().numpy())])
+    expected = np.mean(
+        [0.5 * (1 - similarity(a, b, scales)) for a, b in zip(x.double().numpy(), y.double().numpy(), strict=True)]
+    )
     assert loss(x, y).item() == pytest.approx(expected, abs=2e-5)
     assert loss(y, y).item() == pytest.approx(0, abs=1e-6)
 

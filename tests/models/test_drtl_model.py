@@ -883,11 +883,11 @@ class TestCameraFit:
         quick_opt['drtl']['camera_fit'] = True
         path = tmp_path / 'fit.pth'
         fit = build(quick_opt).camera_fit
-        checkpoints.save(fit.state(), path)
+        torch.save(fit.state(), path)
         monkeypatch.delattr('drtl_plugin.models.drtl_model.fit_camera')
         quick_opt['path']['pretrain_camera_fit'] = str(path)
         assert torch.equal(build(quick_opt).camera_fit.kernel, fit.kernel)
-        checkpoints.save(dataclasses.replace(fit, scale=2).state(), path)
+        torch.save(dataclasses.replace(fit, scale=2).state(), path)
         with pytest.raises(OptionError, match='is of scale 2, not of 4'):
             build(quick_opt)
 

@@ -21,7 +21,9 @@ def test_the_files_are_of_these_options():
 
 
 def test_it_is_a_schema():
-    jsonschema.Draft202012Validator.check_schema(json_schema())
+    validator = jsonschema.Draft202012Validator
+    assert validator(validator.META_SCHEMA).is_valid(json_schema())
+    assert not validator(validator.META_SCHEMA).is_valid({**json_schema(), 'type': 'none'})
 
 
 @pytest.mark.parametrize('path', sorted(OPTIONS.glob('*.yml')), ids=lambda path: path.name)

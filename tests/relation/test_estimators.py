@@ -6,6 +6,7 @@ from torch import nn
 
 from drtl_plugin.errors import DataError
 from drtl_plugin.relation.estimators import (
+    ESTIMATOR_REGISTRY,
     RelationEvidence,
     RelationQuestion,
     graph_from_gains,
@@ -82,7 +83,7 @@ def test_estimators_leave_the_network_alone(relation):
     net = nn.Sequential(nn.Upsample(scale_factor=4), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
     before = copy.deepcopy(net.state_dict())
     ESTIMATOR_REGISTRY.get(relation)(question(net_g=net))
-    assert all(torch.equal(a, b) for a, b in zip(before.values(), net.state_dict().values()))
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), net.state_dict().values(), strict=True))
     assert net.training
     assert all(p.grad is None for p in net.parameters())
 

@@ -27,7 +27,8 @@ from drtl_plugin.report.html import (
     illustrations_of_folder,
     write_html,
 )
-from drtl_plugin.report.tables import Gain, duration_in_words, gains_of_results
+from drtl_plugin.report.pictures import draw_graph
+from drtl_plugin.report.tables import Gain, duration_in_words, gains_of_results, write_graph
 from drtl_plugin.tasks.camera_fit import CameraFit
 
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
@@ -107,7 +108,7 @@ def test_everything_is_in_one_file(tmp_path):
     assert '&lt;b&gt; &amp; &#34;quotes&#34;' in text
     assert 'x &lt; y' in text
     pictures = [cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR) for png in pictures_of(text)]
-    for wanted, picture in zip((image.after, image.before, image.gt), pictures):
+    for wanted, picture in zip((image.after, image.before, image.gt), pictures, strict=True):
         assert np.array_equal(picture, wanted)
     assert len(pictures) == 4
     assert all(image['alt'] for image in Reader(text).images)
@@ -164,7 +165,7 @@ def test_a_training_run_leaves_one(workdir, quick_opt, write_opt, monkeypatch):
     assert read.texts['strong'] == [f'{gain:+.2f} dB PSNR-Y' for gain in gains]
     # The network, and how long it took.
     weights = torch.load(root / 'models/net_g_latest.pth', weights_only=True)['params']
-    facts = dict(zip(read.texts['dt'], read.texts['dd']))
+    facts = dict(zip(read.texts['dt'], read.texts['dd'], strict=True))
     assert facts['Network'] == f'EDSR, {sum(weight.numel() for weight in weights.values()):,} parameters'
     assert facts['Training'] == '2 iterations'
     assert re.fullmatch(r'(\d+ min )?\d+ s', facts['Duration'])

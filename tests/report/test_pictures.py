@@ -15,7 +15,7 @@ from drtl_plugin.report.tables import write_graph
 from drtl_plugin.tasks.camera_fit import CameraFit
 
 
-def test_the_graph_is_written_and_drawn(self, tmp_path, generator):
+def test_the_graph_is_written_and_drawn(tmp_path, generator):
     embeddings = torch.randn(4, 8, generator=generator)
     graph = graph_from_embeddings(['a', 'b', 'c', 'd'], embeddings, embeddings[2])
     weights = relation_weights(graph.relation, effective_tasks=2)
@@ -30,7 +30,7 @@ def test_the_graph_is_written_and_drawn(self, tmp_path, generator):
 
 
 @pytest.mark.parametrize('fixed_share', [None, 0.75])
-def test_the_picture_is_explained(self, tmp_path, generator, fixed_share):
+def test_the_picture_is_explained(tmp_path, generator, fixed_share):
     """In words, which SVG keeps: also which task has its weight whatever its relation, and names as they are."""
     labels = ['a', r'$\nothing$', '_c', 'camera fit']
     graph = graph_from_embeddings(labels, torch.randn(4, 8, generator=generator), torch.ones(8))

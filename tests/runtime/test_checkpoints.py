@@ -9,6 +9,7 @@ import pytest
 import torch
 from basicsr.models.base_model import BaseModel
 
+from drtl_plugin.compat import basicsr as compat
 from drtl_plugin.errors import DataError
 from drtl_plugin.runtime import checkpoints
 from drtl_plugin.runtime.checkpoints import SaveError
@@ -73,7 +74,7 @@ class TestSave:
             checkpoints.save({}, tmp_path / 'missing' / 'a.pth')
 
     def test_models_of_basicsr_save_whole_files_or_fail(self, tmp_path, monkeypatch):
-        assert not model_checkpoints.install()  # it was done by importing the package
+        assert not compat.save_whole_checkpoints()  # it was done by importing the package
         model = BaseModel({'num_gpu': 0, 'is_train': True, 'path': {'models': str(tmp_path)}})
         net = torch.nn.Linear(2, 2)
         model.save_network([net, net], 'net_g', 7, param_key=['params', 'params_ema'])
@@ -90,7 +91,7 @@ class TestSave:
 class TestRead:
     def test_code_is_refused_and_does_not_run(self, tmp_path):
         torch.save({'params': {}, 'bomb': Bomb(tmp_path / 'exploded')}, tmp_path / 'a.pth')
-        with pytest.raises(DataError, match=r'path\.x: .*a\.pth holds .* code, which is not run'):
+        with pytest.raises(DataError, match=r'path\.x: .*a\.pth contains .* code, which is not run'):
             checkpoints.read(tmp_path / 'a.pth', 'path.x')
         assert not (tmp_path / 'exploded').exists()
 
@@ -104,7 +105,7 @@ class TestRead:
     @pytest.mark.parametrize('content', [b'', b'x', b'no weights', b'PK\x03\x04 cut', bytes(5000)])
     def test_other_files_are_named(self, tmp_path, content):
         (tmp_path / 'a.pth').write_bytes(content)
-        with pytest.raises(DataError, match=r'path\.x: .*a\.pth is damaged, or holds no weights or state'):
+        with pytest.raises(DataError, match=r'path\.x: .*a\.pth is damaged, or contains no weights or state'):
             checkpoints.read(tmp_path / 'a.pth', 'path.x')
 
     def test_damaged_files_of_the_old_format_are_named(self, tmp_path):
@@ -141,13 +142,13 @@ class TestLoadResumeState:
             checkpoints.save({'params': {'w': torch.rand(10_000)}}, tmp_path / f'net_g_{iteration}.pth')
 
     def test_takes_the_newest_state_by_number(self, opt, tmp_path):
-        assert resume.load_resume_state(opt)['iter'] == 1000
+        assert compat.load_resume_state(opt)['iter'] == 1000
         assert opt['path']['pretrain_network_g'] == str(tmp_path / 'net_g_1000.pth')
 
     def test_starts_anew_where_there_is_no_state(self, opt, tmp_path):
         opt['path']['training_states'] = str(tmp_path / 'missing')
-        assert resume.load_resume_state(opt) is None
-        assert resume.load_resume_state({**opt, 'auto_resume': False}) is None
+        assert compat.load_resume_state(opt) is None
+        assert compat.load_resume_state({**opt, 'auto_resume': False}) is None
 
     @pytest.mark.parametrize('name', ['1000.state', 'net_g_1000.pth'])
     @pytest.mark.parametrize('damage', ['cut', 'emptied', 'flipped'])
@@ -156,14 +157,14 @@ class TestLoadResumeState:
         if damage == 'flipped':  # a bit of the weights
             content[len(content) // 2] ^= 1
         (tmp_path / name).write_bytes({'cut': content[: len(content) // 2], 'emptied': b''}.get(damage, content))
-        assert resume.load_resume_state(opt)['iter'] == 900
+        assert compat.load_resume_state(opt)['iter'] == 900
         assert opt['path']['pretrain_network_g'] == str(tmp_path / 'net_g_900.pth')
-        assert 'basicsr: warning: iteration 1000 is damaged and left out' in capsys.readouterr().err
+        assert 'basicsr: warning: iteration 1000 is damaged and skipped' in capsys.readouterr().err
 
     def test_passes_over_a_state_whose_network_is_gone(self, opt, tmp_path, capsys):
         (tmp_path / 'net_g_1000.pth').rename(tmp_path / 'net_d_1000.pth')
         (tmp_path / '1000.state.unfinished').touch()
-        assert resume.load_resume_state(opt)['iter'] == 900
+        assert compat.load_resume_state(opt)['iter'] == 900
         assert 'net_g_1000.pth cannot be read (No such file' in capsys.readouterr().err
         assert not (tmp_path / '1000.state.unfinished').exists()
 
@@ -172,35 +173,35 @@ class TestLoadResumeState:
         opt['path']['resume_state'] = str(tmp_path / '1000.state')
         (tmp_path / 'net_g_1000.pth').write_bytes((tmp_path / 'net_g_1000.pth').read_bytes()[:100])
         with pytest.raises(DataError, match=r'path\.pretrain_network_g: .*net_g_1000\.pth is damaged'):
-            resume.load_resume_state(opt)
+            compat.load_resume_state(opt)
 
     def test_says_so_where_none_is_whole(self, opt, tmp_path):
         for path in tmp_path.glob('*.state'):
             path.write_bytes(b'')
-        with pytest.raises(DataError, match=r'none of the training states in .* is whole'):
-            resume.load_resume_state(opt)
+        with pytest.raises(DataError, match=r'all training states in .* are damaged'):
+            compat.load_resume_state(opt)
 
     def test_refuses_what_is_no_state(self, opt, tmp_path):
         opt.update(auto_resume=False)
         opt['path']['resume_state'] = str(tmp_path / 'net_g_900.pth')
         with pytest.raises(DataError, match=r'path\.resume_state: .*net_g_900\.pth is no training state'):
-            resume.load_resume_state(opt)
+            compat.load_resume_state(opt)
 
     def test_runs_no_code_of_a_file(self, opt, tmp_path):
         torch.save({**STATE, 'bomb': Bomb(tmp_path / 'exploded')}, tmp_path / 'a.state')
         opt.update(auto_resume=False)
         opt['path']['resume_state'] = str(tmp_path / 'a.state')
         with pytest.raises(DataError, match=r'path\.resume_state: .* code, which is not run'):
-            resume.load_resume_state(opt)
+            compat.load_resume_state(opt)
         assert not (tmp_path / 'exploded').exists()
 
     def test_takes_the_place_of_basicsrs(self, monkeypatch):
         import basicsr.train
 
         monkeypatch.setattr(basicsr.train, 'load_resume_state', None)
-        assert resume.install()
-        assert basicsr.train.load_resume_state is resume.load_resume_state
-        assert not resume.install()
+        assert compat.resume_on_any_device()
+        assert basicsr.train.load_resume_state is compat.load_resume_state
+        assert not compat.resume_on_any_device()
 
 
 class TestThinOut:

@@ -158,9 +158,9 @@ def test_a_process_alone_does_as_before():
 def test_processes_that_no_launcher_started_are_an_error(monkeypatch):
     for name in ('RANK', 'SLURM_PROCID'):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(OptionError, match=r'RANK.* is not set; start the processes by torchrun'):
+    with pytest.raises(OptionError, match=r'RANK.* is not set; start the processes with torchrun'):
         init_dist('pytorch')
-    with pytest.raises(OptionError, match=r'SLURM_PROCID.* is not set; start the processes by srun'):
+    with pytest.raises(OptionError, match=r'SLURM_PROCID.* is not set; start the processes with srun'):
         init_dist('slurm')
 
 

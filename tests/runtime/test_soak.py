@@ -49,7 +49,7 @@ def test_memory_files_and_processes_stay_the_same(workdir, quick_opt, write_opt)
     environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'MALLOC_ARENA_MAX': '1', 'MALLOC_TRIM_THRESHOLD_': '0'}
     done = subprocess.run(command, cwd=workdir, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    memory, files, children = zip(*json.loads((workdir / 'watched.json').read_text()))
+    memory, files, children = zip(*json.loads((workdir / 'watched.json').read_text()), strict=True)
     assert len(memory) == 20
     warm = len(memory) // 4
     assert max(memory[-warm:]) < 1.01 * max(memory[warm : 2 * warm]), memory

@@ -104,7 +104,7 @@ class TestLoadTrained:
         self.assert_loads(workdir, weights)  # of the experiment
         (workdir / 'my.yml').rename(workdir / 'models/other.yml')
         self.assert_loads(workdir, weights, str(workdir / 'models/other.yml'))
-        with pytest.raises(OptionError, match=r'w\.pth does not say which network it is of; name its option file by'):
+        with pytest.raises(OptionError, match=r'w\.pth does not record its network; give its option file with'):
             load_trained(str(workdir / 'models/w.pth'))
 
     @pytest.mark.parametrize('form', ['params', 'params_ema', 'bare'])
@@ -123,11 +123,11 @@ class TestLoadTrained:
     @pytest.mark.parametrize(
         'form, key, message',
         [
-            ('both', 'parms_ema', "holds no weights under 'parms_ema'; it has params, params_ema."),
-            ('params', 'params_ema', "holds no weights under 'params_ema'; it has params."),
-            ('params', None, 'holds no weights without a key; it has params.'),
-            ('bare', 'params', "holds no weights under 'params'; it has some without a key (null)."),
-            ('none', 'params', "holds no weights under 'params', nor under another key."),
+            ('both', 'parms_ema', "contains no weights under 'parms_ema'; it has params, params_ema."),
+            ('params', 'params_ema', "contains no weights under 'params_ema'; it has params."),
+            ('params', None, 'contains no weights without a key; it has params.'),
+            ('bare', 'params', "contains no weights under 'params'; it has some without a key (null)."),
+            ('none', 'params', "contains no weights under 'params', nor under another key."),
         ],
     )
     def test_a_key_that_is_not_in_the_file(
@@ -178,9 +178,9 @@ class TestLoadTrained:
     @pytest.mark.parametrize(
         'content, error, message',
         [
-            ({'network': network, 'scale': 4}, DataError, 'holds no weights, neither under params_ema or params'),
-            ({'params': {}, 'network': network}, DataError, 'holds no weights'),
-            ([1], DataError, 'holds no weights'),
+            ({'network': network, 'scale': 4}, DataError, 'contains no weights, neither under params_ema or params'),
+            ({'params': {}, 'network': network}, DataError, 'contains no weights'),
+            ([1], DataError, 'contains no weights'),
             ({'params': {'w': torch.ones(1)}, 'network': network}, DataError, 'w.pth does not fit the network_g of'),
             ({'params': {'w': torch.ones(1)}, 'network': {'type': 'EDSRR'}}, OptionError, "did you mean 'EDSR'"),
             ({'params': {'w': torch.ones(1)}, 'network': {'a': 1}}, OptionError, 'expected a section with a type'),
@@ -200,7 +200,7 @@ class TestLoadTrained:
         write(weights)
         (workdir / 'environment.yml').write_text('dependencies: [python]')
         (workdir / 'broken.yml').write_text('a: [')
-        with pytest.raises(OptionError, match='does not say which network it is of'):
+        with pytest.raises(OptionError, match='does not record its network'):
             load_trained(str(workdir / 'models/w.pth'))
         (workdir / 'my.yml').write_text(yaml.safe_dump({'network_g': self.network, 'scale': 4}))
         self.assert_loads(workdir, weights)
@@ -216,7 +216,7 @@ class TestLoadTrained:
         weights['conv_first.bias'][0] = float('inf')
         weights['conv_first.bias'][1] = float('nan')
         write({'params': weights, 'network': self.network, 'scale': 4})
-        with pytest.raises(DataError, match='infinite numbers, or none, of a grey image'):
+        with pytest.raises(DataError, match='infinite values or NaN for a grey image'):
             load_trained(str(workdir / 'models/w.pth'))
 
 
@@ -250,7 +250,7 @@ def test_errors_of_ones_own_network_take_one_line(workdir, monkeypatch, capsys, 
     }
     assert cli.main([command, *arguments[command], '--weights', 'w.pth']) == 2
     (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith('basicsr: error: '))
-    what = 'network_g: OwnNet cannot be built' if phase == 'building' else 'the network restores no colour images'
+    what = 'network_g: OwnNet cannot be built' if phase == 'building' else 'the network cannot restore colour images'
     assert line.startswith(f'basicsr: error: w.pth: {what}: {error}: ')
     assert re.search(rf'first line.*second line.* \({re.escape(__file__)}:\d+\)$', line)
 
@@ -259,7 +259,7 @@ def test_a_network_that_returns_no_image_is_named(workdir, monkeypatch):
     monkeypatch.setattr(ARCH_REGISTRY, '_obj_map', {**ARCH_REGISTRY._obj_map, 'OwnNet': OwnNet})
     network = {'type': 'OwnNet', 'restoring': 'tuple'}
     torch.save({'params': {'w': torch.ones(1)}, 'network': network, 'scale': 1}, 'w.pth')
-    with pytest.raises(DataError, match=r"w\.pth: the network restores no colour images: AttributeError: 'tuple'"):
+    with pytest.raises(DataError, match=r"w\.pth: the network cannot restore colour images: AttributeError: 'tuple'"):
         load_trained('w.pth')
 
 
@@ -301,13 +301,13 @@ class TestWeightsOfAnotherNetwork:
     @pytest.mark.parametrize(
         'recorded, wanted, message',
         [
-            (RRDB, EDSR, 'it holds RRDBNet, not EDSR.'),
-            ({**EDSR, 'num_feat': 64}, {**EDSR, 'num_feat': 32}, 'it holds EDSR with num_feat 64, not 32.'),
+            (RRDB, EDSR, 'it contains RRDBNet, not EDSR.'),
+            ({**EDSR, 'num_feat': 64}, {**EDSR, 'num_feat': 32}, 'it contains EDSR with num_feat 64, not 32.'),
             # Arguments that are left out are the defaults of the network.
             (
                 {**EDSR, 'num_block': 16, 'rgb_mean': [0.4488, 0.4371, 0.404]},
                 {name: value for name, value in EDSR.items() if name not in ('num_feat', 'num_block')},
-                'it holds EDSR with num_feat 4, not 64.',
+                'it contains EDSR with num_feat 4, not 64.',
             ),
         ],
     )

@@ -145,10 +145,10 @@ class TestFindPairs:
     @pytest.mark.parametrize(
         'names, message',
         [
-            ([], 'holds no pairs; put them into two folders'),
-            (['hr/a.png', 'lr_x2/a.png'], 'gt and lq, HR and LR, or HR and LR_x4; or'),
-            (['a.png', 'b.png'], 'holds no pairs'),
-            (['HR.png', 'LR.png'], 'holds no pairs'),
+            ([], r'contains no pairs\. Use two subfolders'),
+            (['hr/a.png', 'lr_x2/a.png'], r'gt and lq, HR and LR, or HR and LR_x4\), or one folder'),
+            (['a.png', 'b.png'], 'contains no pairs'),
+            (['HR.png', 'LR.png'], 'contains no pairs'),
             (['a_HR.png'], 'a_HR.png has no partner'),
             (['gt/a.png', 'lq/b.png'], 'a.png has no partner'),
             (['gt/a.png', 'gt/a.jpg', 'lq/a.png'], 'have the same name'),

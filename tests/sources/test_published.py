@@ -95,7 +95,7 @@ def test_subimages_cover_every_pixel(tmp_path):
     assert all(part.shape == (32, 32, 3) for part in parts)
     corners = [(top, left) for top in (0, 16, 18) for left in (0, 16, 32, 39)]
     covered = np.zeros_like(image)
-    for part, (top, left) in zip(parts, corners):
+    for part, (top, left) in zip(parts, corners, strict=True):
         assert (part == image[top : top + 32, left : left + 32]).all()
         covered[top : top + 32, left : left + 32] = 1
     assert covered.all()
@@ -119,16 +119,16 @@ class TestWrongInput:
         write(realsr / 'Canon/Train/4/Canon_002_LR4.png', 11, 12)
         assert '12x11, but Canon_002_HR.png is 48x40, not 4 times that' in message()
         (realsr / 'Canon/Train/4/Canon_002_LR4.png').unlink()
-        assert 'its partner Canon_002_LR4.png is missing' in message()
+        assert 'its LQ image Canon_002_LR4.png is missing' in message()
         write(realsr / 'copy/Nikon/Test/2/Nikon_001_HR.png', 40, 48)
         write(realsr / 'copy/Nikon/Test/2/Nikon_001_LR2.png', 20, 24)
-        assert 'pairs of the same name' in message(scale=2)
+        assert 'pairs with the same name' in message(scale=2)
 
     def test_of_subimages(self, tmp_path):
         write(tmp_path / 'a/x.png', 40, 48)
         write(tmp_path / 'b/x.png', 40, 48)
         folders = [str(tmp_path / name) for name in 'ab']
-        with pytest.raises(DataError, match='another image of that name'):
+        with pytest.raises(DataError, match='has the same name; rename'):
             prepare_subimages(folders, tmp_path / 'sub', 32, 16)
         with pytest.raises(DataError, match='48x40 is smaller than sub-images of 64'):
             prepare_subimages(folders[:1], tmp_path / 'sub', 64, 16)

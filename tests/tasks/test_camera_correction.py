@@ -26,7 +26,7 @@ def test_what_no_kernel_can_do_is_learned_from_other_scenes(generator):
     correction = train_correction(seen, torch.Generator().manual_seed(0))
     assert share_left(correction, unseen) < 0.25
     again = train_correction(seen, torch.Generator().manual_seed(0))
-    assert all(torch.equal(a, b) for a, b in zip(correction, again))
+    assert all(torch.equal(a, b) for a, b in zip(correction, again, strict=True))
 
 
 def test_it_is_used_and_saved_with_the_fit(sharp, tmp_path, generator):
@@ -41,7 +41,7 @@ def test_it_is_used_and_saved_with_the_fit(sharp, tmp_path, generator):
     assert difference[:, 1:].abs().max() <= 1 / 255
     torch.save(corrected.state(), tmp_path / 'fit.pth')
     loaded = CameraFit.from_state(torch.load(tmp_path / 'fit.pth'))
-    assert all(torch.equal(a, b) for a, b in zip(loaded.correction, zeros))
+    assert all(torch.equal(a, b) for a, b in zip(loaded.correction, zeros, strict=True))
 
 
 def test_a_camera_that_a_kernel_describes_is_not_corrected(sharp):

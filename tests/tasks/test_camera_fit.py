@@ -56,7 +56,7 @@ def noise() -> np.random.Generator:
 
 
 def fit(lqs: list[np.ndarray], sharp: torch.Tensor, gts: list[np.ndarray] | None = None) -> CameraFit:
-    return fit_camera([pair(lq, gt) for lq, gt in zip(lqs, gts or photographs())], sharp)
+    return fit_camera([pair(lq, gt) for lq, gt in zip(lqs, (gts or photographs())[: len(lqs)], strict=True)], sharp)
 
 
 def test_a_known_kernel_is_recovered(sharp):
@@ -76,7 +76,7 @@ def test_shifts_are_recovered_whatever_the_exposures(sharp):
     moves = np.array([[0.7, -0.4], [-0.5, 0.9], [0.1, -0.2], [-0.3, -0.3]])
     gains, offsets = (1.0, 0.9, 0.95, 0.85), (0.0, 0.05, 0.02, 0.04)
     lqs = []
-    for img, move, gain, offset in zip(photographs(), moves, gains, offsets):
+    for img, move, gain, offset in zip(photographs(), moves, gains, offsets, strict=True):
         moved = scipy.ndimage.shift(img, (*move, 0), order=5, mode='reflect')
         lqs.append(gain * reduced(moved, 1.6) + offset)
     fitted = fit(lqs, sharp)
@@ -95,7 +95,7 @@ def test_noise_is_recovered_and_made_again(sharp, noise, generator):
     constant, shot = 1e-4, 6e-4
     clean = [reduced(img, 1.6) for img in photographs()]
     spread = [np.sqrt(constant + shot * img.mean(axis=2, keepdims=True)) for img in clean]
-    fitted = fit([img + s * noise.standard_normal(img.shape) for img, s in zip(clean, spread)], sharp)
+    fitted = fit([img + s * noise.standard_normal(img.shape) for img, s in zip(clean, spread, strict=True)], sharp)
     torch.testing.assert_close(fitted.noise[:, 1], torch.full((3,), shot), rtol=0.25, atol=0)
     variance = fitted.noise[:, 0] + 0.4 * fitted.noise[:, 1]
     torch.testing.assert_close(variance, torch.full((3,), constant + 0.4 * shot), rtol=0.1, atol=0)
@@ -146,7 +146,7 @@ def test_pairs_that_cannot_be_trusted_are_named(sharp, noise):
     plain = [bicubic(tensor(img)[None], 3)[0].numpy().transpose(1, 2, 0) for img in photographs()]
     noisy = fit([img + 0.03 * noise.standard_normal(img.shape) for img in plain], sharp)
     assert 'on left-out pairs' in noisy.warnings()[0]
-    apart = [np.roll(reduced(img, 1.6), shift, axis=1) for img, shift in zip(photographs(), (-3, 3, 0, 0))]
+    apart = [np.roll(reduced(img, 1.6), shift, axis=1) for img, shift in zip(photographs(), (-3, 3, 0, 0), strict=True)]
     assert any('align them better' in reason for reason in fit(apart, sharp).warnings())
 
 

@@ -82,7 +82,7 @@ def test_gaussian_blur_is_opencvs(sigma, generator):
 def test_blurs_are_by_basicsrs_kernels(name, parameters, theirs, point, generator):
     drawn = {key: torch.tensor(values) for key, values in parameters.items()}
     result = DISTORTION_REGISTRY.get(name)(point.repeat(2, 1, 1, 1), generator, **drawn)
-    for i, values in enumerate(zip(*parameters.values())):
+    for i, values in enumerate(zip(*parameters.values(), strict=True)):
         # Correlation, not convolution: a point's image is the kernel turned by 180°.
         expected = torch.from_numpy(theirs(*values)).float().flip(0, 1)
         assert torch.allclose(result[i, 0, 21:42, 21:42], expected, rtol=1e-6, atol=1e-8)
