@@ -41,9 +41,9 @@ CROPS = [('004', 220, 1010), ('074', 190, 260)]
 SIDE = 144
 # Title, arm, and the suffix of its folder of images.
 COLUMNS = [
-    ('trained on bicubic', 'bicubic', ''),
-    ('fine-tuned on 5 pairs', 'bicubic', '_adapted'),
-    ('ours, 5 pairs', 'ours', '_adapted'),
+    ('bicubic pre-training', 'bicubic', ''),
+    ('the same, fine-tuned', 'bicubic', '_adapted'),
+    ('ours', 'ours', '_adapted'),
 ]
 
 
@@ -99,7 +99,7 @@ def draw(data: Path, path: Path) -> None:
     """A row for each crop."""
     num = len(COLUMNS) + 2
     figure = Figure(figsize=(2.4 * num, 2.4 * len(CROPS) + 0.5), layout='constrained')
-    for line, (image, top, left) in zip(figure.subplots(len(CROPS), num, squeeze=False), CROPS):
+    for line, (image, top, left) in zip(figure.subplots(len(CROPS), num, squeeze=False), CROPS, strict=True):
         gt = cv2.imread(str(data / CAMERA / 'val' / 'hr' / f'{image}.png'))
         lq = cv2.imread(str(data / CAMERA / 'val' / f'lr_x{SCALE}' / f'{image}.png'))
         upsampled = cv2.resize(lq, gt.shape[1::-1], interpolation=cv2.INTER_CUBIC)
@@ -109,11 +109,11 @@ def draw(data: Path, path: Path) -> None:
             (file,) = (folder / f'visualization{suffix}' / image).glob('*.png')
             cells.append((f'{title}\n{psnr(folder, suffix):.2f} dB', cv2.imread(str(file))))
         cells.append(('ground truth\n', gt))
-        for ax, (title, picture) in zip(line, cells):
+        for ax, (title, picture) in zip(line, cells, strict=True):
             ax.imshow(picture[top : top + SIDE, left : left + SIDE, ::-1], interpolation='nearest')
             ax.set_title(title if image == CROPS[0][0] else '', fontsize=13)
             ax.axis('off')
-    figure.savefig(path, dpi=140, pil_kwargs={'quality': 90})
+    figure.savefig(path, dpi=120, pil_kwargs={'quality': 90})
 
 
 def main() -> None:
