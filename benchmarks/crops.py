@@ -41,9 +41,9 @@ CROPS = [('004', 220, 1010), ('074', 190, 260)]
 SIDE = 144
 # Title, arm, and the suffix of its folder of images.
 COLUMNS = [
-    ('trained on bicubic', 'bicubic', ''),
-    ('fine-tuned on 5 pairs', 'bicubic', '_adapted'),
-    ('ours, 5 pairs', 'ours', '_adapted'),
+    ('bicubic pre-training', 'bicubic', ''),
+    ('the same, fine-tuned', 'bicubic', '_adapted'),
+    ('ours', 'ours', '_adapted'),
 ]
 
 
@@ -113,7 +113,7 @@ def draw(data: Path, path: Path) -> None:
             ax.imshow(picture[top : top + SIDE, left : left + SIDE, ::-1], interpolation='nearest')
             ax.set_title(title if image == CROPS[0][0] else '', fontsize=13)
             ax.axis('off')
-    figure.savefig(path, dpi=140, pil_kwargs={'quality': 90})
+    figure.savefig(path, dpi=120, pil_kwargs={'quality': 90})
 
 
 def main() -> None:
