@@ -258,6 +258,7 @@ def trained_model(job: Job) -> tuple[DRTLModel, float]:
     if job.fit.is_file() and opt['drtl']['camera_fit']:
         opt['path']['pretrain_camera_fit'] = str(job.fit)
     model = DRTLModel(opt)
+    model.prepare()
     if model.camera_fit is not None and not job.fit.is_file():
         _write(job.fit, functools.partial(torch.save, model.camera_fit.state()))
     if not ARMS[job.arm].trained:
@@ -275,7 +276,7 @@ def trained_model(job: Job) -> tuple[DRTLModel, float]:
     for iteration in range(1, total + 1):
         model.update_learning_rate(iteration)
         episodes = range((iteration - 1) * EPISODES, iteration * EPISODES)
-        model.feed_data(default_collate([model.task_data[index] for index in episodes]))
+        model.feed_data(default_collate([model.train_set[index] for index in episodes]))
         model.optimize_parameters(iteration)
     seconds = time.perf_counter() - start
     state = {'params': model.net_g_ema.state_dict(), 'weights': model.weights, 'seconds': seconds}
@@ -314,9 +315,10 @@ def evaluate(model: DRTLModel, net: nn.Module, pairs: list[tuple[Tensor, Tensor]
 def adapt(model: DRTLModel, variant: dict, columns: tuple[int, ...], pairs: list) -> dict:
     """Scores by number of adaptation steps."""
     section = parse_section(AdaptOptions, {**variant, 'steps': columns[-1]}, 'adapt')
-    model.drtl = msgspec.structs.replace(model.drtl, adapt=section)
+    model.adapter.options = section
     scores = {}
-    for step, net in enumerate(model.adaptation_course(model.target_pairs, columns[-1])):
+    course = model.adapter.course(model.trained_network(), model.weights, model.target_pairs, columns[-1])
+    for step, net in enumerate(course):
         if step in columns:
             scores[step] = evaluate(model, net, pairs)
     return scores
@@ -489,8 +491,9 @@ def draw_crops(args: argparse.Namespace) -> None:
         track = job.track
         camera, scale = TRACKS[track]
         model, _ = trained_model(job)
-        model.drtl = msgspec.structs.replace(model.drtl, adapt=parse_section(AdaptOptions, {'steps': steps}, 'adapt'))
-        adapted = last(model.adaptation_course(model.target_pairs, steps))
+        model.adapter.options = parse_section(AdaptOptions, {'steps': steps}, 'adapt')
+        course = model.adapter.course(model.trained_network(), model.weights, model.target_pairs, steps)
+        adapted = last(course)
         lq, gt = read_pairs(args.data / camera / 'val', scale)[0]
         brightness = gt.float().mean(dim=0, keepdim=True)[None] / 255
         spread = F.avg_pool2d(brightness**2, side, 12) - F.avg_pool2d(brightness, side, 12) ** 2

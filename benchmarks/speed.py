@@ -130,7 +130,7 @@ def fed_model(opt: dict, tasks: int = TASKS) -> DRTLModel:
     model = build_model(parsed(opt))
     # Not its measuring of relations, which is a row of its own.
     model.hooks = []
-    model.feed_data(default_collate([model.task_data[i] for i in range(tasks)]))
+    model.feed_data(default_collate([model.train_set[i] for i in range(tasks)]))
     return model
 
 
@@ -167,7 +167,7 @@ def peer_step(peer: str, algorithm: str) -> Callable[[], None]:
 
     def step() -> None:
         optimizer.zero_grad()
-        for lq, gt in zip(model.episode_lq, model.episode_gt, strict=True):
+        for lq, gt in zip(model.batch.lq, model.batch.gt, strict=True):
             support, query = (lq[:half], gt[:half]), (lq[half:], gt[half:])
             gradients = PEERS[peer](net, criterion, support, query, INNER_LR, 1, algorithm)
             for p, gradient in zip(net.parameters(), gradients, strict=True):
@@ -284,7 +284,7 @@ def pretrain_rows(repeats: int) -> Iterator[Row]:
         if relation != 'uniform':  # as if it were measured
             model.weights = torch.linspace(0.5, 1.5, len(model.library))
     plain = build_model({**parsed(opt), 'model_type': 'SRModel'})
-    plain.feed_data({'lq': model.episode_lq.flatten(0, 1), 'gt': model.episode_gt.flatten(0, 1)})
+    plain.feed_data({'lq': model.batch.lq.flatten(0, 1), 'gt': model.batch.gt.flatten(0, 1)})
     steps = {
         name: lambda model=model: model.optimize_parameters(1) for name, model in {**models, 'SRModel': plain}.items()
     }
@@ -298,7 +298,7 @@ def relation_rows(repeats: int) -> Iterator[Row]:
     model = build_model(parsed(options(pipeline='meta', hooks=[])))
     hook = next(hook for hook in model.hooks if isinstance(hook, RelationHook))
     model.hooks = []
-    model.feed_data(default_collate([model.task_data[i] for i in range(TASKS)]))
+    model.feed_data(default_collate([model.train_set[i] for i in range(TASKS)]))
     seconds = medians({'step': lambda: model.optimize_parameters(1)}, repeats)['step']
     synchronize()
     start = time.perf_counter()
@@ -359,7 +359,7 @@ class PerImageDataset(Dataset):
 def synthesis_rows(repeats: int) -> Iterator[Row]:
     model = fed_model(options(pipeline='pretrain', weighting={'relation': 'uniform'}))
     # Ours come in episodes, whose images share a task; the peer's have one each.
-    episodes = [default_collate([model.task_data[4 * b + i] for i in range(TASKS)]) for b in range(8)]
+    episodes = [default_collate([model.train_set[4 * b + i] for i in range(TASKS)]) for b in range(8)]
     gt = torch.cat([torch.cat([e['support_gt'], e['query_gt']], dim=1).flatten(0, 1) for e in episodes])
     # A loader's workers begin with nothing ready; over so many batches their start is of no account.
     rounds = 8
@@ -418,7 +418,7 @@ def waiting_rows(repeats: int) -> Iterator[Row]:
     model = fed_model(options(pipeline='meta', weighting={'relation': 'uniform'}))
     train = model.opt['datasets']['train']
     workers = train['num_worker_per_gpu']
-    prefetcher = CPUPrefetcher(DataLoader(model.task_data, TASKS, num_workers=workers))
+    prefetcher = CPUPrefetcher(DataLoader(model.train_set, TASKS, num_workers=workers))
     waiting, whole = [], []
     for iteration in range(1, 8 * repeats + 1):
         start = time.perf_counter()

@@ -8,8 +8,9 @@ from basicsr.utils.registry import DATASET_REGISTRY, MODEL_REGISTRY
 
 from drtl_plugin import cli
 from drtl_plugin.data import DistortionTaskDataset
-from drtl_plugin.hooks import META_HOOK_REGISTRY
+from drtl_plugin.hooks import META_HOOK_REGISTRY, Runner
 from drtl_plugin.relation.estimators import ESTIMATOR_REGISTRY, needs_trained_network, transfer
+from tests.models.helpers import feed
 
 
 @pytest.fixture
@@ -37,6 +38,28 @@ class OwnModel({base}):
         super().adapt_to_target(watch)
         print('adapted by OwnModel')
 """
+
+
+def test_a_derived_model_trains_adapts_validates_and_resumes(workdir, quick_opt, write_opt, run, capsys):
+    quick_opt.update(name='own', model_type='OwnModel')
+    quick_opt['logger']['save_checkpoint_freq'] = 1
+    quick_opt['path']['resume_state'] = None
+    assert run(MODEL.format(base='DRTLModel'), quick_opt) == 0
+    output = capsys.readouterr()
+    assert output.out.count('adapted by OwnModel') == 2  # after each step, for its checkpoint
+    assert 'after adaptation' in output.out
+    models = workdir / 'experiments/own/models'
+    assert {'net_g_latest.pth', 'net_g_adapted_latest.pth'} <= {path.name for path in models.iterdir()}
+    quick_opt['train']['total_iter'] = 3
+    assert cli.main(['train', '--import', 'own', '--auto_resume', '-opt', write_opt(quick_opt)]) == 0
+    assert (models / 'net_g_adapted_3.pth').is_file()
+
+
+def test_a_derived_model_measures_the_relation(workdir, quick_opt, write_opt, run):
+    quick_opt['model_type'] = 'OwnModel'
+    (workdir / 'own.py').write_text(MODEL.format(base='DRTLModel'))
+    assert cli.main(['relation', '--import', 'own', '-opt', write_opt(quick_opt)]) == 0
+    assert (workdir / 'results/drtl_x4_relation/knowledge_graph.json').is_file()
 
 
 def test_an_adapting_model_needs_no_schedule(workdir, quick_opt, write_opt, run, capsys):
@@ -107,7 +130,7 @@ class StripesDataset(torch.utils.data.Dataset):
 
     def __getitem__(self, index):
         gt = self.gt_patches(2, torch.Generator().manual_seed(index))
-        return {'index': index, 'task': index % len(self.library), 'support_gt': gt[:1], 'query_gt': gt[1:]}
+        return {'index': index, 'support_gt': gt[:1], 'query_gt': gt[1:]}
 
     def gt_patches(self, num, generator):
         return torch.rand(num, 3, 1, 64, generator=generator).expand(-1, -1, 64, -1).contiguous()
@@ -119,6 +142,24 @@ def test_a_dataset_with_the_same_interface_is_trained_on(workdir, quick_opt, run
     quick_opt['datasets']['train'] = {'name': 'stripes', 'type': 'StripesDataset', **loader}
     assert run(STRIPES, quick_opt) == 0
     assert (workdir / 'experiments/drtl_x4/models/net_g_latest.pth').is_file()
+
+
+def test_a_dataset_with_the_same_interface_may_have_a_target(workdir, quick_opt, run):
+    """Its pairs are adapted to, and the camera is fitted to them, without a ``target`` section."""
+    loader = {'batch_size_per_gpu': 2, 'num_worker_per_gpu': 0}
+    quick_opt['datasets']['train'] = {'name': 'stripes', 'type': 'StripesDataset', **loader}
+    quick_opt['drtl']['weighting']['relation'] = 'uniform'
+    code = (
+        STRIPES.replace('self.target_pairs = None', 'self.target_pairs = [self.pair(i) for i in range(2)]')
+        + """
+    def pair(self, seed):
+        gt = torch.rand(3, 96, 96, generator=torch.Generator().manual_seed(seed))
+        lq = torch.nn.functional.interpolate(gt[None], scale_factor=0.25, mode='area')[0]
+        return (lq * 255).byte(), (gt * 255).byte()
+"""
+    )
+    assert run(code, quick_opt) == 0
+    assert (workdir / 'experiments/drtl_x4/models/net_g_adapted_latest.pth').is_file()
 
 
 def test_a_dataset_without_it_is_named(workdir, quick_opt, run, capsys):
@@ -152,7 +193,7 @@ class TellHook(Hook):
         self.what = what
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        print(self.what, type(runner.task_data).__name__)
+        print(self.what, type(runner.train_set).__name__)
 """
     quick_opt['drtl']['hooks'].append({'type': 'TellHook', 'what': 'data:'})
     assert run(code, quick_opt) == 0
@@ -181,6 +222,57 @@ class PlainHook(Hook):
         lines
         == ['plain before_train'] * times + ['plain after_train_iter 0'] * times + ['plain after_train_iter 1'] * times
     )
+
+
+SHY_HOOK = """
+from drtl_plugin.hooks import META_HOOK_REGISTRY, {base}
+
+@META_HOOK_REGISTRY.register()
+class OwnHook({base}):
+    pass
+"""
+
+
+@pytest.mark.parametrize(
+    ('base', 'entries'),
+    [
+        ('RelationHook', [{'type': 'RelationHook'}, {'type': 'RelationHook', 'interval': 5}]),
+        ('RelationHook', [{'type': 'RelationHook'}, {'type': 'OwnHook'}]),
+        ('GraphRecordHook', [{'type': 'OwnHook'}, {'type': 'OwnHook'}]),
+    ],
+)
+def test_two_hooks_of_one_default_type_are_refused_in_a_line(quick_opt, run, capsys, base, entries):
+    quick_opt['drtl']['hooks'] = entries
+    assert run(SHY_HOOK.format(base=base), quick_opt) == 2
+    error = capsys.readouterr().err
+    assert error == (
+        f'basicsr: error: drtl.hooks[1]: there can be only one {base}; write its arguments into one entry.\n'
+    )
+
+
+def test_a_hook_derived_from_a_default_one_takes_its_place(workdir, quick_opt, run, capsys):
+    code = SHY_HOOK.format(base='RelationHook').replace(
+        '    pass',
+        """
+    def measure(self, runner):
+        print('measured by OwnHook')
+        super().measure(runner)
+""",
+    )
+    quick_opt['drtl']['hooks'][0]['type'] = 'OwnHook'
+    assert run(code, quick_opt) == 0
+    assert capsys.readouterr().out.count('measured by OwnHook') == 2  # before training, and after the interval of 2
+    with open(workdir / 'experiments/drtl_x4/weights.csv') as file:
+        assert len(file.readlines()) == 1 + 2 * 4
+
+
+def test_a_model_is_a_runner(build, quick_opt):
+    """All that a hook may use is there once training has started and a step was taken."""
+    model = build(quick_opt)
+    feed(model, [0, 1])
+    model.optimize_parameters(1)
+    assert isinstance(model, Runner)
+    assert Runner.__annotations__.keys() <= vars(model).keys()
 
 
 def test_two_estimators_of_a_name_are_refused(quick_opt, run, capsys):

@@ -128,6 +128,7 @@ class TestBfloat16:
             quick_opt['drtl']['weighting']['relation'] = 'transfer'
             torch.manual_seed(0)
             model = build(quick_opt)
+            model.prepare()
             next(hook for hook in model.hooks if hasattr(hook, 'measure')).measure(model)
             model.adapt_to_target()
             results.append((parameters(model.net_g_adapted), model.graph.relation))
