@@ -180,7 +180,7 @@ def test_a_pair_is_judged_by_networks_that_have_not_seen_it(folder, quick, monke
 
     def watched(opt, names, *arguments):
         model = adapted(opt, names, *arguments)
-        seen.append((list(names), sorted(key.rsplit('/')[-1] for key in model.task_data.keys)))
+        seen.append((list(names), sorted(key.rsplit('/')[-1] for key in model.train_set.keys)))
         return model
 
     monkeypatch.setattr(adapt_model, 'adapted_model', watched)
@@ -204,7 +204,7 @@ def test_what_is_held_out_is_no_auxiliary_photograph(folder, quick, monkeypatch)
 
     def watched(*arguments):
         model = adapted(*arguments)
-        seen.append(sorted(key.rsplit('/')[-1] for key in model.task_data.keys))
+        seen.append(sorted(key.rsplit('/')[-1] for key in model.train_set.keys))
         return model
 
     monkeypatch.setattr(adapt_model, 'adapted_model', watched)
