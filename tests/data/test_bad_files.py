@@ -367,7 +367,7 @@ class TestKeysOfPairs:
         assert cli.main(['lmdb', 'lq', 'lq.lmdb']) == 0
         line = refusal()
         assert "keys of lq.lmdb end in 'x4', those of gt.lmdb do not ('camerax4', 'camera')" in line
-        command = line.partition(' by basicsr ')[2].rstrip('.')
+        command = line.partition(' with basicsr ')[2].rstrip('.')
         assert cli.main(command.replace('FOLDER', 'lq').split()) == 0
         check_paired_keys('lq.lmdb', 'gt.lmdb', 'key')
 
