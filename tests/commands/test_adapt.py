@@ -20,9 +20,9 @@ from drtl_plugin.commands import adapt as module
 from drtl_plugin.errors import DataError, OptionError
 from drtl_plugin.runtime import progress
 from drtl_plugin.runtime.weights import load_trained
-from tests.data.test_alignment import pair
 from tests.data.test_bad_files import damaged_png
 from tests.data.test_photographs import display_p3
+from tests.sources.test_alignment import pair
 
 NETWORK = {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 1, 'upscale': 4, 'res_scale': 1}
 

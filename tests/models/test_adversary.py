@@ -11,7 +11,7 @@ from drtl_plugin.errors import OptionError
 from drtl_plugin.options.parse import parse_options
 from drtl_plugin.runtime.weights import load_trained
 from tests.models.test_drtl_model import build, episodes, parameters  # noqa: F401
-from tests.test_options import arguments
+from tests.options.test_parse import arguments
 
 GENERATOR = {'type': 'RRDBNet', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 1, 'num_grow_ch': 4}
 UNET = {'type': 'UNetDiscriminatorSN', 'num_in_ch': 3, 'num_feat': 4}

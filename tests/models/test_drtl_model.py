@@ -24,7 +24,7 @@ from drtl_plugin.options.parse import load_option_file, parse_options
 from drtl_plugin.relation.estimators import ESTIMATOR_REGISTRY, RelationQuestion
 from drtl_plugin.relation.graph import KnowledgeGraph
 from tests.fetches import watch_fetches
-from tests.test_options import arguments
+from tests.options.test_parse import arguments
 
 
 @pytest.fixture
@@ -889,6 +889,9 @@ class TestCameraFit:
         assert torch.equal(build(quick_opt).camera_fit.kernel, fit.kernel)
         torch.save(dataclasses.replace(fit, scale=2).state(), path)
         with pytest.raises(OptionError, match='is of scale 2, not of 4'):
+            build(quick_opt)
+        torch.save({'params': {}}, path)
+        with pytest.raises(DataError, match=r'path\.pretrain_camera_fit: .*fit\.pth is not a camera fit'):
             build(quick_opt)
 
     def test_without_a_target_there_is_nothing_to_fit(self, build, quick_opt):
