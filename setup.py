@@ -49,9 +49,8 @@ setup(
     extras_require={
         # higher and torchopt: peers that outer gradients are compared with. spandrel: reads the weights that we write.
         'dev': [
-            *('pytest>=8', 'pytest-cov', 'pytest-xdist', 'hypothesis', 'ruff==0.17.6', 'mypy', 'higher'),
-            'import-linter',
-            *('torchopt', 'spandrel', 'jsonschema', 'build', 'twine', 'check-jsonschema', *EXPORT),
+            *('pytest>=8', 'pytest-cov', 'pytest-xdist', 'hypothesis', 'ruff==0.17.6', 'mypy', 'import-linter'),
+            *('higher', 'torchopt', 'spandrel', 'jsonschema', 'build', 'twine', 'check-jsonschema', *EXPORT),
         ],
         'export': EXPORT,
         'pyiqa': ['pyiqa'],

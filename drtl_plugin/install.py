@@ -1,18 +1,18 @@
-"""Install what pip alone gets wrong: a torch build that fits this machine, and basicsr.
+"""Install the dependencies that pip alone cannot: a torch build for this machine, and basicsr.
 
-Run it in the environment that is to hold drtl_plugin, as a script or, once the package is installed, as a module::
+Run it in the environment for drtl_plugin, as a script or, once the package is installed, as a module::
 
     python drtl_plugin/install.py
     python -m drtl_plugin.install
 
-1. torch and torchvision. On Linux, PyPI has only CUDA builds of several GB. Where there is no NVIDIA driver, the CPU
-   builds are taken from PyTorch's own index instead; if that index cannot be used, from the default one.
-2. basicsr 1.4.2, which PyPI has as source only. Its build asks for torch without using it, so pip downloads torch once
-   more for an isolated build environment, and from Python 3.13 on the build fails. It is built here in the current
+1. torch and torchvision. On Linux, PyPI has only CUDA builds of several GB. Without an NVIDIA driver, the CPU builds
+   are installed from PyTorch's own index, or from the default index if that fails.
+2. basicsr 1.4.2, of which PyPI has only the source. Its build requires torch without using it, so pip downloads torch
+   again for an isolated build environment, and the build fails from Python 3.13 on. It is built here in the current
    environment, which needs setuptools and no compiler.
 
-Packages that are already installed are left alone. The module uses the standard library only, since it has to run
-before anything else is installed.
+Installed packages are not changed. The module uses the standard library only, since it runs before anything else is
+installed.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SETUPTOOLS = 'setuptools>=70.1,<81'
 
 
 class InstallError(Exception):
-    """A step failed; the message says which, and what to do."""
+    """A step failed; the message says which one and what to do."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv (Sequence[str] | None): Arguments, ``sys.argv[1:]`` by default.
 
     Returns:
-        int: 0, or 2 after an error, which is printed in one line.
+        int: 0, or 2 after an error, printed as one line.
     """
     parser = argparse.ArgumentParser(prog='install', description='Install torch and basicsr for drtl_plugin.')
     parser.add_argument('--cpu-index', default=CPU_INDEX, metavar='URL', help=f"PyTorch's CPU builds; {CPU_INDEX}")
@@ -65,20 +65,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def check_python() -> None:
-    """Check what the steps rely on.
+    """Check Python and pip.
 
     Raises:
-        InstallError: If Python is too old, or has no pip.
+        InstallError: If Python is too old or has no pip.
     """
     if sys.version_info < OLDEST_PYTHON:
         oldest = '.'.join(map(str, OLDEST_PYTHON))
         raise InstallError(f'drtl_plugin needs Python {oldest} or later; this is {sys.version.split()[0]}.')
     if importlib.util.find_spec('pip') is None:
-        raise InstallError(f'{sys.executable} has no pip; add it by: {sys.executable} -m ensurepip')
+        raise InstallError(f'{sys.executable} has no pip; install it with: {sys.executable} -m ensurepip')
 
 
 def has_nvidia_driver() -> bool:
-    """Whether an NVIDIA driver with at least one GPU is installed, as ``nvidia-smi -L`` tells."""
+    """Whether ``nvidia-smi -L`` lists a GPU."""
     command = shutil.which('nvidia-smi')
     if command is None:
         return False
@@ -87,14 +87,14 @@ def has_nvidia_driver() -> bool:
 
 
 def install_torch(cpu_index: str) -> None:
-    """Install torch and torchvision where they are missing.
+    """Install torch and torchvision if they are missing.
 
     Args:
-        cpu_index (str): URL of the index with CPU builds.
+        cpu_index (str): URL of an index of CPU builds.
 
     Raises:
-        InstallError: If pip fails, if the torch that is installed is too old, or if there is an NVIDIA GPU on Windows,
-            for which PyPI has no builds.
+        InstallError: If pip fails, the installed torch is too old, or there is an NVIDIA GPU on Windows, for which PyPI
+            has no builds.
     """
     installed = _version('torch')
     if installed is not None and _numbers(installed) < OLDEST_TORCH:
@@ -103,7 +103,7 @@ def install_torch(cpu_index: str) -> None:
         )
     if installed is not None and _version('torchvision') is not None:
         return
-    # torchvision has to be the release that belongs to torch; pip chooses it by its dependencies.
+    # pip chooses the release of torchvision that fits torch, by its dependencies.
     wanted = ['torch>=2.6', 'torchvision'] if installed is None else [f'torch=={installed}', 'torchvision']
     has_gpu = has_nvidia_driver()
     if has_gpu and sys.platform == 'win32' and installed is None:
@@ -115,18 +115,18 @@ def install_torch(cpu_index: str) -> None:
         _say('installing torch and torchvision from the default index.')
     else:
         _say(f'no NVIDIA GPU found: installing the CPU builds of torch and torchvision (0.2 GB) from {cpu_index}.')
-        # What torch depends on comes from the default index, in the next step of any installation.
+        # The dependencies of torch come from the default index, in the next step of any installation.
         options = ['--index-url', cpu_index, '--retries', '1', '--timeout', '15']
         reason = _pip('install', *options, *(['--no-deps'] if installed is None else []), *wanted, shows_errors=False)
         if reason is None:
             return
-        _say(f'it cannot be used ({reason}); taking the default index, whose builds for Linux include CUDA (3 GB).')
+        _say(f'that failed ({reason}); using the default index, whose Linux builds include CUDA (3 GB).')
     if _pip('install', *wanted) is not None:
         raise InstallError('pip could not install torch and torchvision; see its messages above.')
 
 
 def install_basicsr() -> None:
-    """Build basicsr in this environment and install it, unless it is there.
+    """Build basicsr in this environment and install it, unless it is installed.
 
     Raises:
         InstallError: If pip fails.
@@ -140,7 +140,7 @@ def install_basicsr() -> None:
         (shim / 'sitecustomize.py').write_text(
             f'{inspect.getsource(_let_exec_define_locals)}\n\n_let_exec_define_locals()\n', encoding='utf-8'
         )
-        # pip refuses constraints on a build environment where there is none.
+        # pip rejects build constraints if there is no build environment.
         environment = {key: value for key, value in os.environ.items() if key != 'PIP_BUILD_CONSTRAINT'}
         if sys.version_info >= (3, 13):
             environment['PYTHONPATH'] = str(shim)
@@ -155,9 +155,9 @@ def install_basicsr() -> None:
 
 
 def _let_exec_define_locals():
-    """Let ``exec(source)`` define names that ``locals()`` finds, as it did before Python 3.13 (PEP 667).
+    """Let ``exec(source)`` define names in ``locals()``, as before Python 3.13 (PEP 667).
 
-    basicsr's ``setup.py`` reads its version that way. Runs as ``sitecustomize`` of the build, so it imports for itself.
+    basicsr's ``setup.py`` reads its version that way. This runs as ``sitecustomize`` of the build, hence its imports.
     """
     import builtins
     import sys
@@ -177,7 +177,7 @@ def _pip(*arguments: str, environment: dict[str, str] | None = None, shows_error
     """Run pip, with its progress bars on a terminal.
 
     Returns:
-        str | None: None if it succeeded, else the last line of its errors (where these are not shown).
+        str | None: None on success, else the last line of its errors (if they are not shown).
     """
     options = ['--disable-pip-version-check', *(() if sys.stdout.isatty() else ('--quiet',))]
     command = [sys.executable, '-m', 'pip', arguments[0], *options, *arguments[1:]]
@@ -188,7 +188,7 @@ def _pip(*arguments: str, environment: dict[str, str] | None = None, shows_error
 
 
 def _version(name: str) -> str | None:
-    """Version of an installed distribution; a folder of its name in the current directory is none."""
+    """Version of an installed distribution; ignores folders of this name in the current directory."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:

@@ -99,7 +99,7 @@ def test_a_training_run_has_it_in_its_table(stand_in, workdir, quick_opt, write_
     [
         ({'metric': 'wieghts'}, OptionError, r"x.metric: unknown metric of pyiqa 'wieghts'; did you mean 'weights'"),
         ({'metric': 'l1'}, OptionError, 'val.metrics.x.better: lower is better for l1; set better: lower'),
-        ({'metric': 'red', 'better': 'lower'}, OptionError, 'of red, higher is better'),
+        ({'metric': 'red', 'better': 'lower'}, OptionError, 'higher is better for red'),
         (
             {'metric': 'red', 'colour': 1},
             OptionError,

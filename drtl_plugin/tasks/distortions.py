@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import copy
 import functools
+import importlib
 import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from basicsr.utils import DiffJPEG, USMSharp
@@ -65,6 +67,14 @@ class Distortion:
     def __call__(self, img: Tensor, generator: torch.Generator, *args: Tensor, **parameters: Tensor | int) -> Tensor:
         """Distort ``img`` ``(B, C, H, W)``; the other arguments are those of ``function``."""
         return self.function(img, generator, *args, **parameters)
+
+    def __reduce__(self) -> tuple[Callable[[str, str], Any], tuple[str, str]]:
+        # The function's name in its module refers to this object, so pickle would not find the function.
+        return _import, (self.function.__module__, self.__name__)
+
+
+def _import(module: str, name: str) -> Any:
+    return getattr(importlib.import_module(module), name)
 
 
 def distortion(on_gt_grid: bool, **drawn: Drawn) -> Callable[[Callable[..., Tensor]], Distortion]:

@@ -1,5 +1,7 @@
 """The losses against formulas of their own, written with NumPy and SciPy."""
 
+from typing import ClassVar
+
 import numpy as np
 import pytest
 import torch
@@ -84,7 +86,11 @@ def vgg_weights(tmp_path_factory) -> str:
 
 
 class TestPerceptual:
-    OPTIONS = {'type': 'VGGPerceptualLoss', 'vgg_type': 'vgg11', 'layer_weights': {'conv1_1': 0.5, 'conv3_2': 1.0}}
+    OPTIONS: ClassVar[dict] = {
+        'type': 'VGGPerceptualLoss',
+        'vgg_type': 'vgg11',
+        'layer_weights': {'conv1_1': 0.5, 'conv3_2': 1.0},
+    }
 
     def test_it_compares_features(self, vgg_weights):
         loss = build_loss({**self.OPTIONS, 'vgg_weights': vgg_weights, 'perceptual_weight': 2.0})

@@ -3,6 +3,7 @@
 import builtins
 import re
 from pathlib import Path
+from typing import ClassVar
 
 import onnx
 import pytest
@@ -71,7 +72,14 @@ def test_rcans_of_any_range(tmp_path, img_range):
 
 
 class TestLoadTrained:
-    network = {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 4, 'num_block': 1, 'upscale': 4}
+    network: ClassVar[dict] = {
+        'type': 'EDSR',
+        'num_in_ch': 3,
+        'num_out_ch': 3,
+        'num_feat': 4,
+        'num_block': 1,
+        'upscale': 4,
+    }
 
     @pytest.fixture
     def weights(self):

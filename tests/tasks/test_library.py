@@ -1,5 +1,8 @@
 """Auxiliary tasks and the library of an option file."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 
@@ -152,3 +155,12 @@ def test_distortions_of_ones_own_are_found_by_name(generator, monkeypatch):
         DISTORTION_REGISTRY.register(gain)
     with pytest.raises(ValueError, match="cannot be named 'bicubic'"):
         distortion(on_gt_grid=True)(bicubic)
+
+
+def test_libraries_can_be_sent_to_other_processes(generator):
+    library = DistortionLibrary('default', 4)
+    gt = torch.rand(1, 3, 96, 96, generator=generator)
+    for same in (pickle.loads(pickle.dumps(library)), copy.deepcopy(library)):
+        assert same.labels == library.labels
+        lqs = [task(gt, torch.Generator().manual_seed(0)) for task in (library.tasks[-2], same.tasks[-2])]
+        assert torch.equal(*lqs)
