@@ -241,19 +241,20 @@ def variants(amp: str | None, compiles: bool = True) -> list[str]:
     ]
 
 
-def those_that_work(makers: dict[str, Callable[[], Callable[[], None]]]) -> dict[str, Callable[[], None]]:
-    """Steps that can be made and taken twice; why the others cannot is printed."""
-    steps = {}
+def those_that_work(makers: dict[str, Callable[[], Callable[[], None]]]) -> tuple[dict, dict[str, float]]:
+    """Steps that can be made and taken; why the others cannot is printed. And, on a GPU, the memory that they need."""
+    steps, needed = {}, {}
     for name, make in makers.items():
         try:
             step = make()
-            step()
-            step()
-            synchronize()
-            steps[name] = step
+            mebibytes = _gpu_peak(step)
         except Exception as error:
             print(f'{name}: {type(error).__name__}: {" ".join(str(error).split())[:600]}', file=sys.stderr)
-    return steps
+            continue
+        steps[name] = step
+        if torch.cuda.is_available() and 'graph' not in name and 'reduce-overhead' not in name:  # whose memory stays
+            needed[name] = mebibytes
+    return steps, needed
 
 
 def peer_step(peer: str, algorithm: str, amp: str | None = None, network: str | None = None) -> Callable[[], None]:
@@ -295,14 +296,16 @@ def _memory(key: str) -> float:
     return int(lines[key].split()[0]) / 2**10
 
 
-def _gpu_peak(make: Callable[..., Callable[[], None]], arguments: tuple) -> float:
+def _gpu_peak(step: Callable[[], None]) -> float:
     """MiB of GPU memory that steps need beyond what there is before the first of them, in which cuDNN tries kernels."""
-    step = make(*arguments)
+    if not torch.cuda.is_available():
+        step()
+        return math.nan
     gc.collect()
     before = torch.cuda.memory_allocated()
     step()
     torch.cuda.reset_peak_memory_stats()
-    for _ in range(3):
+    for _ in range(2):
         step()
     synchronize()
     return (torch.cuda.max_memory_allocated() - before) / 2**20
@@ -310,7 +313,7 @@ def _gpu_peak(make: Callable[..., Callable[[], None]], arguments: tuple) -> floa
 
 def peak(make: Callable[..., Callable[[], None]], *arguments: object) -> float:
     if torch.cuda.is_available():  # whose memory is counted, not measured
-        return _gpu_peak(make, arguments)
+        return _gpu_peak(make(*arguments))
     with ProcessPoolExecutor(1, get_context('spawn')) as pool:
         return pool.submit(_peak, make, arguments, os.getcwd()).result()
 
@@ -329,7 +332,7 @@ def meta_rows(algorithm: str, bars: tuple[float, float], repeats: int, network: 
             f'{precision}, {how}': partial(our_step, algorithm, amp, how=how, network=network)
             for how in variants(amp, compiles)
         }
-    steps = those_that_work(makers)
+    steps, needed = those_that_work(makers)
     seconds = medians(steps, repeats)
     for amp, bar in zip(precisions(), bars):
         precision = amp or 'fp32'
@@ -348,11 +351,10 @@ def meta_rows(algorithm: str, bars: tuple[float, float], repeats: int, network: 
     steps.clear()
     for amp in precisions():
         precision = amp or 'fp32'
-        memory = {peer: peak(peer_step, peer, algorithm, amp, network) for peer in peers}
+        memory = {name: needed.get(name) or peak(makers[name]) for name in seconds if name.endswith(precision)}
+        ours = memory.pop(precision)
         leanest = min(memory, key=memory.get)
-        ours = peak(our_step, algorithm, amp, 1, False, TASKS, '', network)
-        what = f'{label} step, {precision}, peak memory'
-        yield Row(what, f'{leanest}, {precision}', ours, memory[leanest], 0.8, 'MiB')
+        yield Row(f'{label} step, {precision}, peak memory', leanest, ours, memory[leanest], 0.8, 'MiB')
 
 
 def flops(step: Callable[[], None]) -> float:
@@ -451,7 +453,7 @@ def fast_pretrain_rows(repeats: int, network: str | None = None) -> Iterator[Row
         # In full precision it is in torch's own layout already, as SRModel.
         ways = [how if amp or how != 'contiguous' else 'channels-last' for how in ways]
         makers |= {f'{precision}, {how}': partial(accelerated, pretrain_opt(amp, network), how) for how in ways}
-    steps = those_that_work(makers)
+    steps, needed = those_that_work(makers)
     seconds = medians(steps, repeats)
     for name in [name for name in seconds if 'SRModel' not in name]:
         for peer in dict.fromkeys(['SRModel, fp32', f'SRModel, {name[:4]}']):
@@ -459,7 +461,7 @@ def fast_pretrain_rows(repeats: int, network: str | None = None) -> Iterator[Row
     steps.clear()
     for amp in precisions():
         precision = amp or 'fp32'
-        ours, theirs = peak(accelerated, pretrain_opt(amp, network)), peak(srmodel_step, amp, network)
+        ours, theirs = (needed.get(name) or peak(makers[name]) for name in (precision, f'SRModel, {precision}'))
         yield Row(f'{label}, {precision}, peak memory', f'SRModel, {precision}', ours, theirs, 1.03, 'MiB')
 
 
@@ -472,33 +474,39 @@ def real_rows(repeats: int) -> Iterator[Row]:
             yield from adaptation_rows(min(repeats, 2), amp, network)
 
 
-def photo_rows(repeats: int, size: tuple[int, int] = (4000, 6000)) -> Iterator[Row]:
-    """`basicsr upscale` of a photograph of 24 megapixels to 384, JPEG to JPEG, once in half and in single precision."""
+def photograph(size: tuple[int, int]) -> str:
+    """A JPEG of (height, width)."""
+    path = f'{size[0]}x{size[1]}.jpg'
+    image = cv2.imread(str(min(Path('datasets/drtl_sample/auxiliary').iterdir())))
+    cv2.imwrite(path, cv2.resize(image, size[::-1], interpolation=cv2.INTER_CUBIC))
+    return path
+
+
+def upscaling(name: str, precision: str, size: tuple[int, int]) -> tuple[float, float]:
+    """Seconds of `basicsr upscale`, from JPEG to JPEG, without its start; and MiB of GPU memory."""
+    torch.manual_seed(0)
+    network = NETWORKS[name]
+    torch.save({'params': build_network(dict(network)).state_dict(), 'network': network, 'scale': SCALE}, 'net.pth')
+    trained, full = load_trained('net.pth'), precision == 'fp32'
+    upscale(trained, photograph((600, 600)), 'result.jpg', full_precision=full)
+    source = photograph(size)
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    start = time.perf_counter()
+    _, failed = upscale(trained, source, 'result.jpg', full_precision=full)
+    seconds = time.perf_counter() - start
+    if failed:
+        raise RuntimeError(failed[0])
+    return seconds, torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else math.nan
+
+
+def photo_rows(repeats: int) -> Iterator[Row]:
+    """`basicsr upscale` of a photograph of 24 megapixels to 384, once in half and once in single precision."""
     torch.backends.cudnn.benchmark = False  # as the command has it
-    photograph = cv2.imread(str(min(Path('datasets/drtl_sample/auxiliary').iterdir())))
-    cv2.imwrite('photograph.jpg', cv2.resize(photograph, size[::-1], interpolation=cv2.INTER_CUBIC))
-    cv2.imwrite('detail.jpg', cv2.imread('photograph.jpg')[:600, :600])
-    for name, network in NETWORKS.items():
-        torch.manual_seed(0)
-        torch.save({'params': build_network(dict(network)).state_dict(), 'network': network, 'scale': SCALE}, 'net.pth')
-        seconds, needed = {}, {}
-        for precision in ('fp16', 'fp32'):
-            trained = load_trained('net.pth')
-            upscale(trained, 'detail.jpg', 'result.jpg', full_precision=precision == 'fp32')
-            before = torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
-            if torch.cuda.is_available():
-                torch.cuda.reset_peak_memory_stats()
-            start = time.perf_counter()
-            _, failed = upscale(trained, 'photograph.jpg', 'result.jpg', full_precision=precision == 'fp32')
-            seconds[precision] = time.perf_counter() - start
-            if failed:
-                raise RuntimeError(failed[0])
-            if torch.cuda.is_available():
-                needed[precision] = (torch.cuda.max_memory_allocated() - before) / 2**20
-        what = f'{name}, upscale of {size[0] * size[1] / 1e6:g} MP, fp16'
-        yield Row(what, 'fp32', seconds['fp16'], seconds['fp32'], math.nan)
-        if needed:
-            yield Row(f'{what}, peak memory', 'fp32', needed['fp16'], needed['fp32'], math.nan, 'MiB')
+    for name in NETWORKS:
+        (seconds, needed), (seconds32, needed32) = (upscaling(name, kind, (4000, 6000)) for kind in ('fp16', 'fp32'))
+        yield Row(f'{name}, upscale of 24 MP, fp16', 'fp32', seconds, seconds32, math.nan)
+        yield Row('the same, peak memory', 'fp32', needed, needed32, math.nan, 'MiB')
 
 
 def relation_rows(repeats: int) -> Iterator[Row]:
@@ -666,7 +674,7 @@ def adaptation_rows(repeats: int, amp: str | None = None, network: str | None = 
     label = f'{network}, adaptation step' if network else 'adaptation step'
     ours, theirs = (seconds[side] / steps for side in ('ours', 'theirs'))
     yield Row(f'{label}, {amp}' if amp else label, f'plain loop{f", {amp}" if amp else ""}', ours, theirs, 1.02)
-    if network is not None:
+    if network is not None and torch.cuda.is_available():
         needed = [peak(lambda run=run: run) for run in (model.adapt_to_target, plain)]
         yield Row(f'{label}, {amp or "fp32"}, peak memory', 'plain loop', *needed, 1.02, 'MiB')
 

@@ -1,4 +1,4 @@
-"""What only a GPU can show; skipped where there is none, as in CI."""
+"""What only a GPU can show: ``make test-gpu``. Skipped where there is none, as in CI, or where it is hidden."""
 
 import copy
 
@@ -66,6 +66,13 @@ def test_networks_are_where_num_gpu_says(build, quick_opt, num_gpu):
     assert all(np.isfinite(value) for value in model.get_current_log().values())
 
 
+def test_uniform_pretraining_is_srmodel_step_for_step(build, quick_opt):
+    """As on the CPU, once cuDNN is kept to kernels that add in one order."""
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=True, deterministic=True):
+        for mode in ('sampling', 'gradient'):
+            model_tests.test_uniform_pretraining_is_srmodel_step_for_step(build, copy.deepcopy(quick_opt), mode)
+
+
 @pytest.mark.parametrize('pipeline', ['meta', 'pretrain'])
 def test_bfloat16_is_computed_in(build, quick_opt, pipeline):
     quick_opt['drtl']['pipeline'] = pipeline
@@ -108,7 +115,7 @@ def test_prefetching_onto_the_gpu_trains_alike(workdir, quick_opt, write_opt, mo
         monkeypatch.chdir(folder)
         quick_opt['datasets']['train'].update(prefetch_mode=mode, pin_memory=mode == 'cuda', num_worker_per_gpu=1)
         assert cli.main(['train', '-opt', write_opt(quick_opt)]) == 0
-        weights.append(weights_of(folder, 'net_g_2.pth'))
+        weights.append(weights_of(folder, 'net_g_latest.pth'))
     for name, value in weights[0].items():
         torch.testing.assert_close(value, weights[1][name], rtol=1e-2, atol=2e-3)  # two steps of Adam at 1e-3
 
