@@ -1,6 +1,7 @@
 # make train       set everything up, then train, adapt and report on the sample data
 # make test        set everything up, then lint and test
 # make test-slow   tests that take minutes each, and a thousand examples of each property
+# make test-gpu    tests that want a GPU, which the others do not see
 # make test-wheel  build the wheel, install it into a clean environment, and train there
 #
 # Everything goes into .venv. PYTHON=python3.11 chooses the interpreter, which must be 3.10 or later.
@@ -14,7 +15,7 @@ export PIP_BUILD_CONSTRAINT := constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 OPT ?= options/drtl_x4.yml
 
-.PHONY: train test test-slow test-wheel lint clean
+.PHONY: train test test-slow test-gpu test-wheel lint clean
 
 train: .venv/installed
 	$(BIN)/basicsr train -opt $(OPT)
@@ -24,6 +25,9 @@ test: .venv/installed-dev lint
 
 test-slow: .venv/installed-dev
 	$(BIN)/python -m pytest -m "slow or fuzz" --hypothesis-profile=slow
+
+test-gpu: .venv/installed-dev
+	DRTL_TEST_GPU=1 $(BIN)/python -m pytest tests/test_gpu.py
 
 test-wheel: .venv/installed-dev
 	$(BIN)/python -m pytest -m wheel

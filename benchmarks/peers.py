@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import higher
 import torch
@@ -14,10 +15,23 @@ from torch import Tensor, nn
 
 Pair = tuple[Tensor, Tensor]
 Criterion = Callable[[Tensor, Tensor], Tensor]
+Precision = Callable[[], AbstractContextManager]
+
+
+def loss_of(net: nn.Module, criterion: Criterion, pair: Pair, precision: Precision) -> Tensor:
+    with precision():
+        return criterion(net(pair[0]), pair[1])
 
 
 def with_higher(
-    net: nn.Module, criterion: Criterion, support: Pair, query: Pair, lr: float, steps: int, algorithm: str
+    net: nn.Module,
+    criterion: Criterion,
+    support: Pair,
+    query: Pair,
+    lr: float,
+    steps: int,
+    algorithm: str,
+    precision: Precision = nullcontext,
 ) -> Sequence[Tensor]:
     """Gradients of ``maml`` or ``fomaml``, one per parameter of `net`."""
     optimizer = torch.optim.SGD(net.parameters(), lr=lr)
@@ -25,27 +39,34 @@ def with_higher(
     context = higher.innerloop_ctx(net, optimizer, copy_initial_weights=False, track_higher_grads=second_order)
     with context as (functional, descent):
         for _ in range(steps):
-            descent.step(criterion(functional(support[0]), support[1]))
-        loss = criterion(functional(query[0]), query[1])
+            descent.step(loss_of(functional, criterion, support, precision))
+        loss = loss_of(functional, criterion, query, precision)
         return torch.autograd.grad(loss, list((net if second_order else functional).parameters()))
 
 
 def with_torchopt(
-    net: nn.Module, criterion: Criterion, support: Pair, query: Pair, lr: float, steps: int, algorithm: str
+    net: nn.Module,
+    criterion: Criterion,
+    support: Pair,
+    query: Pair,
+    lr: float,
+    steps: int,
+    algorithm: str,
+    precision: Precision = nullcontext,
 ) -> Sequence[Tensor]:
     """Gradients of ``maml`` or ``fomaml``, one per parameter of `net`, which is not changed."""
     parameters = list(net.parameters())
     before = torchopt.extract_state_dict(net, by='reference')
     descent = torchopt.MetaSGD(net, lr=lr)
     for _ in range(steps):
-        descent.step(criterion(net(support[0]), support[1]))
+        descent.step(loss_of(net, criterion, support, precision))
         if algorithm == 'fomaml':
             # First order in torchopt: cut the graph after each step.
             torchopt.stop_gradient(net)
             for p in net.parameters():
                 p.requires_grad_(True)
     wanted = parameters if algorithm == 'maml' else list(net.parameters())
-    gradients = torch.autograd.grad(criterion(net(query[0]), query[1]), wanted)
+    gradients = torch.autograd.grad(loss_of(net, criterion, query, precision), wanted)
     torchopt.recover_state_dict(net, before)
     return gradients
 

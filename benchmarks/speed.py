@@ -2,11 +2,13 @@
 
 Medians of repeats that take turns with the peer's; peak memory in processes of their own. Needs no data of yours.
 
-    python benchmarks/speed.py                       # everything, on a GPU where there is one
+    python benchmarks/speed.py                       # on a GPU where there is one
     python benchmarks/speed.py --rows fomaml maml    # these only
+    python benchmarks/speed.py --rows real photo     # networks and a photograph of real size: for GPUs
 
 Prints a Markdown table. Smaller is better, but for rates (FLOP/s), which are compared with what a product of matrices
-reaches; `bar` is what we hold ourselves to. What a device cannot do (bfloat16) is left out.
+reaches; `bar` is what we hold ourselves to. What a device cannot do (bfloat16, CUDA graphs) is left out. A group of
+rows that fails is reported, and the others go on.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ import drtl_plugin  # noqa: F401  isort: skip
 import argparse
 import contextlib
 import copy
+import csv
+import gc
 import logging
 import math
 import os
@@ -23,9 +27,11 @@ import statistics
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -33,6 +39,7 @@ import cv2
 import numpy as np
 import torch
 import yaml
+from basicsr.archs import build_network
 from basicsr.data import degradations
 from basicsr.data.prefetch_dataloader import CPUPrefetcher
 from basicsr.models import build_model
@@ -47,14 +54,15 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from torch.utils.flop_counter import FlopCounterMode
 
 from drtl_plugin import cli
+from drtl_plugin.api.upscale import upscale
 from drtl_plugin.compat.basicsr import without_gpu
 from drtl_plugin.data.image_files import image_size
-from drtl_plugin.errors import OptionError
 from drtl_plugin.hooks import RelationHook
 from drtl_plugin.models import DRTLModel
 from drtl_plugin.options.parse import parse_options
 from drtl_plugin.runtime.device import computes_bfloat16, lay_out
 from drtl_plugin.runtime.tiles import restore
+from drtl_plugin.runtime.weights import load_trained
 from drtl_plugin.sources.sample import prepare_sample_data
 from drtl_plugin.tasks.library import DistortionTask
 from drtl_plugin.tasks.patches import paired_patches
@@ -63,6 +71,17 @@ OPTIONS = Path(__file__).parent.parent / 'options' / 'drtl_x4.yml'
 TASKS, PATCHES, LQ_SIZE, SCALE = 4, 4, 48, 4
 INNER_LR = 1e-2
 RESULTS = HERE / 'results'
+NETWORKS = {
+    'RRDBNet': {
+        **{'type': 'RRDBNet', 'num_in_ch': 3, 'num_out_ch': 3, 'scale': SCALE},
+        **{'num_feat': 64, 'num_block': 23, 'num_grow_ch': 32},
+    },
+    'SwinIR-M': {
+        **{'type': 'SwinIR', 'upscale': SCALE, 'in_chans': 3, 'img_size': LQ_SIZE, 'window_size': 8, 'img_range': 1},
+        **{'depths': [6] * 6, 'embed_dim': 180, 'num_heads': [6] * 6, 'mlp_ratio': 2},
+        **{'upsampler': 'pixelshuffle', 'resi_connection': '1conv'},
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -105,14 +124,16 @@ def medians(functions: dict[str, Callable[[], object]], repeats: int) -> dict[st
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def options(model_type: str = 'DRTLModel', **drtl: object) -> dict:
-    """The shipped option file with EDSR of 64 features and 16 blocks, and patches of 48² at x4."""
+def options(model_type: str = 'DRTLModel', network: str | None = None, amp: str | None = None, **drtl: object) -> dict:
+    """The shipped option file with EDSR of 64 features and 16 blocks, or another network, and patches of 48² at x4."""
     opt = yaml.safe_load(OPTIONS.read_text(encoding='utf-8'))
     opt.update(model_type=model_type, name='speed', num_gpu=int(torch.cuda.is_available()))
     opt['datasets']['train'].update(gt_size=LQ_SIZE * SCALE, num_support=PATCHES // 2, num_query=PATCHES // 2)
     opt['network_g'].update(num_feat=64, num_block=16)
+    if network is not None:
+        opt['network_g'] = dict(NETWORKS[network])
     opt['drtl'].update(camera_fit=False, **drtl)
-    opt['train']['total_iter'] = 1000
+    opt['train'].update(total_iter=1000, amp=amp)
     opt['logger']['use_tb_logger'] = False
     return opt
 
@@ -138,11 +159,64 @@ def precisions() -> tuple[str | None, ...]:
     return (None, 'bf16') if computes_bfloat16(torch.device(device())) else (None,)
 
 
-def meta_opt(algorithm: str, amp: str | None, steps: int = 1, checkpoint: bool = False, compiled: bool = False) -> dict:
+def precise(amp: str | None) -> torch.autocast:
+    """The context that peers compute in, as ours do."""
+    return torch.autocast(device(), torch.bfloat16, enabled=amp == 'bf16', cache_enabled=False)
+
+
+def meta_opt(
+    algorithm: str, amp: str | None, steps: int = 1, checkpoint: bool = False, network: str | None = None
+) -> dict:
     inner = {'algorithm': algorithm, 'lr': INNER_LR, 'steps': steps, 'checkpoint': checkpoint}
-    opt = options(pipeline='meta', inner=inner, weighting={'relation': 'uniform'})
-    opt['train'].update(amp=amp, ema_decay=0, compile=compiled)
+    opt = options(network=network, amp=amp, pipeline='meta', inner=inner, weighting={'relation': 'uniform'})
+    opt['train']['ema_decay'] = 0
     return opt
+
+
+def accelerated(opt: dict, how: str = '', tasks: int = TASKS) -> Callable[[], None]:
+    """A step, made faster in one of several ways.
+
+    - ``contiguous``, ``channels-last``: in torch's own memory layout, or in the other one
+    - ``compiled``: by ``train.compile``
+    - ``reduce-overhead``: by torch.compile's mode of this name, which has CUDA graphs of its own
+    - ``CUDA graph``: the gradients of a whole step, recorded once and played again
+    """
+    if how == 'compiled':
+        opt['train']['compile'] = True
+    model = fed_model(opt, tasks)
+    if how in ('contiguous', 'channels-last'):
+        lay_out(model.net_g, torch.contiguous_format if how == 'contiguous' else torch.channels_last)
+    elif how == 'reduce-overhead':
+        model.net_g.compile(mode='reduce-overhead')
+    elif how == 'CUDA graph':
+        return recorded(model)
+    return lambda: model.optimize_parameters(1)
+
+
+def recorded(model: DRTLModel) -> Callable[[], None]:
+    """A step whose gradients are a CUDA graph; the optimiser's part stays outside."""
+    gradients = model._pretrain_step if model.drtl.pipeline == 'pretrain' else model._meta_step
+    weights = [1.0] * len(model.episode_tasks)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            model.optimizer_g.zero_grad()
+            gradients(weights)
+    torch.cuda.current_stream().wait_stream(stream)
+    # Made anew while recording, gradients are memory of the graph's own, which each play overwrites.
+    model.optimizer_g.zero_grad()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        gradients(weights)
+
+    def step() -> None:
+        graph.replay()
+        model.optimizer_g.step()
+        if model.ema_decay > 0:
+            model.model_ema(decay=model.ema_decay)
+
+    return step
 
 
 def our_step(
@@ -151,15 +225,41 @@ def our_step(
     steps: int = 1,
     checkpoint: bool = False,
     tasks: int = TASKS,
-    compiled: bool = False,
+    how: str = '',
+    network: str | None = None,
 ) -> Callable[[], None]:
-    model = fed_model(meta_opt(algorithm, amp, steps, checkpoint, compiled), tasks)
-    return lambda: model.optimize_parameters(1)
+    return accelerated(meta_opt(algorithm, amp, steps, checkpoint, network), how, tasks)
 
 
-def peer_step(peer: str, algorithm: str) -> Callable[[], None]:
+def variants(amp: str | None, compiles: bool = True) -> list[str]:
+    """Ways of :func:`accelerated` that a device has; each costs half a minute of compiling or recording at most."""
+    on_gpu = torch.cuda.is_available()
+    return [
+        *(['contiguous', 'CUDA graph'] if on_gpu else []),
+        *(['compiled'] if compiles and amp == precisions()[-1] else []),
+        *(['reduce-overhead'] if compiles and on_gpu and amp == precisions()[-1] else []),
+    ]
+
+
+def those_that_work(makers: dict[str, Callable[[], Callable[[], None]]]) -> tuple[dict, dict[str, float]]:
+    """Steps that can be made and taken; why the others cannot is printed. And, on a GPU, the memory that they need."""
+    steps, needed = {}, {}
+    for name, make in makers.items():
+        try:
+            step = make()
+            mebibytes = _gpu_peak(step)
+        except Exception as error:
+            print(f'{name}: {type(error).__name__}: {" ".join(str(error).split())[:600]}', file=sys.stderr)
+            continue
+        steps[name] = step
+        if torch.cuda.is_available() and 'graph' not in name and 'reduce-overhead' not in name:  # whose memory stays
+            needed[name] = mebibytes
+    return steps, needed
+
+
+def peer_step(peer: str, algorithm: str, amp: str | None = None, network: str | None = None) -> Callable[[], None]:
     """The same step with another library and plain Adam."""
-    model = fed_model(meta_opt(algorithm, None))
+    model = fed_model(meta_opt(algorithm, None, network=network))
     net = model.net_g.to(memory_format=torch.contiguous_format)
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3, betas=(0.9, 0.99))
     criterion = nn.L1Loss()
@@ -169,7 +269,9 @@ def peer_step(peer: str, algorithm: str) -> Callable[[], None]:
         optimizer.zero_grad()
         for lq, gt in zip(model.batch.lq, model.batch.gt, strict=True):
             support, query = (lq[:half], gt[:half]), (lq[half:], gt[half:])
-            gradients = PEERS[peer](net, criterion, support, query, INNER_LR, 1, algorithm)
+            gradients = PEERS[peer](
+                net, criterion, support, query, INNER_LR, 1, algorithm, precision=lambda: precise(amp)
+            )
             for p, gradient in zip(net.parameters(), gradients, strict=True):
                 p.grad = gradient / TASKS if p.grad is None else p.grad + gradient / TASKS
         optimizer.step()
@@ -181,12 +283,6 @@ def _peak(make: Callable[..., Callable[[], None]], arguments: tuple, folder: str
     """MiB that three steps need beyond what there is before, in a process of its own."""
     os.chdir(folder)
     step = make(*arguments)
-    if torch.cuda.is_available():
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        for _ in range(3):
-            step()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
     Path('/proc/self/clear_refs').write_text('5')  # forget the peak so far
     before = _memory('VmRSS')
     for _ in range(3):
@@ -200,35 +296,65 @@ def _memory(key: str) -> float:
     return int(lines[key].split()[0]) / 2**10
 
 
+def _gpu_peak(step: Callable[[], None]) -> float:
+    """MiB of GPU memory that steps need beyond what there is before the first of them, in which cuDNN tries kernels."""
+    if not torch.cuda.is_available():
+        step()
+        return math.nan
+    gc.collect()
+    before = torch.cuda.memory_allocated()
+    step()
+    torch.cuda.reset_peak_memory_stats()
+    for _ in range(2):
+        step()
+    synchronize()
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
+
+
 def peak(make: Callable[..., Callable[[], None]], *arguments: object) -> float:
+    if torch.cuda.is_available():  # whose memory is counted, not measured
+        return _gpu_peak(make(*arguments))
     with ProcessPoolExecutor(1, get_context('spawn')) as pool:
         return pool.submit(_peak, make, arguments, os.getcwd()).result()
 
 
-def meta_rows(algorithm: str, bars: tuple[float, float], repeats: int) -> Iterator[Row]:
-    steps = {amp or 'fp32': our_step(algorithm, amp) for amp in precisions()}
-    compiled = f'{list(steps)[-1]}, compiled'
-    if algorithm != 'maml':
-        try:
-            steps[compiled] = our_step(algorithm, precisions()[-1], compiled=True)
-        except OptionError as error:
-            print(error, file=sys.stderr)
-    steps |= {peer: peer_step(peer, algorithm) for peer in PEERS}
+def meta_rows(algorithm: str, bars: tuple[float, float], repeats: int, network: str | None = None) -> Iterator[Row]:
+    label = f'{network}, {algorithm}' if network else algorithm
+    # What torch.compile makes cannot be differentiated twice. A large network is compiled for minutes.
+    compiles = algorithm != 'maml' and network is None
+    peers = PEERS if network is None else ['higher']
+    makers = {}
+    for amp in precisions():
+        precision = amp or 'fp32'
+        makers[precision] = partial(our_step, algorithm, amp, network=network)
+        makers |= {f'{peer}, {precision}': partial(peer_step, peer, algorithm, amp, network) for peer in peers}
+        makers |= {
+            f'{precision}, {how}': partial(our_step, algorithm, amp, how=how, network=network)
+            for how in variants(amp, compiles)
+        }
+    steps, needed = those_that_work(makers)
     seconds = medians(steps, repeats)
-    fastest = min(PEERS, key=seconds.get)
     for amp, bar in zip(precisions(), bars, strict=False):
         precision = amp or 'fp32'
-        yield Row(f'{algorithm} step, {precision}', fastest, seconds[precision], seconds[fastest], bar)
+        for base in dict.fromkeys(['fp32', precision]):
+            fastest = min((f'{peer}, {base}' for peer in peers if f'{peer}, {base}' in seconds), key=seconds.get)
+            bound = bar if base == 'fp32' else bars[0]
+            yield Row(f'{label} step, {precision}', fastest, seconds[precision], seconds[fastest], bound)
         reached = flops(steps[precision]) / seconds[precision]
         yield Row('the same, rate', 'product of matrices', reached, matrix_peak(amp), math.nan, 'GFLOP/s')
-    if compiled in steps:
-        bar = 1 / 3 if torch.cuda.is_available() else math.nan
-        yield Row(f'{algorithm} step, {compiled}', 'higher', seconds[compiled], seconds['higher'], bar)
-    memory = {peer: peak(peer_step, peer, algorithm) for peer in PEERS}
-    leanest = min(memory, key=memory.get)
+        for how in variants(amp, compiles):
+            name = f'{precision}, {how}'
+            if name in seconds:
+                bound = 1 / 3 if torch.cuda.is_available() and how != 'contiguous' else math.nan
+                yield Row(f'{label} step, {name}', fastest, seconds[name], seconds[fastest], bound)
+                yield Row('the same', f'{precision} alone', seconds[name], seconds[precision], math.nan)
+    steps.clear()
     for amp in precisions():
-        ours = peak(our_step, algorithm, amp)
-        yield Row(f'{algorithm} step, {amp or "fp32"}, peak memory', leanest, ours, memory[leanest], 0.8, 'MiB')
+        precision = amp or 'fp32'
+        memory = {name: needed.get(name) or peak(makers[name]) for name in seconds if name.endswith(precision)}
+        ours = memory.pop(precision)
+        leanest = min(memory, key=memory.get)
+        yield Row(f'{label} step, {precision}, peak memory', leanest, ours, memory[leanest], 0.8, 'MiB')
 
 
 def flops(step: Callable[[], None]) -> float:
@@ -240,10 +366,14 @@ def flops(step: Callable[[], None]) -> float:
 
 def matrix_peak(amp: str | None) -> float:
     """What a product of two large matrices reaches here, in GFLOP/s, with TF32 where convolutions may take it."""
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
     n = 8192 if torch.cuda.is_available() else 2048
     matrix = torch.rand(n, n, device=device(), dtype=torch.bfloat16 if amp else torch.float32)
-    return 2 * n**3 / 1e9 / medians({'product': lambda: matrix @ matrix}, 7)['product']
+    matmul, allowed = torch.backends.cuda.matmul, torch.backends.cuda.matmul.allow_tf32
+    matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
+    try:
+        return 2 * n**3 / 1e9 / medians({'product': lambda: matrix @ matrix}, 7)['product']
+    finally:
+        matmul.allow_tf32 = allowed
 
 
 def checkpoint_rows(repeats: int) -> Iterator[Row]:
@@ -291,6 +421,92 @@ def pretrain_rows(repeats: int) -> Iterator[Row]:
     seconds = medians(steps, repeats)
     for name in models:
         yield Row(f'pretrain step, {name}', 'SRModel', seconds[name], seconds['SRModel'], 1.03)
+    if torch.cuda.is_available():
+        yield from fast_pretrain_rows(repeats)
+
+
+def pretrain_opt(amp: str | None, network: str | None = None) -> dict:
+    return options(network=network, amp=amp, pipeline='pretrain', weighting={'relation': 'uniform'})
+
+
+def srmodel_step(amp: str | None, network: str | None = None) -> Callable[[], None]:
+    """Plain BasicSR's; in autocast for bfloat16, which it has no option for."""
+    model = fed_model(pretrain_opt(None, network))
+    plain = build_model({**parsed(pretrain_opt(None, network)), 'model_type': 'SRModel'})
+    plain.feed_data({'lq': model.episode_lq.flatten(0, 1), 'gt': model.episode_gt.flatten(0, 1)})
+
+    def step() -> None:
+        with precise(amp):
+            plain.optimize_parameters(1)
+
+    return step
+
+
+def fast_pretrain_rows(repeats: int, network: str | None = None) -> Iterator[Row]:
+    """Pre-training in bfloat16, compiled or recorded, against plain BasicSR in either precision."""
+    label = f'{network}, pretrain step' if network else 'pretrain step'
+    makers = {f'SRModel, {amp or "fp32"}': partial(srmodel_step, amp, network) for amp in precisions()}
+    for amp in precisions():
+        precision = amp or 'fp32'
+        makers[precision] = partial(accelerated, pretrain_opt(amp, network))
+        ways = variants(amp, network is None)
+        # In full precision it is in torch's own layout already, as SRModel.
+        ways = [how if amp or how != 'contiguous' else 'channels-last' for how in ways]
+        makers |= {f'{precision}, {how}': partial(accelerated, pretrain_opt(amp, network), how) for how in ways}
+    steps, needed = those_that_work(makers)
+    seconds = medians(steps, repeats)
+    for name in [name for name in seconds if 'SRModel' not in name]:
+        for peer in dict.fromkeys(['SRModel, fp32', f'SRModel, {name[:4]}']):
+            yield Row(f'{label}, {name}', peer, seconds[name], seconds[peer], 1.03)
+    steps.clear()
+    for amp in precisions():
+        precision = amp or 'fp32'
+        ours, theirs = (needed.get(name) or peak(makers[name]) for name in (precision, f'SRModel, {precision}'))
+        yield Row(f'{label}, {precision}, peak memory', f'SRModel, {precision}', ours, theirs, 1.03, 'MiB')
+
+
+def real_rows(repeats: int) -> Iterator[Row]:
+    """Training and adaptation of networks of real size."""
+    for network in NETWORKS:
+        yield from fast_pretrain_rows(repeats, network)
+        yield from meta_rows('fomaml', (0.75, 0.42), repeats, network)
+        for amp in precisions():
+            yield from adaptation_rows(min(repeats, 2), amp, network)
+
+
+def photograph(size: tuple[int, int]) -> str:
+    """A JPEG of (height, width)."""
+    path = f'{size[0]}x{size[1]}.jpg'
+    image = cv2.imread(str(min(Path('datasets/drtl_sample/auxiliary').iterdir())))
+    cv2.imwrite(path, cv2.resize(image, size[::-1], interpolation=cv2.INTER_CUBIC))
+    return path
+
+
+def upscaling(name: str, precision: str, size: tuple[int, int]) -> tuple[float, float]:
+    """Seconds of `basicsr upscale`, from JPEG to JPEG, without its start; and MiB of GPU memory."""
+    torch.manual_seed(0)
+    network = NETWORKS[name]
+    torch.save({'params': build_network(dict(network)).state_dict(), 'network': network, 'scale': SCALE}, 'net.pth')
+    trained, full = load_trained('net.pth'), precision == 'fp32'
+    upscale(trained, photograph((600, 600)), 'result.jpg', full_precision=full)
+    source = photograph(size)
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    start = time.perf_counter()
+    _, failed = upscale(trained, source, 'result.jpg', full_precision=full)
+    seconds = time.perf_counter() - start
+    if failed:
+        raise RuntimeError(failed[0])
+    return seconds, torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else math.nan
+
+
+def photo_rows(repeats: int) -> Iterator[Row]:
+    """`basicsr upscale` of a photograph of 24 megapixels to 384, once in half and once in single precision."""
+    torch.backends.cudnn.benchmark = False  # as the command has it
+    for name in NETWORKS:
+        (seconds, needed), (seconds32, needed32) = (upscaling(name, kind, (4000, 6000)) for kind in ('fp16', 'fp32'))
+        yield Row(f'{name}, upscale of 24 MP, fp16', 'fp32', seconds, seconds32, math.nan)
+        yield Row('the same, peak memory', 'fp32', needed, needed32, math.nan, 'MiB')
 
 
 def relation_rows(repeats: int) -> Iterator[Row]:
@@ -431,10 +647,10 @@ def waiting_rows(repeats: int) -> Iterator[Row]:
     yield Row('waiting for data', 'iteration', statistics.mean(waiting[4:]), statistics.mean(whole[4:]), 0.05)
 
 
-def adaptation_rows(repeats: int) -> Iterator[Row]:
+def adaptation_rows(repeats: int, amp: str | None = None, network: str | None = None) -> Iterator[Row]:
     steps, batch_size, lr = 10, 8, 3e-4
     adapt = {'steps': steps, 'batch_size': batch_size, 'lr': lr, 'replay': 0}
-    opt = options(pipeline='pretrain', weighting={'relation': 'uniform'}, adapt=adapt)
+    opt = options(network=network, amp=amp, pipeline='pretrain', weighting={'relation': 'uniform'}, adapt=adapt)
     model = build_model(parsed(opt))
 
     def plain() -> None:
@@ -448,16 +664,19 @@ def adaptation_rows(repeats: int) -> Iterator[Row]:
         for _ in range(steps):
             lq, gt = paired_patches(model.target_pairs, batch_size, LQ_SIZE, generator, True, True)
             optimizer.zero_grad()
-            nn.functional.l1_loss(net(lq.to(device())), gt.to(device())).backward()
+            with precise(amp):
+                loss = nn.functional.l1_loss(net(lq.to(device())), gt.to(device()))
+            loss.backward()
             optimizer.step()
             average.update_parameters(net)
 
-    yield Row(
-        'adaptation step',
-        'plain loop',
-        **medians({'ours': model.adapt_to_target, 'theirs': plain}, repeats),
-        bar=1.02,
-    )
+    seconds = medians({'ours': model.adapt_to_target, 'theirs': plain}, repeats)
+    label = f'{network}, adaptation step' if network else 'adaptation step'
+    ours, theirs = (seconds[side] / steps for side in ('ours', 'theirs'))
+    yield Row(f'{label}, {amp}' if amp else label, f'plain loop{f", {amp}" if amp else ""}', ours, theirs, 1.02)
+    if network is not None and torch.cuda.is_available():
+        needed = [peak(lambda run=run: run) for run in (model.adapt_to_target, plain)]
+        yield Row(f'{label}, {amp or "fp32"}, peak memory', 'plain loop', *needed, 1.02, 'MiB')
 
 
 def testing_rows(repeats: int) -> Iterator[Row]:
@@ -503,18 +722,26 @@ ROWS: dict[str, Callable[[int], Iterator[Row]]] = {
     'relation': relation_rows,
     'synthesis': synthesis_rows,
     'waiting': waiting_rows,
-    'adaptation': adaptation_rows,
+    'adaptation': lambda repeats: (row for amp in precisions() for row in adaptation_rows(repeats, amp)),
     'tiles': tile_rows,
     'test': testing_rows,
+    'real': real_rows,
+    'photo': photo_rows,
 }
+# Hours on a CPU.
+LARGE = ('real', 'photo')
 
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument('--rows', nargs='+', choices=ROWS, default=list(ROWS))
+    arguments.add_argument('--rows', nargs='+', choices=ROWS, default=[name for name in ROWS if name not in LARGE])
     arguments.add_argument('--repeats', type=int, default=7, help='default: %(default)s')
+    arguments.add_argument('--csv', type=Path, help='file that rows are appended to as they come')
     args = arguments.parse_args()
     logging.raiseExceptions = False  # what basicsr test has closed, BasicSR's logger still writes to
+    table = args.csv and args.csv.absolute()
+    # As basicsr train and basicsr test set it.
+    torch.backends.cudnn.benchmark = True
     body = []
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
@@ -522,12 +749,24 @@ def main() -> None:
             if min(image_size(str(path))) < LQ_SIZE * SCALE:
                 path.unlink()
         for name in args.rows:
-            for row in ROWS[name](args.repeats):
-                figures = (f'{value:.3g} {row.unit}' for value in (row.ours, row.theirs))
-                body.append([row.what, row.peer, *figures, f'{row.ratio:.3f}', f'{row.bar:.3g}'])
-                print('  '.join(body[-1]), file=sys.stderr)
+            began = time.monotonic()
+            try:
+                for row in ROWS[name](args.repeats):
+                    figures = (f'{value:.3g} {row.unit}' for value in (row.ours, row.theirs))
+                    body.append([row.what, row.peer, *figures, f'{row.ratio:.3f}', f'{row.bar:.3g}'])
+                    print('  '.join(body[-1]), file=sys.stderr, flush=True)
+                    if table:
+                        with table.open('a', newline='', encoding='utf-8') as file:
+                            csv.writer(file).writerow([row.what, row.peer, row.ours, row.theirs, row.bar, row.unit])
+            except Exception:
+                traceback.print_exc()
+                body.append([f'{name}: failed', '', '', '', '', ''])
+            print(f'{name}: {time.monotonic() - began:.0f} s', file=sys.stderr, flush=True)
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else f'{os.cpu_count()} CPU cores'
-    print(f'torch {torch.__version__}, {name}\n')
+    print(f'torch {torch.__version__}, {name}')
+    if torch.cuda.is_available():
+        print(f'CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}; fp32: convolutions in TF32')
+    print()
     print(markdown_table(['what', 'peer', 'ours', "peer's", 'ratio', 'bar'], body))
 
 

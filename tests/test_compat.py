@@ -155,6 +155,18 @@ def test_filter2d_takes_images_of_any_layout():
     assert realesrnet_model.filter2D is filter2D
 
 
+def test_masks_of_swinir_are_made_where_it_is():
+    from basicsr.archs.swinir_arch import SwinTransformerBlock
+
+    block = SwinTransformerBlock(8, (16, 16), 2, window_size=8, shift_size=4)
+    upstream = SwinTransformerBlock.calculate_mask.__wrapped__
+    assert torch.equal(block.calculate_mask((24, 32)), upstream(block, (24, 32)))
+    block.to('meta')  # stands for a GPU
+    assert block.calculate_mask((24, 32)).device.type == 'meta'
+    assert upstream(block, (24, 32)).device.type == 'cpu'  # the fault
+    assert not repairs.make_swinir_masks_on_its_device()
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
 def test_without_gpu_cuda_calls_stay_on_the_cpu():
     tensor, module = torch.zeros(1), torch.nn.Linear(1, 1)

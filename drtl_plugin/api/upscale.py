@@ -68,7 +68,7 @@ def upscale(
 
     def restored(lq: Tensor) -> Tensor:
         with torch.autocast(device.type, torch.float16, enabled=half):
-            return restore(net, lq.to(device), network.scale, network.window).float().cpu()
+            return restore(net, lq.to(device), network.scale, network.window).float()
 
     written: list[Path] = []
     failed: list[str] = []
@@ -187,10 +187,13 @@ def upscale_array(
         outputs = []
         for plane in planes:
             lq = torch.from_numpy(np.ascontiguousarray(plane.transpose(2, 0, 1)))[None]
-            outputs.append(restored(lq)[0].numpy().transpose(1, 2, 0)[part.kept(scale)])
-        colour = outputs[0][..., ::-1] if channels >= 3 else outputs[0].mean(axis=-1, keepdims=True)
-        output = np.concatenate([colour, *(grey.mean(axis=-1, keepdims=True) for grey in outputs[1:])], axis=-1)
-        if not np.isfinite(output).all():
+            rows, columns = part.kept(scale)
+            outputs.append(restored(lq)[0, :, rows, columns])
+        colour = outputs[0].flip(0) if channels >= 3 else outputs[0].mean(dim=0, keepdim=True)
+        output = torch.cat([colour, *(grey.mean(dim=0, keepdim=True) for grey in outputs[1:])])
+        if not output.isfinite().all():
             raise DataError('the network returns infinite or undefined numbers; try --fp32.')
-        result[part.place(scale)] = np.round(np.clip(output, 0, 1) * peak)
+        # Rounded on the device: a GPU is faster, and fetching bytes instead of floats is a quarter of the traffic.
+        levels = output.clamp(0, 1).mul(peak).round().to(torch.uint8 if peak == 255 else torch.int32)
+        result[part.place(scale)] = levels.permute(1, 2, 0).contiguous().cpu().numpy()
     return result

@@ -121,8 +121,16 @@ def inner_step(
         moving = {name: p.detach().requires_grad_() for name, p in moving.items()}
     value = loss({**parameters, **moving}, batch)
     gradients = dict(zip(moving, gradients_of(value, list(moving.values()), create_graph=not first_order), strict=True))
-    moved = {name: parameters[name] - rate * gradients[name] for name, rate in rates.items()}
-    return {**parameters, **moved}, gradients
+    return {**parameters, **_descended(parameters, gradients, rates)}, gradients
+
+
+def _descended(parameters: Parameters, gradients: Parameters, rates: Rates) -> dict[str, Tensor]:
+    """``θ - α ∘ g`` of the adapted parameters; if α is one number, of all at once, which is faster on a GPU."""
+    numbers = {rate for rate in rates.values() if not isinstance(rate, Tensor)}
+    if len(numbers) == 1 and not any(isinstance(rate, Tensor) for rate in rates.values()):
+        theta, g = ([tensors[name] for name in rates] for tensors in (parameters, gradients))
+        return dict(zip(rates, torch._foreach_add(theta, g, alpha=-numbers.pop()), strict=True))
+    return {name: parameters[name] - rate * gradients[name] for name, rate in rates.items()}
 
 
 def inner_loop(
@@ -260,10 +268,14 @@ def _checkpointed(
 
 def accumulate(parameters: Parameters, gradients: Parameters, weight: float) -> None:
     """Add ``weight`` times ``gradients`` to the parameters' ``.grad``: a term of ``g = (1/B) Σ_i w_i g_i``."""
+    sums, terms = [], []
     for name, gradient in gradients.items():
         p = parameters[name]
         if p.grad is None:
             # In the parameter's memory layout, as autograd would make it.
             p.grad = torch.mul(gradient, weight, out=torch.empty_like(p))
         else:
-            p.grad.add_(gradient, alpha=weight)
+            sums.append(p.grad)
+            terms.append(gradient)
+    if sums:
+        torch._foreach_add_(sums, terms, alpha=weight)

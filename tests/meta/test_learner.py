@@ -268,3 +268,22 @@ def test_accumulate_adds_weighted_terms(theta):
     for weight, gradient in ((0.5, 2.0), (1.5, 4.0)):
         accumulate(theta, {'theta': torch.tensor(gradient, dtype=torch.float64)}, weight)
     assert theta['theta'].grad.item() == pytest.approx(0.5 * 2 + 1.5 * 4)
+
+
+def test_all_parameters_at_once_are_what_each_alone_is():
+    """One number for all rates is taken another way than rates of their own."""
+    net = small_net()
+    parameters = dict(net.named_parameters())
+    loss = functional_loss(net, nn.MSELoss())
+    results = []
+    for rates in (dict.fromkeys(parameters, 0.1), {name: torch.full_like(p, 0.1) for name, p in parameters.items()}):
+        outer = outer_gradient(loss, parameters, *batches(2), rates, 2, 'maml')
+        for p in parameters.values():
+            p.grad = None
+        for weight in (0.5, 1.5):
+            accumulate(parameters, outer.parameters, weight)
+        results.append({name: p.grad for name, p in parameters.items()})
+        for name, p in parameters.items():
+            torch.testing.assert_close(p.grad, 2 * outer.parameters[name])
+    for name, gradient in results[0].items():
+        torch.testing.assert_close(gradient, results[1][name])
