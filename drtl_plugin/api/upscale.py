@@ -44,8 +44,8 @@ def upscale(
         target (str): Folder to write, or, for a single image, also a file.
         tile (int), overlap (int): See :func:`~drtl_plugin.runtime.tiles.restore`.
         suffix (str): Appended to the names of results.
-        ext (str): Format of the results, e.g. ``png``; ``auto`` keeps each image's own. PNG replaces formats that cannot
-            hold an image's alpha channel.
+        ext (str): Format of the results, e.g. ``png``; ``auto`` keeps each image's own. PNG replaces formats
+            that cannot hold an alpha channel.
         full_precision (bool): On a GPU, compute in single instead of half precision. CPUs always use single precision.
 
     Returns:
