@@ -10,7 +10,7 @@ from basicsr.archs import build_network
 
 from drtl_plugin import cli
 from tests.conftest import OPTIONS
-from tests.runtime.test_loop import assert_same_run, equal, kill_now_and_then, long_opt, start, wait_for  # noqa: F401
+from tests.runtime.runs import assert_same_run, equal, kill_now_and_then, long_opt, start, wait_for  # noqa: F401
 
 _TASKS = ('name', 'type', 'dataroot_gt', 'io_backend', 'gt_size', 'distortions', 'target')
 

@@ -84,7 +84,7 @@ print('registered')
     [
         'import drtl_plugin; from basicsr.train import train_pipeline',
         'import drtl_plugin.runtime.progress',  # a module that imports BasicSR itself
-        'from drtl_plugin.meta import META_HOOK_REGISTRY',
+        'from drtl_plugin.hooks import META_HOOK_REGISTRY',
         'import drtl_plugin.models.drtl_adapt_model',
         'from drtl_plugin.sources.published import prepare_pairs',
     ],

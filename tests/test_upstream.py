@@ -10,7 +10,7 @@ import yaml
 
 from drtl_plugin import cli
 from tests.conftest import OPTIONS
-from tests.runtime.test_loop import equal
+from tests.runtime.runs import equal
 
 CAMERA = 'datasets/drtl_sample/camera'
 
