@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from drtl_plugin.errors import OptionError
+from drtl_plugin.errors import OptionError, describe, own_line
 
 
 def add_option_file(parser: argparse.ArgumentParser) -> None:
@@ -73,3 +73,5 @@ def import_modules(modules: Sequence[str]) -> None:
             importlib.import_module(module)
         except ModuleNotFoundError as error:
             raise OptionError(f'--import {module}: {error}.') from None
+        except AssertionError as error:  # BasicSR's registries refuse a name that is taken
+            raise OptionError(f'--import {module}: {describe(error)}{own_line(error)}') from None

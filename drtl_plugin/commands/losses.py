@@ -39,7 +39,7 @@ def loss_sections(losses: Sequence[str]) -> dict[str, dict]:
             raise unknown('loss', kind, _TAKES_FILE, where)
         if f'{kind}_opt' in train:
             raise OptionError(f'{where}: {kind} is given twice.')
-        weight = number(_value(text_of_weight), float, f'{where}: weight', math.ulp(0))
+        weight = number(text_of_weight, float, f'{where}: weight', math.ulp(0))
         if file and not _TAKES_FILE[kind]:
             raise OptionError(f'{where}: {kind} takes no file; write {kind}={weight:g}.')
         if file and not Path(file).is_file():
@@ -54,13 +54,6 @@ def loss_sections(losses: Sequence[str]) -> dict[str, dict]:
     if not {'pixel_opt', 'perceptual_opt'} & set(train):
         raise OptionError('--loss: pixel or perceptual is missing; the other losses only add to them.')
     return sections
-
-
-def _value(text: str) -> object:
-    try:
-        return float(text)
-    except ValueError:
-        return text
 
 
 def _section(kind: str, weight: float, file: str, where: str) -> dict:

@@ -146,7 +146,14 @@ class RelationHook(MetaTrainerHook):
             runner.precision,
         )
         with nullcontext() if relation == 'uniform' else stage(f'Measuring the relation to the target ({relation})'):
-            set_graph(runner, of_first_process(lambda: estimate(question)))
+            try:
+                graph = of_first_process(lambda: estimate(question))
+            except NonFiniteRelationError as error:
+                raise NonFiniteRelationError(
+                    f'drtl.weighting.relation: {error} Check these tasks in datasets.train.distortions and the pairs '
+                    'of datasets.train.target, or choose another relation.'
+                ) from None
+            set_graph(runner, graph)
 
     def after_train_iter(
         self,

@@ -75,7 +75,7 @@ class _Features(VGGFeatureExtractor):
             raise DataError(f"{where}.vgg_weights: {path} does not hold torchvision's weights of {vgg_type}.")
         features.load_state_dict(found, assign=True)
         self.vgg_net = nn.Sequential()
-        for name, layer in zip(names, features, strict=True):
+        for name, layer in zip(names, features, strict=False):
             self.vgg_net.add_module(name, layer)
         self.requires_grad_(False).eval()
         self.register_buffer('mean', torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1))

@@ -46,7 +46,7 @@ def parse_section(cls: type[S], mapping: Any, where: str) -> S:
     """
     mapping = _without_empty_sections(cls, {} if mapping is None else mapping)
     try:
-        return msgspec.convert(mapping, cls, strict=True)
+        return msgspec.convert(mapping, cls, strict=False)
     except msgspec.ValidationError:
         _raise_first_fault(cls, mapping, where)
         raise
@@ -97,7 +97,7 @@ def convert(value: Any, kind: Any, where: str) -> Any:
         OptionError: Wrong type, value out of range.
     """
     try:
-        return msgspec.convert(value, kind, strict=True)
+        return msgspec.convert(value, kind, strict=False)
     except msgspec.ValidationError:
         raise OptionError(f'{where}: {_fault(value, kind)}') from None
 
@@ -183,7 +183,7 @@ def _fault(value: Any, kind: Any) -> str:
 def _is_number(value: Any, kind: inspect.IntType | inspect.FloatType) -> bool:
     """Whether a value is a finite number of a kind, whatever its range."""
     try:
-        converted = msgspec.convert(value, int if isinstance(kind, inspect.IntType) else float, strict=True)
+        converted = msgspec.convert(value, int if isinstance(kind, inspect.IntType) else float, strict=False)
     except msgspec.ValidationError:
         return False
     return abs(converted) <= LARGEST

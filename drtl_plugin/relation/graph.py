@@ -33,7 +33,7 @@ def require_finite(labels: Iterable[str], finite: Tensor) -> None:
     """
     if not finite.all():
         # ``finite`` may lack the target.
-        nodes = zip((*labels, 'the target'), finite.tolist(), strict=True)
+        nodes = zip((*labels, 'the target'), finite.tolist(), strict=False)
         names = ', '.join(name for name, is_finite in nodes if not is_finite)
         raise NonFiniteRelationError(f'the relation measured for {names} is not finite.')
 

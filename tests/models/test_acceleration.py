@@ -88,11 +88,11 @@ class TestBfloat16:
     def test_backward_passes_run_outside_autocast(
         self, build, quick_opt, monkeypatch, pipeline, algorithm, checkpoint, weights
     ):
-        """In steps with their target term, in the relations that take gradients, and in adaptation."""
+        """In steps, in the relations that take gradients, and in adaptation."""
         monkeypatch.setattr(AutocastRecord, 'forwards', [])
         monkeypatch.setattr(AutocastRecord, 'backwards', [])
         quick_opt['train']['amp'] = 'bf16'
-        quick_opt['drtl'].update(pipeline=pipeline, hooks=[], target_weight=0.5)
+        quick_opt['drtl'].update(pipeline=pipeline, hooks=[])
         quick_opt['drtl']['inner'].update(algorithm=algorithm, steps=2, checkpoint=checkpoint)
         quick_opt['drtl']['weighting']['relation'] = 'transfer'
         model = build(quick_opt)
