@@ -27,7 +27,7 @@ from basicsr.metrics.niqe import calculate_niqe
 from basicsr.utils import img2tensor, tensor2img
 
 from drtl_plugin import cli
-from drtl_plugin.runtime.weights import load_trained
+from drtl_plugin.runtime.trained_network import load_trained
 
 OPTIONS = Path(__file__).resolve().parent.parent / 'options' / 'drtl_esrgan_x4.yml'
 COLUMNS = ('PSNR-Y', 'SSIM-Y', 'MS-SSIM', 'GMSD (lower)', 'HaarPSI', 'NIQE (lower)', 'sharpness/GT')

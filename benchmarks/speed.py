@@ -62,7 +62,7 @@ from drtl_plugin.models import DRTLModel
 from drtl_plugin.options.parse import parse_options
 from drtl_plugin.runtime.device import computes_bfloat16, lay_out
 from drtl_plugin.runtime.tiles import restore
-from drtl_plugin.runtime.weights import load_trained
+from drtl_plugin.runtime.trained_network import load_trained
 from drtl_plugin.sources.sample import prepare_sample_data
 from drtl_plugin.tasks.library import DistortionTask
 from drtl_plugin.tasks.patches import paired_patches

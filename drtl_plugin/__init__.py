@@ -39,8 +39,8 @@ def register() -> None:
     """Add our classes to BasicSR's registries. Later calls do nothing."""
     for room in ('archs', 'data', 'losses', 'hooks', 'metrics', 'models'):
         importlib.import_module(f'drtl_plugin.{room}')
-    for module in ('resume', 'model_checkpoints'):
-        importlib.import_module(f'drtl_plugin.runtime.{module}').install()
+    for module in ('runtime.resume', 'compat.saving'):
+        importlib.import_module(f'drtl_plugin.{module}').install()
 
 
 def _repair_and_register() -> None:

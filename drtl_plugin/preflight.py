@@ -27,7 +27,6 @@ from torch.utils.data import Dataset
 
 from drtl_plugin.compat.basicsr import close_basicsr_logs, quiet_basicsr_log, without_gpu
 from drtl_plugin.data.distortion_task_dataset import DistortionTaskDataset
-from drtl_plugin.data.episode import missing_members
 from drtl_plugin.data.image_files import (
     check_lmdb,
     check_pair_sizes,
@@ -36,6 +35,7 @@ from drtl_plugin.data.image_files import (
     names_of_list,
     require,
 )
+from drtl_plugin.data.interface import missing_members
 from drtl_plugin.errors import DataError, DRTLError, OptionError, describe, own_line, registered, unknown
 from drtl_plugin.hooks import RelationHook
 from drtl_plugin.hooks.base import build_hooks

@@ -14,7 +14,7 @@ from torch import nn
 
 from drtl_plugin import cli
 from drtl_plugin.api.upscale import upscale
-from drtl_plugin.runtime.weights import TrainedNetwork
+from drtl_plugin.runtime.trained_network import TrainedNetwork
 from tests.meta.test_learner_peers import LR, episode, ours
 from tests.models import test_drtl_model as model_tests
 from tests.models.helpers import feed

@@ -33,7 +33,7 @@ from drtl_plugin.report.tables import (
     relation_table,
     write_graph,
 )
-from drtl_plugin.runtime.weights import TrainedNetwork, load_trained
+from drtl_plugin.runtime.trained_network import TrainedNetwork, load_trained
 from drtl_plugin.sources.alignment import find_pairs
 
 _PIXEL_LOSS = {'train': {'pixel_opt': {'type': 'L1Loss', 'loss_weight': 1.0}}, 'path': {}}
@@ -58,7 +58,7 @@ def adapt(
 
     Args:
         pairs_folder (str): See :func:`~drtl_plugin.sources.alignment.find_pairs`.
-        weights (str), option_file (str | None): See :func:`~drtl_plugin.runtime.weights.load_trained`.
+        weights (str), option_file (str | None): See :func:`~drtl_plugin.runtime.trained_network.load_trained`.
         output (str): Folder to write; must not exist, or be empty.
         auxiliary (str | None): Folder of GT images for the auxiliary tasks; None: the GT images of the pairs.
         steps (int): Adaptation steps.

@@ -23,7 +23,7 @@ from drtl_plugin.report.html import Comparison
 from drtl_plugin.report.pictures import busiest, compared_crop
 from drtl_plugin.runtime.progress import progress
 from drtl_plugin.runtime.tiles import restore
-from drtl_plugin.runtime.weights import TrainedNetwork
+from drtl_plugin.runtime.trained_network import TrainedNetwork
 
 _TILE = 512
 # Side of the LQ crop on which the course of adaptation is measured, and how often.

@@ -14,7 +14,7 @@ from torch import nn
 from drtl_plugin.api.adapt_pairs import Pair
 from drtl_plugin.data.image_files import image_names, image_size
 from drtl_plugin.models.drtl_model import DRTLModel
-from drtl_plugin.runtime.weights import TrainedNetwork
+from drtl_plugin.runtime.trained_network import TrainedNetwork
 
 # Side of the LQ patches, where the images are large enough.
 _LQ_SIZE = 48

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from drtl_plugin.errors import DataError, OptionError
 from drtl_plugin.runtime import checkpoints
-from drtl_plugin.runtime.weights import TrainedNetwork
+from drtl_plugin.runtime.trained_network import TrainedNetwork
 
 # BasicSR's RCAN has other layer names than the authors', which other programs expect.
 _RCAN_NAMES = [

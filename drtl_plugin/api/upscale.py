@@ -17,7 +17,7 @@ from drtl_plugin.data.photographs import TIFF_SUFFIXES, read_photograph, write_p
 from drtl_plugin.errors import DataError, OptionError, describe, own_line
 from drtl_plugin.runtime.progress import Pulse, progress
 from drtl_plugin.runtime.tiles import parts, restore
-from drtl_plugin.runtime.weights import TrainedNetwork
+from drtl_plugin.runtime.trained_network import TrainedNetwork
 
 # Formats that keep more than 8 bits, and an alpha channel.
 _DEEP = ('.png', *TIFF_SUFFIXES)

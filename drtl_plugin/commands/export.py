@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Write the file, and say where it is."""
     from drtl_plugin.api.export import export_onnx, export_spandrel, require_other_file
-    from drtl_plugin.runtime.weights import load_trained
+    from drtl_plugin.runtime.trained_network import load_trained
 
     require_other_file(args.onnx or args.spandrel, args.weights)
     import_modules(args.modules)

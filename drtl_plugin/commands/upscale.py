@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> None:
     """
     import_modules(args.modules)
     from drtl_plugin.api.upscale import upscale
-    from drtl_plugin.runtime.weights import load_trained
+    from drtl_plugin.runtime.trained_network import load_trained
 
     network = load_trained(args.weights, args.opt)
     options = {'tile': args.tile, 'overlap': args.overlap, 'suffix': args.suffix, 'ext': args.ext}

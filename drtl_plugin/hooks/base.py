@@ -45,7 +45,7 @@ from mmengine.hooks import Hook
 from mmengine.runner.priority import get_priority
 from torch import Tensor, nn
 
-from drtl_plugin.data.episode import EpisodeBatch, EpisodeDataset
+from drtl_plugin.data.interface import EpisodeBatch, EpisodeDataset
 from drtl_plugin.errors import OptionError, unknown
 from drtl_plugin.meta.learner import Criterion, Precision
 from drtl_plugin.options.convert import number

@@ -20,9 +20,8 @@ from drtl_plugin.relation.estimators import (
     RelationQuestion,
     needs_trained_network,
 )
-from drtl_plugin.relation.fit_share import reserve_share
 from drtl_plugin.relation.graph import KnowledgeGraph, NonFiniteRelationError
-from drtl_plugin.relation.weights import relation_weights
+from drtl_plugin.relation.weights import relation_weights, reserve_share
 from drtl_plugin.runtime.distributed import of_first_process
 from drtl_plugin.runtime.progress import progress, stage
 

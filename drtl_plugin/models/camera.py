@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from drtl_plugin.data.episode import EpisodeDataset
+from drtl_plugin.data.interface import EpisodeDataset
 from drtl_plugin.errors import DataError, OptionError
 from drtl_plugin.runtime import checkpoints
 from drtl_plugin.runtime.distributed import of_first_process

@@ -16,7 +16,7 @@ from basicsr.utils.dist_util import master_only
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import nn
 
-from drtl_plugin.data.episode import EpisodeDataset
+from drtl_plugin.data.interface import EpisodeDataset
 from drtl_plugin.errors import OptionError
 from drtl_plugin.hooks.base import build_hooks, call_hooks
 from drtl_plugin.hooks.relation_hook import find_estimator
@@ -30,9 +30,8 @@ from drtl_plugin.models.losses import Losses, check_losses, try_patches
 from drtl_plugin.models.steps import meta_step, pretrain_step
 from drtl_plugin.models.validation import Validator
 from drtl_plugin.options.sections import DRTLOptions
-from drtl_plugin.relation.fit_share import reserve_share
 from drtl_plugin.relation.graph import KnowledgeGraph
-from drtl_plugin.relation.weights import effective_number
+from drtl_plugin.relation.weights import effective_number, reserve_share
 from drtl_plugin.report.outcome import Outcome, write_outcome
 from drtl_plugin.report.tables import AFTER, BICUBIC
 from drtl_plugin.runtime.device import lay_out
@@ -60,7 +59,7 @@ class DRTLModel(SRModel):
     Args:
         opt (dict): BasicSR's options for ``SRModel``, with a ``drtl`` section
             (:class:`~drtl_plugin.options.parse.DRTLOptions`) and ``datasets.train`` of type ``DistortionTaskDataset``
-            or another :class:`~drtl_plugin.data.episode.EpisodeDataset`.
+            or another :class:`~drtl_plugin.data.interface.EpisodeDataset`.
 
     Attributes:
         takes_steps (bool): Whether the class trains, rather than only adapts.

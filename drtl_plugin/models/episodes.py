@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from drtl_plugin.data.episode import EpisodeBatch, EpisodeDataset
+from drtl_plugin.data.interface import EpisodeBatch, EpisodeDataset
 from drtl_plugin.errors import OptionError
 from drtl_plugin.options.sections import DRTLOptions
 from drtl_plugin.relation.estimators import RelationEvidence

@@ -12,7 +12,7 @@ from basicsr.archs.vgg_arch import VGG_PRETRAIN_PATH
 from basicsr.losses import build_loss
 from torch import Tensor, nn
 
-from drtl_plugin.data.episode import EpisodeDataset
+from drtl_plugin.data.interface import EpisodeDataset
 from drtl_plugin.errors import OptionError
 
 # Losses that only add to others.

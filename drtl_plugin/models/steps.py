@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from drtl_plugin.data.episode import EpisodeBatch
+from drtl_plugin.data.interface import EpisodeBatch
 from drtl_plugin.meta.learner import Precision, accumulate, functional_loss, outer_gradient, trainable_parameters
 from drtl_plugin.models.adversary import Adversary
 from drtl_plugin.models.inner_rates import InnerRates

@@ -22,7 +22,7 @@ from drtl_plugin.report.tables import (
 )
 from drtl_plugin.runtime.progress import Pulse
 from drtl_plugin.runtime.tiles import restore
-from drtl_plugin.runtime.weights import input_multiple
+from drtl_plugin.runtime.trained_network import input_multiple
 
 # Images of each validation set that go into the comparison picture.
 _NUM_COMPARED = 3

@@ -43,6 +43,25 @@ def relation_weights(
     return (num * (1 - floor) * softmax + floor).to(relation.dtype)
 
 
+def reserve_share(weights: Tensor, share: float | None) -> Tensor:
+    """Reserve a share of the total weight for the last task, the camera fit; the rest is divided as before.
+
+    Ours; the paper has no camera fit.
+
+    Args:
+        weights (Tensor): ``(N,)``, mean 1.
+        share (float | None): In [0, 1]; None reserves nothing.
+
+    Returns:
+        Tensor: ``(N,)``, mean 1; the last task's own weight, scaled by ``1 - share``, adds to its share.
+    """
+    if share is None:
+        return weights
+    weights = (1 - share) * weights
+    weights[-1] += share * len(weights)
+    return weights
+
+
 def _softmax_of_effective_number(r: Tensor, effective_tasks: float) -> Tensor:
     """Bisect over log τ: the effective number grows with τ, from the number of maxima to N."""
     spread = (r.max() - r.min()).item()

@@ -20,7 +20,7 @@ from drtl_plugin.api import adapt as module
 from drtl_plugin.api import adapt_model
 from drtl_plugin.errors import DataError, OptionError
 from drtl_plugin.runtime import progress
-from drtl_plugin.runtime.weights import load_trained
+from drtl_plugin.runtime.trained_network import load_trained
 from tests.data.test_bad_files import damaged_png
 from tests.data.test_photographs import display_p3
 from tests.sources.test_alignment import pair

@@ -81,7 +81,7 @@ def test_sizes_that_a_discriminator_takes(folder, quick, monkeypatch):  # noqa: 
             image = cv2.imread(f'pairs/{name}_{suffix}.png')[:side, :side]
             cv2.imwrite(f'pairs/{name}_{suffix}.png', image)
     from drtl_plugin.api.adapt_model import adaptation_options
-    from drtl_plugin.runtime.weights import load_trained
+    from drtl_plugin.runtime.trained_network import load_trained
 
     (folder / 'mine/pairs/gt').mkdir(parents=True)
     images = {}

@@ -14,7 +14,7 @@ from skimage import data
 
 from drtl_plugin.api.upscale import upscale
 from drtl_plugin.errors import DataError, OptionError
-from drtl_plugin.runtime.weights import TrainedNetwork, load_trained
+from drtl_plugin.runtime.trained_network import TrainedNetwork, load_trained
 
 OPTIONS = {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 4, 'num_block': 1, 'upscale': 2, 'res_scale': 1}
 COFFEE = data.coffee()[100:150, 200:270]
@@ -222,7 +222,7 @@ def test_wrong_arguments(tmp_path, monkeypatch, network, source, target, options
 _LARGE = """
 import resource, sys
 import drtl_plugin
-from drtl_plugin.runtime.weights import load_trained
+from drtl_plugin.runtime.trained_network import load_trained
 from drtl_plugin.api.upscale import upscale
 network = load_trained('w.pth')
 upscale(network, 'small.png', 'out')

@@ -19,7 +19,7 @@ from skimage import data
 from drtl_plugin.api.upscale import upscale
 from drtl_plugin.data.photographs import Metadata, colour_space, has_16_bits, require_same_profile, write_photograph
 from drtl_plugin.errors import DataError
-from drtl_plugin.runtime.weights import TrainedNetwork
+from drtl_plugin.runtime.trained_network import TrainedNetwork
 
 COFFEE = data.coffee()[100:150, 200:270]
 P3 = {'rXYZ': (0.51512, 0.24120, -0.00105), 'gXYZ': (0.29198, 0.69225, 0.04189), 'bXYZ': (0.15710, 0.06657, 0.78407)}

@@ -9,7 +9,7 @@ from basicsr.utils.misc import check_resume
 from drtl_plugin import preflight
 from drtl_plugin.errors import OptionError
 from drtl_plugin.options.parse import parse_options
-from drtl_plugin.runtime.weights import load_trained
+from drtl_plugin.runtime.trained_network import load_trained
 from tests.models.helpers import feed, parameters
 from tests.options.test_parse import arguments
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 from basicsr.models.base_model import BaseModel
 
+from drtl_plugin.compat import saving
 from drtl_plugin.errors import DataError
-from drtl_plugin.runtime import checkpoints, model_checkpoints, resume
+from drtl_plugin.runtime import checkpoints, resume
 from drtl_plugin.runtime.checkpoints import SaveError
 
 
@@ -73,7 +74,7 @@ class TestSave:
             checkpoints.save({}, tmp_path / 'missing' / 'a.pth')
 
     def test_models_of_basicsr_save_whole_files_or_fail(self, tmp_path, monkeypatch):
-        assert not model_checkpoints.install()  # it was done by importing the package
+        assert not saving.install()  # it was done by importing the package
         model = BaseModel({'num_gpu': 0, 'is_train': True, 'path': {'models': str(tmp_path)}})
         net = torch.nn.Linear(2, 2)
         model.save_network([net, net], 'net_g', 7, param_key=['params', 'params_ema'])

@@ -16,7 +16,7 @@ from drtl_plugin.compat.basicsr import quiet_basicsr_log
 from drtl_plugin.data.lmdb_files import write_lmdb
 from drtl_plugin.runtime import progress as module
 from drtl_plugin.runtime.progress import aside, progress, say, seconds_aside, stage
-from drtl_plugin.runtime.weights import TrainedNetwork
+from drtl_plugin.runtime.trained_network import TrainedNetwork
 from drtl_plugin.sources.published import prepare_pairs, prepare_subimages
 
 

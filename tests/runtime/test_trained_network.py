@@ -16,7 +16,7 @@ from spandrel import ModelLoader
 from drtl_plugin import cli
 from drtl_plugin.api.export import export_onnx, export_spandrel
 from drtl_plugin.errors import DataError, OptionError
-from drtl_plugin.runtime.weights import TrainedNetwork, load_trained
+from drtl_plugin.runtime.trained_network import TrainedNetwork, load_trained
 from drtl_plugin.sources.sample import SAMPLE_ROOT
 
 # Of all these, spandrel recognises the kind and its sizes by the names and shapes of the weights alone.

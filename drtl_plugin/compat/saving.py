@@ -1,4 +1,9 @@
-"""BasicSR's models save and load by :mod:`drtl_plugin.runtime.checkpoints`."""
+"""BasicSR's models write checkpoints whole, through :mod:`drtl_plugin.runtime.checkpoints`, or say that they could not.
+
+Faults: ``BaseModel.save_network`` and ``save_training_state`` overwrite files in place, and training goes on if that
+fails; weights don't record their network; ``load_network`` does not find weights without a key; a resumed run has
+forgotten its best metrics.
+"""
 
 from __future__ import annotations
 
