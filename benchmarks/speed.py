@@ -196,7 +196,7 @@ def accelerated(opt: dict, how: str = '', tasks: int = TASKS) -> Callable[[], No
 def recorded(model: DRTLModel) -> Callable[[], None]:
     """A step whose gradients are a CUDA graph; the optimiser's part stays outside."""
     gradients = model._pretrain_step if model.drtl.pipeline == 'pretrain' else model._meta_step
-    weights = [1.0] * len(model.episode_tasks)
+    weights = [1.0] * len(model.batch.tasks)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -433,7 +433,7 @@ def srmodel_step(amp: str | None, network: str | None = None) -> Callable[[], No
     """Plain BasicSR's; in autocast for bfloat16, which it has no option for."""
     model = fed_model(pretrain_opt(None, network))
     plain = build_model({**parsed(pretrain_opt(None, network)), 'model_type': 'SRModel'})
-    plain.feed_data({'lq': model.episode_lq.flatten(0, 1), 'gt': model.episode_gt.flatten(0, 1)})
+    plain.feed_data({'lq': model.batch.lq.flatten(0, 1), 'gt': model.batch.gt.flatten(0, 1)})
 
     def step() -> None:
         with precise(amp):

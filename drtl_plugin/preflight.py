@@ -39,6 +39,7 @@ from drtl_plugin.data.interface import missing_members
 from drtl_plugin.errors import DataError, DRTLError, OptionError, describe, own_line, registered, unknown
 from drtl_plugin.hooks import RelationHook
 from drtl_plugin.hooks.base import build_hooks
+from drtl_plugin.hooks.relation_hook import find_estimator
 from drtl_plugin.metrics import calculate_pyiqa, check_pyiqa
 from drtl_plugin.models import DRTLAdaptModel, DRTLModel
 from drtl_plugin.options.convert import number
@@ -267,6 +268,7 @@ def _check_images(dataset: Dataset, dataset_opt: dict) -> None:
 def _check_drtl(opt: dict, train_set: Any) -> None:
     """Check the ``drtl`` section against the dataset of ``datasets.train``."""
     drtl = DRTLOptions.from_opt(opt)
+    find_estimator(drtl.weighting.relation)
     hooks = build_hooks(drtl.hooks)
     if opt.get('network_g') is None:
         raise OptionError('network_g is missing.')

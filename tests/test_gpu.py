@@ -59,7 +59,7 @@ def test_networks_are_where_num_gpu_says(build, quick_opt, num_gpu):
     feed(model, [0, 1])
     model.optimize_parameters(1)
     expected = 'cuda' if num_gpu else 'cpu'
-    assert model.episode_lq.device.type == expected
+    assert model.batch.lq.device.type == expected
     assert {p.device.type for p in model.net_g.parameters()} == {expected}
     assert all(np.isfinite(value) for value in model.get_current_log().values())
 

@@ -111,7 +111,7 @@ def test_a_fit_given_by_path_is_taken(build, fit_opt, tmp_path, fitted, plain_fi
     model.prepare()
     assert torch.equal(model.camera_fit.kernel, plain_fit.kernel)
     assert not fitted
-    dataclasses.replace(plain_fit, scale=2).save(path)
+    checkpoints.save(dataclasses.replace(plain_fit, scale=2).state(), path)
     with pytest.raises(OptionError, match='is of scale 2, not of 4'):
         build(fit_opt)
 

@@ -111,6 +111,7 @@ def test_interrupted_training_goes_on_as_if_it_had_not_been(build, quick_opt, wo
     quick_opt['path']['models'] = str(workdir / 'experiments/drtl_x4/models')
     quick_opt['path']['resume_state'] = str(workdir / 'experiments/drtl_x4/training_states/2.state')
     check_resume(quick_opt, 2)  # BasicSR's own: it names the networks that belong to the state
+    del quick_opt['path']['models']
     resumed = build(quick_opt)
     state = torch.load(quick_opt['path']['resume_state'], weights_only=True)
     resumed.resume_training(state)

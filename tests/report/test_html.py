@@ -108,7 +108,7 @@ def test_everything_is_in_one_file(tmp_path):
     assert '&lt;b&gt; &amp; &#34;quotes&#34;' in text
     assert 'x &lt; y' in text
     pictures = [cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR) for png in pictures_of(text)]
-    for wanted, picture in zip((image.after, image.before, image.gt), pictures, strict=True):
+    for wanted, picture in zip((image.after, image.before, image.gt), pictures[:3], strict=True):
         assert np.array_equal(picture, wanted)
     assert len(pictures) == 4
     assert all(image['alt'] for image in Reader(text).images)

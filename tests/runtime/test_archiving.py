@@ -23,7 +23,7 @@ def refusal(capsys, *arguments: str) -> str:
     assert cli.main(list(arguments)) == 2
     assert [content(folder) for folder in folders] == before
     (line,) = capsys.readouterr().err.splitlines()
-    assert 'choose another name (--force_yml name=…), or move it elsewhere' in line
+    assert 'choose another name (--force_yml name=…) or move it' in line
     return line
 
 
