@@ -1,4 +1,4 @@
-"""Several datasets of one process on the same LMDB."""
+"""Let several datasets of one process use the same LMDB."""
 
 from __future__ import annotations
 

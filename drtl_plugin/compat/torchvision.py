@@ -1,4 +1,4 @@
-"""torchvision beside another build of torch, and a module that BasicSR expects of it."""
+"""torchvision with another build of torch, and a module that BasicSR expects from it."""
 
 from __future__ import annotations
 

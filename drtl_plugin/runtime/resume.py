@@ -47,7 +47,7 @@ def load_resume_state(opt: dict) -> dict | None:
     if path is None:
         return None
     if not isinstance(state, dict) or not {'iter', 'epoch', 'optimizers', 'schedulers'} <= set(state):
-        raise DataError(f'path.resume_state: {path} is no training state.')
+        raise DataError(f'path.resume_state: {path} is not a training state.')
     written = {key: value for key, value in opt['path'].items() if key.startswith('param_key_')}
     check_resume(opt, state['iter'])
     ignored = opt['path'].get('ignore_resume_networks') or ()
@@ -62,10 +62,10 @@ def load_resume_state(opt: dict) -> dict | None:
 def install() -> bool:
     """Let BasicSR's own ``train_pipeline`` resume by :func:`load_resume_state`.
 
-    Fault: its function asks CUDA for the current device even where there is none.
+    Fault: its function asks CUDA for the current device even if there is none.
 
     Returns:
-        bool: Whether it was not installed yet.
+        bool: Whether it was not installed before.
     """
     if basicsr.train.load_resume_state is load_resume_state:
         return False
