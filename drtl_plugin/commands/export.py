@@ -6,8 +6,8 @@ import argparse
 
 from drtl_plugin.commands.arguments import add_weights, import_modules
 
-SUMMARY = 'export trained weights for other programs'
-DESCRIPTION = 'Write a trained network for other programs.'
+SUMMARY = 'export trained weights for use in other programs'
+DESCRIPTION = 'Export a trained network for use in other programs.'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

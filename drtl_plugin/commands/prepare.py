@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add a command for each dataset."""
     datasets = parser.add_subparsers(title='datasets', metavar='DATASET')
     for name, layout in PAIRED_DATASETS.items():
-        doc = f'{name} to support/{{gt,lq}} and val/{{gt,lq}}. Expected in SOURCE: '
+        doc = f'Convert {name} to support/{{gt,lq}} and val/{{gt,lq}}. Expected in SOURCE: '
         doc += ' '.join((layout.find.__doc__ or '').replace('``', '').split())
         command = datasets.add_parser(name, help='pairs from real cameras', description=doc)
         command.set_defaults(run=_prepare_pairs, dataset=name)

@@ -9,7 +9,7 @@ from drtl_plugin.errors import DataError
 
 SUMMARY = 'restore images with trained weights'
 DESCRIPTION = (
-    'Restore one image or a folder of images with a trained network. Grey, alpha, 16 bits, colour profile, EXIF and '
+    'Restore one image or a folder of images with a trained network. Grey, alpha, 16-bit depth, colour profile, EXIF and '
     'XMP are kept where the output format allows. Images that fail are reported, and the others are restored.'
 )
 

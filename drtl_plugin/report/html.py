@@ -24,9 +24,9 @@ _SMALLEST_SHARE = 1e-4
 _plain_text = rc_context({'text.parse_math': False})
 
 _GRAPH_CAPTION = (
-    'Each node is a task, and the star is the target camera. The closer a task is to the star, the more related it is to '
-    'the camera. The colour is the same relation, from -1 to 1; the area of a node grows with the weight of its task, '
-    'given as × the mean weight. Orange lines join each task to the task that it is most related to.'
+    'Each node is a task, and the star is the target camera. The closer a task is to the star, the more related it is '
+    'to the camera. The colour is the same relation, from -1 to 1; the area of a node grows with the weight of its '
+    'task, given as × the mean weight. Orange lines join each task to the task that it is most related to.'
 )
 _FIXED_SHARE_CAPTION = (
     ' The square is the camera-fit task: {share:.0%} of the total weight is reserved for it '

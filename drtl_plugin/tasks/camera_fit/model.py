@@ -46,8 +46,8 @@ class CameraFit:
         colour_correlation (Tensor): ``(3, 3)``: correlation of the noise between colours.
         neighbour_correlation (float): Correlation of the noise between adjacent pixels.
         gt_sigma (float): Sigma, in pixels, of the Gaussian that makes photographs as soft as the pairs' GT.
-        explained (float): Share of the squared error of a bicubic reduction (after gain, offset and shift) that kernel
-            and correction explain.
+        explained (float): Share of the squared error of bicubic downsampling (after gain, offset and shift) that
+            kernel and correction explain.
         explained_left_out (float): The same on left-out pairs (quarters, if there is one pair): each in turn for the
             kernel, the last one for the correction.
         correction (Correction): Empty if none helps.
@@ -74,8 +74,8 @@ class CameraFit:
             reasons.append('it is fitted to a single pair, which cannot separate the camera from the scene')
         if self.explained_left_out < WORTHWHILE:
             reasons.append(
-                f'it explains {self.explained_left_out:.0%} of the error of bicubic downsampling on left-out pairs; the '
-                'pairs may be too few, misaligned, or hardly different from bicubic downsampling'
+                f'it explains {self.explained_left_out:.0%} of the error of bicubic downsampling on left-out pairs; '
+                'the pairs may be too few, misaligned, or hardly different from bicubic downsampling'
             )
         worst = self.shift.abs().max().item()
         if worst > self.scale:
