@@ -9,8 +9,8 @@ from drtl_plugin.errors import DataError
 
 SUMMARY = 'restore images with trained weights'
 DESCRIPTION = (
-    'Restore one image or a folder of images with a trained network. Grey, alpha, 16-bit depth, colour profile, EXIF and '
-    'XMP are kept where the output format allows. Images that fail are reported, and the others are restored.'
+    'Restore one image or a folder of images with a trained network. Grey, alpha, 16-bit depth, colour profile, EXIF '
+    'and XMP are kept where the output format allows. Images that fail are reported, and the others are restored.'
 )
 
 
