@@ -61,7 +61,7 @@ def make_exp_dirs(opt: dict) -> None:
 
 
 def make_no_folders_of_files() -> bool:
-    """Replace BasicSR's function by :func:`make_exp_dirs`.
+    """Replace BasicSR's function with :func:`make_exp_dirs`.
 
     Returns:
         bool: Whether a repair was needed.

@@ -45,7 +45,7 @@ class Acceleration:
 
 
 def accelerate(net_g: nn.Module, train: dict[str, Any], drtl: DRTLOptions, device: torch.device) -> Acceleration:
-    """Prepare ``net_g`` for training as ``train.amp`` and ``train.compile`` say; warn if the device lacks something.
+    """Prepare ``net_g`` for training by ``train.amp`` and ``train.compile``; warn if the device lacks something.
 
     Args:
         net_g (nn.Module): Changed in place: laid out, and compiled if ``train.compile`` asks for it.

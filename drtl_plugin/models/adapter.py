@@ -1,4 +1,4 @@
-"""Adapts a network to the target's pairs, as ``drtl.adapt`` says."""
+"""Adapts a network to the target's pairs, with the settings in ``drtl.adapt``."""
 
 from __future__ import annotations
 

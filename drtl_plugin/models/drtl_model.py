@@ -51,7 +51,7 @@ class DRTLModel(SRModel):
     ``SRModel`` does, pads for networks with a ``window_size``, and compares with bicubic upsampling.
 
     Validation has three passes, named in log and TensorBoard after the dataset: ``NAME_bicubic`` (once), ``NAME``
-    (before adaptation) and ``NAME_adapted`` (after). ``net_g_adapted`` is saved beside ``net_g``.
+    (before adaptation) and ``NAME_adapted`` (after). ``net_g_adapted`` is saved alongside ``net_g``.
 
     The parts: ``episodes`` draws tasks and patches, ``adapter`` adapts to the target, ``validator`` runs the passes,
     ``criterion`` is the sum of the losses, ``inner_rates`` are the inner loop's step sizes, ``adversary`` is a GAN's

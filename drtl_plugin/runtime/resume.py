@@ -60,7 +60,7 @@ def load_resume_state(opt: dict) -> dict | None:
 
 
 def install() -> bool:
-    """Let BasicSR's own ``train_pipeline`` resume by :func:`load_resume_state`.
+    """Let BasicSR's own ``train_pipeline`` resume through :func:`load_resume_state`.
 
     Fault: its function asks CUDA for the current device even if there is none.
 
@@ -77,7 +77,7 @@ class ResumingSampler(EnlargedSampler):
     """``EnlargedSampler`` that, in the interrupted epoch, skips the samples seen before.
 
     At the start of that epoch, it also restores the shared random generators: not earlier, since creating the loader's
-    iterator draws from them. Processes other than the first, whose generators the state does not hold, are seeded anew.
+    iterator draws from them. Processes other than the first, whose generators the state does not hold, are reseeded.
 
     Args:
         dataset (Dataset): To sample from.
