@@ -109,7 +109,7 @@ def install_torch(cpu_index: str) -> None:
     if has_gpu and sys.platform == 'win32' and installed is None:
         raise InstallError(
             "PyPI's torch for Windows does not use NVIDIA GPUs; install torch and torchvision as "
-            'https://pytorch.org/get-started says, then run this again.'
+            'https://pytorch.org/get-started describes, then run this again.'
         )
     if has_gpu or sys.platform == 'darwin':
         _say('installing torch and torchvision from the default index.')

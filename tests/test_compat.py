@@ -86,7 +86,7 @@ def test_unknown_missing_operator_names_the_versions(tmp_path):
 def test_other_import_errors_of_torchvision_pass_through(tmp_path):
     result = run_with_torchvision(tmp_path, "raise RuntimeError('disk on fire')")
     assert 'disk on fire' in result.stderr
-    assert 'cannot be imported beside' not in result.stderr
+    assert 'cannot be imported with' not in result.stderr
 
 
 def test_functional_tensor_gives_torchvisions_function():
