@@ -15,7 +15,7 @@ def main() -> int:
     """
     if not drtl_plugin.has_basicsr():
         print(
-            'basicsr: error: BasicSR is not installed (pip cannot build it on Python 3.13 and later); install it by: '
+            'basicsr: error: BasicSR is not installed (pip cannot build it on Python 3.13 and later); install it with: '
             f'{sys.executable} -m drtl_plugin.install',
             file=sys.stderr,
         )

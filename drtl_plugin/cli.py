@@ -24,12 +24,12 @@ BasicSR with distortion-relation guided transfer learning (DRTL).
   basicsr upscale -i IN -o OUT --weights W      restore images
   basicsr train -opt options/drtl_x4.yml        train, adapt to the camera, report the gain
   basicsr test -opt options/test_drtl_x4.yml    test a trained network
-  basicsr relation -opt options/adapt_x4.yml    which synthetic distortions resemble my camera?
+  basicsr relation -opt options/adapt_x4.yml    show which synthetic distortions resemble your camera
   basicsr lmdb FOLDER FOLDER.lmdb               turn a folder of images into an LMDB
-  basicsr prepare                               write the sample data; with a name, lay out RealSR, City100, …
+  basicsr prepare                               write the sample data; with a name, arrange RealSR, City100, …
 
-Any BasicSR option file works, also for plain BasicSR models. Training writes to experiments/, testing to results/ and
-TensorBoard to tb_logger/, all in the current folder.
+Any BasicSR option file works, including those of plain BasicSR models. Training writes to experiments/, testing to
+results/ and TensorBoard to tb_logger/, all in the current folder.
 """
 
 
@@ -40,11 +40,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv (Sequence[str] | None): Arguments, ``sys.argv[1:]`` by default.
 
     Returns:
-        int: 0; or 2 if the options, the data or the disk are unusable, after one line that says what, where and what
-        to do; or 130 after an interrupt.
+        int: 0; or 2 if the options, the data or the disk are unusable, after printing one line that says what is
+        wrong, where, and what to do; or 130 after an interrupt.
 
     Raises:
-        SystemExit: If a signal ended the training, with 128 and its number as code.
+        SystemExit: If a signal ended the training, with 128 plus its number as the exit code.
     """
     args = _parser().parse_args(argv)
     try:

@@ -1,4 +1,4 @@
-"""Install the dependencies that pip alone cannot: a torch build for this machine, and basicsr.
+"""Install the dependencies that pip alone cannot install: a torch build for this machine, and basicsr.
 
 Run it in the environment for drtl_plugin, as a script or, once the package is installed, as a module::
 
@@ -7,7 +7,7 @@ Run it in the environment for drtl_plugin, as a script or, once the package is i
 
 1. torch and torchvision. On Linux, PyPI has only CUDA builds of several GB. Without an NVIDIA driver, the CPU builds
    are installed from PyTorch's own index, or from the default index if that fails.
-2. basicsr 1.4.2, of which PyPI has only the source. Its build requires torch without using it, so pip downloads torch
+2. basicsr 1.4.2, which PyPI has only as source. Its build requires torch without using it, so pip downloads torch
    again for an isolated build environment, and the build fails from Python 3.13 on. It is built here in the current
    environment, which needs setuptools and no compiler.
 
@@ -109,7 +109,7 @@ def install_torch(cpu_index: str) -> None:
     if has_gpu and sys.platform == 'win32' and installed is None:
         raise InstallError(
             "PyPI's torch for Windows does not use NVIDIA GPUs; install torch and torchvision as "
-            'https://pytorch.org/get-started says, then run this again.'
+            'https://pytorch.org/get-started describes, then run this again.'
         )
     if has_gpu or sys.platform == 'darwin':
         _say('installing torch and torchvision from the default index.')

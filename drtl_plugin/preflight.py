@@ -141,7 +141,7 @@ def _rehearse(model_class: type, opt: dict, train_set: Any) -> None:
     """Build the model once, and restore a small image with it, without leaving a trace.
 
     This finds faults that have no check of their own: missing options, weights that don't fit the network, a network
-    of another scale.
+    for another scale.
     """
     random_state, numpy_state = random.getstate(), np.random.get_state()
     try:
@@ -181,7 +181,7 @@ def _check_metric(metric: object, where: str) -> None:
     if metric.get('better', 'higher') not in ('higher', 'lower'):
         raise OptionError(f'{where}.better: {metric["better"]!r} is not one of higher, lower.')
     parameters = inspect.signature(function).parameters.values()
-    # BasicSR's metrics ignore further keyword arguments; metrics of others may read them.
+    # BasicSR's metrics ignore further keyword arguments; metrics from elsewhere may read them.
     swallows = any(p.kind is p.VAR_KEYWORD for p in parameters) and not function.__module__.startswith('basicsr.')
     known = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     names = [p.name for p in known if p.name not in ('img', 'img1', 'img2')]
@@ -254,7 +254,7 @@ def _build_dataset(dataset_opt: dict, where: str) -> Dataset:
 
 
 def _check_images(dataset: Dataset, dataset_opt: dict) -> None:
-    """Check the images of a dataset as far as this takes seconds."""
+    """Check the images of a dataset, as far as possible within seconds."""
     if isinstance(dataset, PairedImageDataset):
         check_pair_sizes(dataset)
     elif isinstance(dataset, SingleImageDataset):
@@ -296,5 +296,5 @@ def _check_drtl(opt: dict, train_set: Any) -> None:
         if wanted >= num:
             raise OptionError(
                 f'drtl.weighting.effective_tasks: {wanted:g} of {num} tasks means equal weights; '
-                'lower it, or say relation: uniform.'
+                'lower it, or set relation: uniform.'
             )

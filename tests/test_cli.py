@@ -551,7 +551,7 @@ class TestRelation:
         path = write_opt(quick_opt)
         for changes, message in (
             (['drtl:weighting:relation=uniform'], "'uniform' measures nothing"),
-            (['drtl:weighting:relation=transfer', 'train:total_iter=9'], "relation 'transfer' asks a trained network"),
+            (['drtl:weighting:relation=transfer', 'train:total_iter=9'], "relation 'transfer' needs a trained network"),
             (['datasets:train:target=none'], 'datasets.train.target is missing'),
         ):
             assert cli.main(['relation', '-opt', path, '--force_yml', *changes]) == 2

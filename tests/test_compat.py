@@ -80,13 +80,13 @@ def test_healthy_torchvision_is_left_alone(tmp_path):
 def test_unknown_missing_operator_names_the_versions(tmp_path):
     result = run_with_torchvision(tmp_path, FAKE_TORCHVISION.format(operators=['brand_new']))
     assert result.returncode != 0
-    assert f'torchvision cannot be imported beside torch {torch.__version__}' in result.stderr
+    assert f'torchvision cannot be imported with torch {torch.__version__}' in result.stderr
 
 
 def test_other_import_errors_of_torchvision_pass_through(tmp_path):
     result = run_with_torchvision(tmp_path, "raise RuntimeError('disk on fire')")
     assert 'disk on fire' in result.stderr
-    assert 'cannot be imported beside' not in result.stderr
+    assert 'cannot be imported with' not in result.stderr
 
 
 def test_functional_tensor_gives_torchvisions_function():

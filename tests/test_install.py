@@ -197,7 +197,7 @@ def test_without_basicsr_the_command_names_the_one_that_installs_it(environment,
     assert result.returncode == 2
     (line,) = result.stderr.splitlines()
     assert 'BasicSR is not installed' in line
-    command = line.partition('install it by: ')[2]
+    command = line.partition('install it with: ')[2]
     assert command == f'{environment} -m drtl_plugin.install'
     result = python('-m', 'drtl_plugin.install', '--help')
     assert (result.returncode, result.stderr) == (0, '')

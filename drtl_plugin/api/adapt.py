@@ -1,4 +1,4 @@
-"""``basicsr adapt``: from a folder of pairs and trained weights to weights for one's own camera."""
+"""``basicsr adapt``: turns a folder of pairs and trained weights into weights for the user's camera."""
 
 from __future__ import annotations
 
@@ -59,11 +59,11 @@ def adapt(
     Args:
         pairs_folder (str): See :func:`~drtl_plugin.sources.alignment.find_pairs`.
         weights (str), option_file (str | None): See :func:`~drtl_plugin.runtime.trained_network.load_trained`.
-        output (str): Folder to write; must not exist, or be empty.
+        output (str): Folder to write; must be empty or not exist yet.
         auxiliary (str | None): Folder of GT images for the auxiliary tasks; None: the GT images of the pairs.
         steps (int): Adaptation steps.
         registers (bool): Align each GT image to its LQ image first.
-        evaluates (bool): Adapt once more for each pair, to the others, and evaluate on it.
+        evaluates (bool): For each pair, also adapt to the others and evaluate on it.
         modules (Sequence[str]): Modules imported by ``--import``; the commands in the report need them, too.
         losses (Mapping[str, dict] | None): Sections ``train``, ``path`` and possibly ``network_d`` of an option file
             that declare the losses; None: the pixel loss, with a warning if the weights may be those of a GAN.
@@ -80,7 +80,7 @@ def adapt(
     began = time.monotonic()
     target = Path(output)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise DataError(f'-o: {output} is there already; choose another folder.')
+        raise DataError(f'-o: {output} already exists; choose another folder.')
     if auxiliary is not None:
         image_names(auxiliary, '--auxiliary')
     close_basicsr_logs()
@@ -112,15 +112,15 @@ def adapt(
         except BaseException:
             shutil.rmtree(target, ignore_errors=True)
             raise
-        lines += ['', '## Which synthetic distortions the camera is like', '', '```']
+        lines += ['', '## Which synthetic distortions the camera resembles', '', '```']
         assert model.graph is not None
-        lines += [relation_table(model.graph, model.weights), '```', '', '## What the pairs are worth', '']
+        lines += [relation_table(model.graph, model.weights), '```', '', '## How much adaptation gains', '']
         evaluations, unmeasured = [], ''
         if evaluates and len(images) > 1:
             try:
                 evaluations = list(leave_one_out(opt, images, network))
             except BaseException:  # the adapted network is complete
-                lines.append('Not measured: it failed.')
+                lines.append('Not measured: the evaluation failed.')
                 (target / 'report.md').write_text('\n'.join([*lines, '']), encoding='utf-8')
                 raise
             lines += evaluation_table(evaluations)

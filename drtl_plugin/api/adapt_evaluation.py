@@ -36,7 +36,7 @@ class Evaluation:
     """A held-out pair, restored before and after adaptation to the others.
 
     Attributes:
-        name (str): Of the pair.
+        name (str): Name of the pair.
         before, after (dict[str, float]): ``psnr_y`` (dB) and ``ssim_y``.
         comparison (Comparison): Crops of the restored images.
         course (list[tuple[float, float]]): Adaptation steps, and PSNR-Y (dB) of the most detailed crop after them.
@@ -50,10 +50,10 @@ class Evaluation:
 
 
 def leave_one_out(opt: dict, images: Mapping[str, Pair], network: TrainedNetwork) -> Iterator[Evaluation]:
-    """Adapt to all pairs but one, whose GT image is no auxiliary image either, and restore that one.
+    """Adapt to all pairs but one, and restore that one; its GT is not used as an auxiliary image either.
 
     The relation, which takes most of the time, is not measured again: the camera fit keeps its share of the weight, and
-    the other tasks weigh alike.
+    the other tasks have equal weights.
 
     Args:
         opt (dict): Parsed options of the adaptation.
@@ -96,7 +96,7 @@ def _link_others(source: Path, target: Path, held_out: np.ndarray) -> None:
             continue
         try:
             os.symlink(path, target / name)
-        except OSError:  # Windows asks for a privilege
+        except OSError:  # Windows requires a privilege
             shutil.copy(path, target / name)
 
 

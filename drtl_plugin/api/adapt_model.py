@@ -1,4 +1,4 @@
-"""The option file of an adaptation, and the models that follow from it."""
+"""The option file of an adaptation, and the models built from it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def adaptation_options(
     """The option file of an adaptation.
 
     Args:
-        network (TrainedNetwork): To adapt.
+        network (TrainedNetwork): The network to adapt.
         weights (str): Its file.
         images (Mapping[str, Pair]): The pairs, by name.
         target (Path): Folder whose ``pairs/gt`` and ``pairs/lq`` hold the pairs.
@@ -88,7 +88,7 @@ def adaptation_options(
 
 
 def _free_name(name: str) -> str:
-    """The name itself, or with a number appended, such that experiments/ has no folder of this name yet.
+    """The name, with a number appended if experiments/ already has a folder of this name.
 
     Repeating the adaptation under a name in use would archive that folder, which may hold its option file or weights.
     """
@@ -106,7 +106,7 @@ def adapted_model(
 
     Args:
         opt (dict): Parsed options.
-        names (Sequence[str]): Of the pairs.
+        names (Sequence[str]): Names of the pairs.
         auxiliary (str | None): Folder of GT images for the auxiliary tasks; None: that of the options.
         watch (Callable | None): Called with step and network; see ``DRTLModel.adapt_to_target``.
     """

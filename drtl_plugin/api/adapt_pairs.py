@@ -1,4 +1,4 @@
-"""The pairs that ``basicsr adapt`` was given: scale, alignment, and the images to adapt to."""
+"""The pairs given to ``basicsr adapt``: scale, alignment, and the images to adapt to."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def aligned(
 
     Args:
         found (Mapping[str, tuple[Path, Path]]): GT and LQ file of each pair, by name.
-        scale (int): Of the weights.
+        scale (int): Scale of the weights.
         registers (bool): Whether to align each GT image to its LQ image.
 
     Yields:
@@ -59,8 +59,8 @@ def aligned(
             raise DataError(other_scale)
         if alignment.is_hopeless:
             raise DataError(
-                f'{paths[0]} and {paths[1]} do not show the same (correlation {alignment.correlation:.2f}); remove '
-                'them.'
+                f'{paths[0]} and {paths[1]} do not show the same scene (correlation {alignment.correlation:.2f}); '
+                'remove them.'
             )
         if registers:
             try:
@@ -70,7 +70,7 @@ def aligned(
         elif alignment.displacement > _MISALIGNED:
             raise DataError(
                 f'{paths[0]} and {paths[1]} are misaligned by up to {alignment.displacement:.1f} LQ pixels; align '
-                'them by --register, or remove them.'
+                'them with --register, or remove them.'
             )
         yield name, alignment, (gt, lq)
 
@@ -94,7 +94,7 @@ def _other_scale(gt_path: Path, lq_path: Path, gt: np.ndarray, lq: np.ndarray, s
         return None
     return (
         f'--pairs: {gt_path} is {gt.shape[1]}x{gt.shape[0]}, {lq_path} is {lq.shape[1]}x{lq.shape[0]}: these pairs are '
-        f'x{found}, the weights are for x{scale}; use weights for x{found}, or pairs for x{scale}.'
+        f'x{found}, but the weights are for x{scale}; use weights for x{found}, or pairs for x{scale}.'
     )
 
 

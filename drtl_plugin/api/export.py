@@ -17,7 +17,7 @@ from drtl_plugin.errors import DataError, OptionError
 from drtl_plugin.runtime import checkpoints
 from drtl_plugin.runtime.trained_network import TrainedNetwork
 
-# BasicSR's RCAN has other layer names than the authors', which other programs expect.
+# Other programs expect the layer names of RCAN's authors, which differ from BasicSR's.
 _RCAN_NAMES = [
     (r'conv_first\.', 'head.0.'),
     (r'body\.(\d+)\.residual_group\.(\d+)\.rcab\.3\.attention\.1\.', r'body.\1.body.\2.body.3.conv_du.0.'),
@@ -36,7 +36,7 @@ _TOLERANCE = 1e-4
 def require_other_file(path: str, weights: str) -> None:
     """Raise DataError if an export would overwrite the weights."""
     if Path(path).resolve() == Path(weights).resolve():
-        raise DataError(f'{path} is the file of weights; choose another name.')
+        raise DataError(f'{path} is the weights file; choose another name.')
 
 
 def export_onnx(network: TrainedNetwork, path: str) -> float:
@@ -58,7 +58,9 @@ def export_onnx(network: TrainedNetwork, path: str) -> float:
         try:
             importlib.import_module(module)
         except ImportError:
-            raise OptionError(f"basicsr export needs {module}; pip install 'drtl_plugin[export]' brings it.") from None
+            raise OptionError(
+                f"basicsr export needs {module}; install it with: pip install 'drtl_plugin[export]'"
+            ) from None
     import onnxruntime
 
     window = network.window
@@ -81,7 +83,7 @@ def export_onnx(network: TrainedNetwork, path: str) -> float:
                 external_data=False,
                 verbose=False,
             )
-    except Exception as error:  # the tracer raises many kinds
+    except Exception as error:  # the tracer raises many kinds of errors
         unfinished.unlink(missing_ok=True)
         line = ' '.join(str(error).split())[:300]
         raise DataError(f'{network.options["type"]} cannot be exported as ONNX ({line}).') from None
@@ -101,14 +103,14 @@ def export_onnx(network: TrainedNetwork, path: str) -> float:
 
 
 def export_spandrel(network: TrainedNetwork, path: str) -> None:
-    """Write weights under the names by which spandrel recognises the network; only RCAN's change.
+    """Write weights with the layer names by which spandrel recognises the network; only RCAN's names change.
 
     Args:
         network (TrainedNetwork): The network.
         path (str): The file to write; the weights are under ``params``.
 
     Raises:
-        OptionError: For an RCAN with another ``res_scale`` than 1, which weights don't record.
+        OptionError: For an RCAN with a ``res_scale`` other than 1, which the weights don't record.
     """
     weights = network.net.state_dict()
     if network.options['type'] == 'RCAN':
@@ -119,7 +121,7 @@ def export_spandrel(network: TrainedNetwork, path: str) -> None:
 
 def _rcan_weights(network: TrainedNetwork, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     if network.options.get('res_scale', 1) != 1:
-        raise OptionError(f'network_g.res_scale: spandrel assumes 1, it is {network.options["res_scale"]}.')
+        raise OptionError(f'network_g.res_scale: spandrel assumes 1, but it is {network.options["res_scale"]}.')
     rcan: Any = network.net
     counts = {'num_group': len(rcan.body), 'num_block': len(rcan.body[0].residual_group)}
     renamed = {}

@@ -12,7 +12,7 @@ _FOLDERS = (Path(__file__).parents[1] / 'shipped_options', Path(__file__).parent
 
 
 def write_option_files(folder: str | Path) -> list[Path]:
-    """Write the shipped option files, and the schema that editors check them by, to ``folder/options``.
+    """Write the shipped option files, and the schema that editors check them against, to ``folder/options``.
 
     Args:
         folder (str | Path): Created if missing.
@@ -21,7 +21,7 @@ def write_option_files(folder: str | Path) -> list[Path]:
         list[Path]: The files, sorted.
 
     Raises:
-        DataError: If one of the files exists; then nothing is written.
+        DataError: If one of the files already exists; nothing is written then.
     """
     source = next(path for path in _FOLDERS if path.is_dir())
     target = Path(folder, 'options')

@@ -1,4 +1,4 @@
-"""Restore images of all common kinds by a trained network."""
+"""Restore images of all common kinds with a trained network."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def upscale(
     ext: str = 'auto',
     full_precision: bool = False,
 ) -> tuple[list[Path], list[str]]:
-    """Restore an image, or all images of a folder. Images that fail are reported, the others restored.
+    """Restore an image, or all images of a folder. Images that fail are reported, and the others are restored.
 
     Results keep colour profile, EXIF and XMP; one warning names what their formats cannot hold.
 
@@ -162,14 +162,14 @@ def upscale_array(
     name: str,
     pulse: Pulse,
 ) -> np.ndarray:
-    """Restore an image tile by tile, so that the network's memory does not grow with it.
+    """Restore an image tile by tile, so that the memory that the network needs does not grow with it.
 
     Args:
         restored (Callable): Maps RGB in [0, 1], ``(1, 3, h, w)``, to ``(1, 3, scale · h, scale · w)``.
         img (np.ndarray): ``(H, W, C)``, uint8 or uint16; grey, BGR, or BGR with alpha, which is restored like a grey
             image.
         scale (int), tile (int), overlap (int): See :func:`~drtl_plugin.runtime.tiles.restore`; 0 for no tiles.
-        name (str): Of the image, for the progress bar.
+        name (str): Name of the image, for the progress bar.
         pulse (Pulse): See :func:`~drtl_plugin.runtime.progress.progress`.
 
     Returns:
@@ -193,7 +193,7 @@ def upscale_array(
         output = torch.cat([colour, *(grey.mean(dim=0, keepdim=True) for grey in outputs[1:])])
         if not output.isfinite().all():
             raise DataError('the network returns infinite or undefined numbers; try --fp32.')
-        # Rounded on the device: a GPU is faster, and fetching bytes instead of floats is a quarter of the traffic.
+        # Rounded on the device: a GPU is faster, and bytes need a quarter of the bandwidth of floats.
         levels = output.clamp(0, 1).mul(peak).round().to(torch.uint8 if peak == 255 else torch.int32)
         result[part.place(scale)] = levels.permute(1, 2, 0).contiguous().cpu().numpy()
     return result

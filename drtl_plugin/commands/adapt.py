@@ -10,8 +10,8 @@ from drtl_plugin.commands.arguments import add_weights, import_modules
 SUMMARY = 'adapt trained weights to your camera'
 DESCRIPTION = (
     "Adapt trained weights to a camera from pairs of its images. Checks the alignment, fits the camera's degradation, "
-    'measures its relation to the synthetic distortions, adapts the network, and evaluates it on each pair left out in '
-    'turn. Writes weights, a report and an option file that repeats the run to OUT.'
+    'measures its relation to the synthetic distortions, adapts the network, and evaluates the adaptation by leaving '
+    'out each pair in turn. Writes to OUT the weights, a report, and an option file that repeats the run.'
 )
 
 
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         'in _HR and _LR',
     )
     add_weights(parser)
-    parser.add_argument('-o', '--output', required=True, metavar='OUT', help='folder to write')
+    parser.add_argument('-o', '--output', required=True, metavar='OUT', help='output folder')
     parser.add_argument(
         '--auxiliary',
         metavar='DIR',
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs='+',
         default=[],
         metavar='KIND=WEIGHT[:FILE]',
-        help='losses of adaptation: pixel, msssim, frequency, perceptual (FILE: VGG19 weights), gan (FILE: a '
+        help='losses for adaptation: pixel, msssim, frequency, perceptual (FILE: VGG19 weights), gan (FILE: a '
         'discriminator; default: a new one), e.g. pixel=1 msssim=0.2 or pixel=1 frequency=1 gan=0.1; default: pixel=1',
     )
     parser.add_argument('--register', action='store_true', help='align the images of each pair first')
@@ -64,4 +64,4 @@ def run(args: argparse.Namespace) -> None:
             losses=loss_sections(args.loss) if args.loss else None,
         )
     print(report)
-    print(f'All this is in {args.output}, with the weights: net_g_adapted_latest.pth.')
+    print(f'This report and the weights, net_g_adapted_latest.pth, are in {args.output}.')

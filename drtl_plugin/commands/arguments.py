@@ -1,4 +1,4 @@
-"""Arguments that several commands have."""
+"""Arguments shared by several commands."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ def add_run(parser: argparse.ArgumentParser) -> None:
 
 def add_weights(parser: argparse.ArgumentParser) -> None:
     """Add ``--weights``, ``-opt`` and ``--import``."""
-    parser.add_argument('--weights', required=True, metavar='W', help='a .pth file: net_g_….pth of an experiment')
+    parser.add_argument(
+        '--weights', required=True, metavar='W', help='weights (.pth), e.g. net_g_….pth of an experiment'
+    )
     parser.add_argument(
         '-opt', dest='opt', metavar='FILE', help='option file with network_g and scale, for weights from elsewhere'
     )
@@ -55,8 +57,8 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
         nargs='+',
         default=[],
         metavar='MODULE',
-        help='import your own modules first (also from the current folder), e.g. with hooks or networks that register '
-        'themselves',
+        help='modules of your own to import first (the current folder is searched, too), e.g. with hooks or networks '
+        'that register themselves',
     )
 
 

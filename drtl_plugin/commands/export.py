@@ -6,18 +6,22 @@ import argparse
 
 from drtl_plugin.commands.arguments import add_weights, import_modules
 
-SUMMARY = 'trained weights for other programs'
-DESCRIPTION = 'Write a trained network for other programs.'
+SUMMARY = 'export trained weights for use in other programs'
+DESCRIPTION = 'Export a trained network for use in other programs.'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     kinds = parser.add_mutually_exclusive_group(required=True)
     kinds.add_argument(
-        '--onnx', metavar='FILE', help='write ONNX, for images of any size, checked by onnxruntime against the original'
+        '--onnx',
+        metavar='FILE',
+        help='write ONNX for images of any size, and check it against the original with onnxruntime',
     )
     kinds.add_argument(
-        '--spandrel', metavar='FILE', help='write weights under the names that spandrel (chaiNNer) knows; for RCAN'
+        '--spandrel',
+        metavar='FILE',
+        help='write weights with the layer names that spandrel (chaiNNer) expects; for RCAN',
     )
     add_weights(parser)
 
@@ -35,5 +39,5 @@ def run(args: argparse.Namespace) -> None:
         print(f'The weights are in {args.spandrel}.')
         return
     difference = export_onnx(network, args.onnx)
-    print(f'{args.onnx} restores as {args.weights} does, to {difference:.1g}.')
-    print('Input lq: RGB from 0 to 1, (1, 3, height, width). Output restored: the same, enlarged.')
+    print(f'{args.onnx} gives the same results as {args.weights}, to within {difference:.1g}.')
+    print('Input lq: RGB from 0 to 1, (1, 3, height, width). Output restored: the same, upscaled.')

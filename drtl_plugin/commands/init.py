@@ -12,7 +12,9 @@ DESCRIPTION = 'Write the shipped option files to DIR/options, as a starting poin
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    parser.add_argument('folder', metavar='DIR', nargs='?', default='.', help='default: the current folder')
+    parser.add_argument(
+        'folder', metavar='DIR', nargs='?', default='.', help='output folder; default: the current folder'
+    )
 
 
 def run(args: argparse.Namespace) -> None:

@@ -26,7 +26,7 @@ def loss_sections(losses: Sequence[str]) -> dict[str, dict]:
         dict[str, dict]: ``train``, ``path`` and, for a GAN, ``network_d``.
 
     Raises:
-        OptionError: If a loss is unknown or given twice, lacks its weight or file, or needs another loss beside it.
+        OptionError: If a loss is unknown or given twice, lacks its weight or file, or needs another loss in addition.
         DataError: If a file is missing or does not hold the weights.
     """
     train: dict[str, dict] = {}

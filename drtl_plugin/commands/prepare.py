@@ -9,11 +9,11 @@ from pathlib import Path
 from drtl_plugin.errors import DataError
 from drtl_plugin.sources.layouts import PAIRED_DATASETS, SAMPLE_ROOT
 
-SUMMARY = 'write the sample data, or lay out a published dataset'
+SUMMARY = 'write the sample data, or arrange a published dataset'
 DESCRIPTION = (
     f'Without DATASET, write the sample data to {SAMPLE_ROOT}: images from scikit-image and five pairs of a simulated '
-    'camera. train and test do this automatically when they need it. With DATASET, lay out an unpacked published '
-    'dataset as the option files expect. Nothing is downloaded.'
+    'camera. train and test do this automatically when they need it. With DATASET, arrange an unpacked '
+    'published dataset as the option files expect. Nothing is downloaded.'
 )
 
 
@@ -21,23 +21,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add a command for each dataset."""
     datasets = parser.add_subparsers(title='datasets', metavar='DATASET')
     for name, layout in PAIRED_DATASETS.items():
-        doc = f'{name} to support/{{gt,lq}} and val/{{gt,lq}}. Expected in SOURCE: '
+        doc = f'Convert {name} to support/{{gt,lq}} and val/{{gt,lq}}. Expected in SOURCE: '
         doc += ' '.join((layout.find.__doc__ or '').replace('``', '').split())
-        command = datasets.add_parser(name, help='pairs of real cameras', description=doc)
+        command = datasets.add_parser(name, help='pairs from real cameras', description=doc)
         command.set_defaults(run=_prepare_pairs, dataset=name)
         command.add_argument('source', help='folder of the unpacked archive')
-        command.add_argument('target', help='folder to write')
+        command.add_argument('target', help='output folder')
         command.add_argument('--scale', type=int, default=4, help='default: 4')
-        command.add_argument('--camera', help='pairs of this camera only: ' + (', '.join(layout.cameras) or 'by name'))
-        command.add_argument('--lmdb', action='store_true', help='gt.lmdb and lq.lmdb instead of folders')
+        command.add_argument('--camera', help='only pairs of this camera: ' + (', '.join(layout.cameras) or 'by name'))
+        command.add_argument('--lmdb', action='store_true', help='write gt.lmdb and lq.lmdb instead of folders')
     doc = 'Cut images (DIV2K, Flickr2K, …) into overlapping sub-images, for the auxiliary tasks.'
     command = datasets.add_parser('subimages', help='images for the auxiliary tasks', description=doc)
     command.set_defaults(run=_prepare_subimages)
     command.add_argument('source', nargs='+', help='folders of images')
-    command.add_argument('target', help='folder, or with --lmdb LMDB, to write')
-    command.add_argument('--size', type=int, default=480, help='side in pixels; default: 480')
-    command.add_argument('--step', type=int, default=240, help='pixels from one to the next; default: 240')
-    command.add_argument('--lmdb', action='store_true', help='an LMDB instead of a folder')
+    command.add_argument('target', help='output folder, or the output LMDB with --lmdb')
+    command.add_argument('--size', type=int, default=480, help='side of the sub-images in pixels; default: 480')
+    command.add_argument(
+        '--step', type=int, default=240, help='distance between neighbouring sub-images in pixels; default: 240'
+    )
+    command.add_argument('--lmdb', action='store_true', help='write an LMDB instead of a folder')
 
 
 def run(args: argparse.Namespace) -> None:
@@ -54,7 +56,7 @@ def _prepare_pairs(args: argparse.Namespace) -> None:
     if args.lmdb:
         for folder in sorted(Path(args.target).glob('*/*')):
             _replace_by_lmdb(folder, folder.with_suffix('.lmdb'))
-    print(f'{counts["support"]} pairs to adapt to, {counts["val"]} held out are in {args.target}.')
+    print(f'{counts["support"]} pairs to adapt to and {counts["val"]} held out are in {args.target}.')
 
 
 def _prepare_subimages(args: argparse.Namespace) -> None:

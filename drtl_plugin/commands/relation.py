@@ -9,17 +9,17 @@ import drtl_plugin
 from drtl_plugin.commands.arguments import add_option_file
 from drtl_plugin.errors import OptionError
 
-SUMMARY = 'which synthetic distortions resemble my camera?'
+SUMMARY = 'show which synthetic distortions resemble your camera'
 DESCRIPTION = (
-    'Measure how the camera of datasets.train.target relates to the auxiliary tasks: a table with bars, and the '
-    'knowledge graph as picture and JSON in results/. The relations transfer and gradient need '
-    'path.pretrain_network_g; for embedding, the relation network is trained first, unless path.pretrain_network_r '
-    'names one.'
+    'Measure how the camera of datasets.train.target relates to the auxiliary tasks. Prints a table with bars, and '
+    'writes the knowledge graph to results/, as a picture and as JSON. The relations transfer and gradient need '
+    'path.pretrain_network_g; for embedding, the distortion relation network is trained first, unless '
+    'path.pretrain_network_r names a trained one.'
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add ``-opt`` and what belongs to it."""
+    """Add the arguments of the command."""
     parser.set_defaults(launcher='none', auto_resume=False, debug=False)
     add_option_file(parser)
 
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
         model.start()
         write_graph(model.graph, folder / 'knowledge_graph.json', model.weights)
         draw_graph(model.graph, folder / 'knowledge_graph.png', model.weights, model.fit_share)
-    print(f'Relation to the target ({relation}), and the weight that follows from it:')
+    print(f'Relation to the target ({relation}), and the resulting weight:')
     print(relation_table(model.graph, model.weights))
     print(f'The knowledge graph is in {folder}.')
 
@@ -57,7 +57,7 @@ def _measurable_relation(opt: dict) -> str:
     """``drtl.weighting.relation``.
 
     Raises:
-        OptionError: If something that measuring it takes is missing.
+        OptionError: If something needed to measure it is missing.
     """
     from basicsr.utils.registry import MODEL_REGISTRY
 
@@ -68,10 +68,10 @@ def _measurable_relation(opt: dict) -> str:
     if not issubclass(MODEL_REGISTRY.get(opt['model_type']), DRTLModel):
         raise OptionError(f'model_type: the relation is measured by DRTLModel, not by {opt["model_type"]}.')
     if not opt['datasets']['train'].get('target'):
-        raise OptionError('datasets.train.target is missing: the pairs of the camera.')
+        raise OptionError('datasets.train.target is missing; it names the pairs of the camera.')
     relation = DRTLOptions.from_opt(opt).weighting.relation
     if relation == 'uniform':
         raise OptionError("drtl.weighting.relation: 'uniform' measures nothing; choose another.")
     if needs_trained_network(relation) and not opt['path'].get('pretrain_network_g'):
-        raise OptionError(f'path.pretrain_network_g is missing: relation {relation!r} asks a trained network.')
+        raise OptionError(f'path.pretrain_network_g is missing: relation {relation!r} needs a trained network.')
     return relation

@@ -7,7 +7,8 @@ import argparse
 import drtl_plugin
 from drtl_plugin.commands.arguments import add_run as add_arguments
 
-SUMMARY = DESCRIPTION = 'Test with an option file: metrics in the log, images in results/.'
+SUMMARY = 'test with an option file'
+DESCRIPTION = 'Test with an option file. Metrics go to the log, images to results/.'
 __all__ = ['DESCRIPTION', 'SUMMARY', 'add_arguments', 'run']
 
 
@@ -22,5 +23,5 @@ def run(args: argparse.Namespace) -> None:
     with alone(opt, 'results'):
         loop.test(opt, datasets)
     if opt['rank'] == 0:
-        what = 'Images and log are' if opt['val']['save_img'] else 'The log is'
+        what = 'The images and the log are' if opt['val']['save_img'] else 'The log is'
         print(f'{what} in {opt["path"]["results_root"]}.')

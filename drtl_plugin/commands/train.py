@@ -8,7 +8,8 @@ from pathlib import Path
 import drtl_plugin
 from drtl_plugin.commands.arguments import add_run as add_arguments
 
-SUMMARY = DESCRIPTION = 'Train with an option file. An existing run of the same name is renamed, not overwritten.'
+SUMMARY = 'train with an option file'
+DESCRIPTION = 'Train with an option file. An existing run of the same name is renamed, not overwritten.'
 __all__ = ['DESCRIPTION', 'SUMMARY', 'add_arguments', 'run']
 
 

@@ -9,19 +9,21 @@ from drtl_plugin.errors import DataError
 
 SUMMARY = 'restore images with trained weights'
 DESCRIPTION = (
-    'Restore one image or a folder of images with a trained network. Grey, alpha, 16 bits, colour profile, EXIF and '
-    'XMP are kept where the output format allows. Images that fail are reported, the others restored.'
+    'Restore one image or a folder of images with a trained network. Grey, alpha, 16-bit depth, colour profile, EXIF '
+    'and XMP are kept where the output format allows. Images that fail are reported, and the others are restored.'
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.add_argument('-i', '--input', required=True, metavar='IN', help='image or folder')
-    parser.add_argument('-o', '--output', required=True, metavar='OUT', help='folder; for one image, also a file')
+    parser.add_argument(
+        '-o', '--output', required=True, metavar='OUT', help='output folder; for a single image, also a file'
+    )
     add_weights(parser)
     parser.add_argument('--tile', type=int, default=512, help='tile size in input pixels, 0 for no tiles; default: 512')
     parser.add_argument('--overlap', type=int, default=32, help='tile overlap in input pixels; default: 32')
-    parser.add_argument('--suffix', default='', help='appended to the names of results')
+    parser.add_argument('--suffix', default='', help='appended to the file names of the results')
     parser.add_argument('--ext', default='auto', help="format of results, e.g. png; default: each image's own")
     parser.add_argument('--fp32', action='store_true', help='on a GPU, compute in single instead of half precision')
 

@@ -1,6 +1,6 @@
-"""Repairs of BasicSR 1.4.2 for current torch, torchvision, SciPy, Python, and for machines without a GPU.
+"""Fixes that make BasicSR 1.4.2 work with current torch, torchvision, SciPy and Python, and without a GPU.
 
-Each repair names the fault it answers and leaves a healthy installation alone.
+Each fix names the fault that it works around, and leaves a working installation alone.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import importlib
 
 
 def prepare_import() -> None:
-    """Apply the repairs without which ``import basicsr`` fails. May be called again."""
+    """Apply the fixes without which ``import basicsr`` fails. May be called again."""
     torchvision = importlib.import_module('drtl_plugin.compat.torchvision')
     torchvision.define_missing_operators()
     torchvision.restore_functional_tensor()
@@ -17,7 +17,7 @@ def prepare_import() -> None:
 
 
 def repair() -> None:
-    """Apply all repairs; ``import basicsr`` succeeds afterwards. May be called again."""
+    """Apply all fixes; ``import basicsr`` succeeds afterwards. May be called again."""
     prepare_import()
     importlib.import_module('drtl_plugin.compat.lmdb').share_environments()
     importlib.import_module('drtl_plugin.compat.basicsr').repair()

@@ -1,4 +1,4 @@
-"""Repairs of BasicSR's own code."""
+"""Fixes for BasicSR's own code."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from drtl_plugin.errors import DataError
 def let_filter2d_take_any_layout() -> bool:
     """Let ``filter2D`` blur images of any memory layout.
 
-    Fault: it reshapes by ``view``, which fails on channels-last images, as current torch returns them from resizing
+    Fault: it reshapes with ``view``, which fails on channels-last images, as current torch returns them from resizing
     (``RealESRNetModel`` on the CPU ends in "view size is not compatible").
 
     Returns:
@@ -54,14 +54,14 @@ def make_exp_dirs(opt: dict) -> None:
     """``basicsr.utils.make_exp_dirs`` that leaves the files of ``path.pretrain_…`` alone.
 
     Fault: it makes a folder of every key of ``path`` except ``pretrain_network…`` and a few others, after it has
-    archived the previous run. With ``pretrain_camera_fit`` it ended in "File exists", or for None in a TypeError.
+    archived the previous run. With ``pretrain_camera_fit``, it failed with "File exists", or with a TypeError for None.
     """
     folders = {key: path for key, path in opt['path'].items() if not key.startswith('pretrain_')}
     make_all_dirs({**opt, 'path': folders})
 
 
 def make_no_folders_of_files() -> bool:
-    """Replace BasicSR's function by :func:`make_exp_dirs`.
+    """Replace BasicSR's function with :func:`make_exp_dirs`.
 
     Returns:
         bool: Whether a repair was needed.
@@ -75,7 +75,7 @@ def make_no_folders_of_files() -> bool:
 def name_unreadable_images() -> bool:
     """Let ``PairedImageDataset`` and ``SingleImageDataset`` name the image that they cannot decode.
 
-    Fault: they end in "'NoneType' object has no attribute 'astype'".
+    Fault: they fail with "'NoneType' object has no attribute 'astype'".
 
     Returns:
         bool: Whether a repair was needed.
@@ -252,7 +252,7 @@ def restore_wandb_generate_id() -> bool:
 
 
 def repair() -> None:
-    """Apply the repairs that last. May be called again."""
+    """Apply the permanent fixes. May be called again."""
     let_filter2d_take_any_layout()
     make_swinir_masks_on_its_device()
     make_no_folders_of_files()

@@ -1,4 +1,4 @@
-"""In place of BasicSR's ``init_dist``, which needs a GPU and puts SLURM's node list into a shell (CVE-2024-27763)."""
+"""Replaces BasicSR's ``init_dist``, which needs a GPU and passes SLURM's node list to a shell (CVE-2024-27763)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def init_dist(launcher: str, backend: str | None = None, port: int | None = None
         port (int | None): Port of the first process, for SLURM. Default: ``MASTER_PORT``, or 29500.
 
     Raises:
-        OptionError: If the process was started in another way.
+        OptionError: If the process was started in some other way.
     """
     command, variables = _STARTED_BY[launcher]
     missing = [name for name in variables if name not in os.environ]
@@ -49,7 +49,7 @@ def init_dist(launcher: str, backend: str | None = None, port: int | None = None
         torch.cuda.set_device(int(os.environ['LOCAL_RANK']) % torch.cuda.device_count())
     if backend in (None, 'nccl'):
         backend = 'cpu:gloo,cuda:nccl' if torch.cuda.is_available() else 'gloo'
-    # Loader processes that are forked can't communicate.
+    # Forked loader processes can't communicate.
     multiprocessing.set_start_method('spawn', force=True)
     distributed.init_process_group(backend, timeout=_TIMEOUT)
 

@@ -1,4 +1,4 @@
-"""Several datasets of one process on the same LMDB."""
+"""Let several datasets of one process use the same LMDB."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class SharedLmdbBackend(LmdbBackend):
 def share_environments() -> bool:
     """Let several datasets of one process read the same LMDB.
 
-    Fault: ``basicsr.utils.file_client.LmdbBackend`` opens its databases anew for each dataset, and lmdb refuses to
+    Fault: ``basicsr.utils.file_client.LmdbBackend`` opens its databases again for each dataset, and lmdb refuses to
     open a database twice in a process, forked loader workers included. Read-only environments are now opened once and
     shared. They are opened without locks, so a forked process can read through them.
 

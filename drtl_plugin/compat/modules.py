@@ -1,4 +1,4 @@
-"""Modules that BasicSR imports and newer versions of Python and SciPy no longer have."""
+"""Modules that BasicSR imports but newer versions of Python and SciPy no longer have."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MOVED = {
 def restore_modules() -> list[str]:
     """Restore the modules.
 
-    Faults: ``basicsr/archs/arch_util.py`` compares versions by ``distutils.version.LooseVersion``, which Python 3.12
+    Faults: ``basicsr/archs/arch_util.py`` compares versions with ``distutils.version.LooseVersion``, which Python 3.12
     removed (setuptools provides it only where installed and enabled); ``basicsr/metrics/niqe.py`` imports
     ``scipy.ndimage.filters``, which SciPy deprecated in 1.8 for removal in 2.0.
 

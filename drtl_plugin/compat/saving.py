@@ -93,12 +93,12 @@ def load_network(self, net, load_path, strict=True, param_key='params'):
 def install() -> bool:
     """Replace the methods of ``BaseModel`` that save and load.
 
-    Faults: ``save_network`` and ``save_training_state`` overwrite the file in place, continue training where that
+    Faults: ``save_network`` and ``save_training_state`` overwrite the file in place, continue training if that
     fails, and don't record the network; ``load_network`` rejects weights without a key; a resumed run has lost the
     best metrics. ``logger.keep_checkpoints`` is ours.
 
     Returns:
-        bool: Whether they were not replaced yet.
+        bool: Whether they were not replaced before.
     """
     if BaseModel.save_network is save_network:
         return False

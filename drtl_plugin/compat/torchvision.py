@@ -1,4 +1,4 @@
-"""torchvision beside another build of torch, and a module that BasicSR expects of it."""
+"""torchvision with another build of torch, and a module that BasicSR expects from it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def define_missing_operators() -> bool:
     """Make ``import torchvision`` succeed where its compiled operators cannot be loaded.
 
     Fault: torchvision registers fake kernels for its operators at import, but defines the operators only when its
-    shared library loads, which fails beside a CPU build of torch, for example. The import ends in "operator
+    shared library loads, which fails with a CPU build of torch, for example. The import fails with "operator
     torchvision::nms does not exist". BasicSR calls none of these operators, so defining their schemas is enough.
 
     Returns:
@@ -49,7 +49,7 @@ def define_missing_operators() -> bool:
         importlib.import_module('torchvision')
     except RuntimeError as error:
         raise RuntimeError(
-            f'torchvision cannot be imported beside torch {torch.__version__} ({error}): '
+            f'torchvision cannot be imported with torch {torch.__version__} ({error}): '
             'install the torchvision release that belongs to this torch.'
         ) from error
     return True

@@ -41,8 +41,8 @@ class DistortionTaskDataset(data.Dataset):
     """Episodes: support and query patches of one auxiliary task each.
 
     As with BasicSR's ``RealESRGANDataset``, an item has only GT patches: the model draws the task of an episode and
-    makes the LQ patches, on its device and in batches. An episode depends only on ``seed`` and its index, however many
-    processes load.
+    makes the LQ patches, on its device and in batches. An episode depends only on ``seed`` and its index, not on the
+    number of loader processes.
 
     Args:
         opt (dict): Config for train datasets; its keys, with defaults, are
@@ -50,7 +50,7 @@ class DistortionTaskDataset(data.Dataset):
             dataroot_gt (str): Folder (or .lmdb) of ground-truth images.
             io_backend (dict): IO backend type and other kwarg; disk or lmdb.
             gt_size (int): Side of the ground-truth patches.
-            num_support, num_query (int): Patches an episode, for the inner and the outer loop.
+            num_support, num_query (int): Patches per episode, for the inner and the outer loop.
             distortions (str | list[dict]): ``'default'`` or the auxiliary tasks;
                 see :class:`drtl_plugin.tasks.library.DistortionLibrary`.
             target (dict): The support set: dataroot_gt, dataroot_lq, num_shot, seed or names, io_backend;
@@ -80,7 +80,7 @@ class DistortionTaskDataset(data.Dataset):
         options = parse_section(self.options_class, opt, 'datasets.train')
         self.options = options
         if options.gt_size % options.scale:
-            raise OptionError(f'datasets.train.gt_size: {options.gt_size} is no multiple of scale {options.scale}.')
+            raise OptionError(f'datasets.train.gt_size: {options.gt_size} is not a multiple of scale {options.scale}.')
         self.library = DistortionLibrary(options.distortions, options.scale, 'datasets.train.distortions')
         self.file_client: Any = None
         self.keys = self._find_images()

@@ -30,7 +30,7 @@ class FewShotPairDataset(PairedImageDataset):
     Raises:
         DataError: If a folder is missing, there are fewer than ``num_shot`` pairs, or the sizes of a pair don't fit
             ``scale``.
-        OptionError: If there is no pair of a name.
+        OptionError: If there is no pair with a given name.
     """
 
     def __init__(self, opt: dict) -> None:
@@ -41,7 +41,7 @@ class FewShotPairDataset(PairedImageDataset):
         try:
             # PairedImageDataset empties the io_backend that it is given.
             super().__init__({'use_hflip': True, 'use_rot': True, **opt, 'io_backend': dict(opt['io_backend'])})
-        except (AssertionError, ValueError) as error:  # how PairedImageDataset says that folders don't match
+        except (AssertionError, ValueError) as error:  # PairedImageDataset raises it if folders don't match
             raise DataError(f'{opt["dataroot_lq"]}: {error}') from None
         self.paths: list[dict[str, str]]
         names = opt.get('names')

@@ -1,4 +1,4 @@
-"""Episodes: what a training set must offer, and what the model makes of its items."""
+"""Episodes: the interface of a training set, and the batches that the model makes of its items."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class EpisodeDataset(Protocol):
         """The number of episodes."""
 
 
-# What a training set must have beside the methods of every dataset.
+# Members that a training set needs in addition to the methods of every dataset.
 _MEMBERS = ('options', 'library', 'target_pairs', 'gt_patches')
 
 

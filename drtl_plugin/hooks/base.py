@@ -1,4 +1,4 @@
-"""Meta-trainer hooks: what happens around the training steps, by name in the option file.
+"""Meta-trainer hooks: what happens around the training steps; option files refer to them by name.
 
 A hook is an ``mmengine.hooks.Hook``. Its runner is the model, of which it may use the members of :class:`Runner`. The
 model calls these stages, hook by hook in order of priority:
@@ -15,8 +15,8 @@ model calls these stages, hook by hook in order of priority:
 ``after_train``          at the end of the run
 ======================== ==============================================================================
 
-In a run of several processes, the first one alone validates, saves and calls ``after_train``. Don't measure the
-relation in these stages: all processes take part in that. ``outputs`` and ``log_dict`` hold losses as tensors on the
+In a run of several processes, only the first one validates, saves and calls ``after_train``. Don't measure the relation
+in these stages: that involves all processes. ``outputs`` and ``log_dict`` hold losses as tensors on the
 device.
 
 Example of your own hook, in a module that ``basicsr train --import my_hooks`` imports::
@@ -81,8 +81,8 @@ class Runner(Protocol):
     Attributes of the run:
         opt (dict): The parsed option file.
         drtl (DRTLOptions): Its ``drtl`` section.
-        iter, max_iters (int): The current iteration, counted from 0, and their number; mmengine's names.
-        num_update (int): Steps so far, those of the run that was resumed included.
+        iter, max_iters (int): The current iteration, counted from 0, and the total number; mmengine's names.
+        num_update (int): Steps so far, including those of a resumed run.
         stopping (bool): The run was told to stop, and should not start anything long.
         tb_logger: TensorBoard's ``SummaryWriter``, in the first process of a run that writes one; otherwise None.
 
@@ -93,15 +93,15 @@ class Runner(Protocol):
         camera_fit (CameraFit | None): The fitted camera.
         fit_share (float | None): Share of the total weight reserved for the camera fit; None without a fit.
         episodes (EpisodeSource): Draws patches.
-        graph (KnowledgeGraph | None): The last measured graph. For hooks to set, together with ``weights``.
+        graph (KnowledgeGraph | None): The last measured graph. Hooks may set it, together with ``weights``.
         weights (Tensor): ``(N,)``: gradient weights of the tasks, mean 1.
 
     Attributes of the networks:
         net_g (nn.Module): The network that is trained.
         net_r (nn.Module | None): The DRN, if the relation needs one.
-        net_r_is_trained (bool): Whether it is trained. For hooks to set.
+        net_r_is_trained (bool): Whether it is trained. Hooks may set it.
         net_g_adapted (nn.Module | None): The network adapted to the target, after the first adaptation.
-        criterion (Criterion): The loss without a GAN's: a scalar of output and GT ``(B, 3, H, W)``.
+        criterion (Criterion): The loss without the GAN loss: a scalar, for output and GT ``(B, 3, H, W)``.
         precision (Precision): Makes the context of a forward pass: autocast, or nothing.
         uncompiled (Callable): Makes a context in which ``net_g`` runs without being compiled, for varying image sizes.
 
@@ -109,8 +109,8 @@ class Runner(Protocol):
         batch (EpisodeBatch): Its episodes.
         optimizers (list[torch.optim.Optimizer]): All of them; their parameters are what training changes.
         losses_of_step (Mapping[str, Tensor]): Losses by name, on the device.
-        log_dict (dict): What is logged. For hooks to add to.
-        skip_step (bool): For hooks to set in ``before_optimizer_step``: leaves the optimisers' step out.
+        log_dict (dict): The values to log; hooks may add to it.
+        skip_step (bool): Hooks may set it in ``before_optimizer_step``, to skip the optimisers' step.
 
     Attributes of the validation:
         validation_results (dict[str, dict[str, float]]): Last metrics, by dataset name with the pass's suffix.
@@ -169,7 +169,7 @@ class MetaTrainerHook(Hook):
     """
 
     def before_optimizer_step(self, runner: Runner, batch_idx: int, outputs: dict[str, Any] | None = None) -> None:
-        """Called with the gradients in place; ``runner.skip_step = True`` leaves the optimisers' step out."""
+        """Called with the gradients in place; ``runner.skip_step = True`` skips the optimisers' step."""
 
 
 DEFAULT_HOOKS = ('NanGuardHook', 'RelationHook', 'FewShotAdaptHook', 'GraphRecordHook')
@@ -180,13 +180,13 @@ def build_hooks(hook_opts: list[dict[str, Any]]) -> list[Hook]:
 
     Args:
         hook_opts (list[dict]): ``{type: name, **arguments}``. Those in ``DEFAULT_HOOKS`` are always built; an entry of
-            such a type, or of a class derived from it, takes its place. Others are added, as often as they are listed.
+            such a type, or of a class derived from it, replaces it. Others are added, as often as they are listed.
 
     Returns:
         list[Hook]: In order of priority.
 
     Raises:
-        OptionError: Unknown hook or argument, or two entries that take the place of the same default hook.
+        OptionError: Unknown hook or argument, or two entries that replace the same default hook.
     """
     defaults = {META_HOOK_REGISTRY.get(name): name for name in DEFAULT_HOOKS}
     placed: dict[type, Hook] = {}
@@ -198,7 +198,7 @@ def build_hooks(hook_opts: list[dict[str, Any]]) -> list[Hook]:
         if default is None:
             added.append(hook)
         elif default in placed:
-            # They would share a key of the training state, and what they do to the model.
+            # They would share a key of the training state, and both change the model.
             raise OptionError(
                 f'{where}: there can be only one {defaults[default]}; write its arguments into one entry.'
             )
@@ -213,7 +213,7 @@ def _build_hook(hook_opt: dict[str, Any], where: str) -> Hook:
     arguments = dict(hook_opt)
     name = arguments.pop('type', None)
     if name not in META_HOOK_REGISTRY:
-        raise unknown('meta-trainer hook', name, META_HOOK_REGISTRY.keys(), f'{where} (--import brings in your own)')
+        raise unknown('meta-trainer hook', name, META_HOOK_REGISTRY.keys(), f'{where} (--import loads your own)')
     hook = META_HOOK_REGISTRY.get(name)
     known = inspect.signature(hook).parameters
     try:
@@ -235,7 +235,7 @@ def call_hooks(hooks: Sequence[Hook], stage: str, runner: Runner, **arguments: A
         hooks (Sequence[Hook]): From :func:`build_hooks`.
         stage (str): Name of the method.
         runner (Runner): Its first argument.
-        **arguments: The others, which depend on the stage.
+        **arguments: The other arguments, which depend on the stage.
     """
     for hook in hooks:
         # Plain mmengine hooks lack before_optimizer_step.

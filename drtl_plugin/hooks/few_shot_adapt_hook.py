@@ -14,7 +14,7 @@ from drtl_plugin.hooks.base import META_HOOK_REGISTRY, MetaTrainerHook, Runner
 class FewShotAdaptHook(MetaTrainerHook):
     """Adapts the network to the target's pairs before it is validated or saved; ``drtl.adapt`` has the settings.
 
-    The adapted network is validated beside the unadapted one, and saved as ``net_g_adapted``.
+    The adapted network is validated alongside the unadapted one, and saved as ``net_g_adapted``.
     """
 
     def __init__(self) -> None:

@@ -104,8 +104,8 @@ class GraphRecordHook(MetaTrainerHook):
             csv.writer(file).writerows([['iteration', 'task', 'relation', 'weight'], *self._rows])
         write_graph(graph, folder / 'knowledge_graph.json', weights)
         draw_graph(graph, folder / 'knowledge_graph.png', weights, runner.fit_share)
-        # A figure is a cycle of references that holds megabytes, and a training loop makes too few objects for Python
-        # to collect it by itself.
+        # A figure is a reference cycle that holds megabytes, and a training loop creates too few objects to trigger
+        # Python's garbage collection.
         gc.collect()
         writer = runner.tb_logger
         if writer is None:
@@ -124,7 +124,7 @@ class GraphRecordHook(MetaTrainerHook):
         checkpoint['graph_record'] = {'rows': self._rows, 'is_latest': is_latest, 'metrics': metrics}
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Go on with the records; a graph that is among them is not recorded again."""
+        """Continue the records; a graph that they already contain is not recorded again."""
         if 'graph_record' in checkpoint:
             record = checkpoint['graph_record']
             self._rows = list(record['rows'])

@@ -40,14 +40,14 @@ class NanGuardHook(MetaTrainerHook):
         self._num_skips = 0
 
     def before_optimizer_step(self, runner: Runner, batch_idx: int, outputs: dict[str, Any] | None = None) -> None:
-        """Look at the losses and gradients of a step.
+        """Check the losses and gradients of a step.
 
         Raises:
             DivergedError: If more than ``max_skips`` steps were skipped.
         """
         groups = (group for optimizer in runner.optimizers for group in optimizer.param_groups)
         gradients = [p.grad for group in groups for p in group['params'] if p.grad is not None]
-        # One number for everything, so that a GPU is waited for once.
+        # One number for everything, so that this waits for a GPU only once.
         total = torch.stack(torch._foreach_norm(gradients)).sum() + sum(runner.losses_of_step.values())
         if any_process(not total.isfinite()):
             runner.skip_step = True
@@ -58,10 +58,10 @@ class NanGuardHook(MetaTrainerHook):
             )
             if self._num_skips > self.max_skips:
                 raise DivergedError(
-                    f'{line}. {self._num_skips} steps were left out, and max_skips of NanGuardHook is '
-                    f'{self.max_skips}. Checkpoints are as they were; lower train.optim_g.lr or drtl.inner.lr.'
+                    f'{line}. {self._num_skips} steps were skipped, and max_skips of NanGuardHook is '
+                    f'{self.max_skips}. Checkpoints are unchanged; lower train.optim_g.lr or drtl.inner.lr.'
                 )
-            get_root_logger().warning(f'{line}; the step is left out, {self._num_skips} so far.')
+            get_root_logger().warning(f'{line}; the step is skipped, {self._num_skips} so far.')
         if self._num_skips:
             runner.log_dict['skipped_steps'] = self._num_skips
 
@@ -70,7 +70,7 @@ class NanGuardHook(MetaTrainerHook):
         checkpoint['num_skips'] = self._num_skips
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Go on counting."""
+        """Continue the count."""
         self._num_skips = checkpoint.get('num_skips', 0)
 
 

@@ -38,7 +38,7 @@ def find_estimator(name: str) -> RelationEstimator:
 
 
 def set_graph(runner: Runner, graph: KnowledgeGraph) -> None:
-    """Set the runner's graph, and the weights that follow from it by ``drtl.weighting``."""
+    """Set the runner's graph, and the weights that ``drtl.weighting`` derives from it."""
     options = runner.drtl.weighting
     weights = relation_weights(graph.relation, options.effective_tasks, options.temperature, options.floor)
     runner.graph, runner.weights = graph, reserve_share(weights, runner.fit_share)
@@ -59,7 +59,7 @@ class RelationHook(MetaTrainerHook):
             Default: 10000.
         drn_steps (int): Training steps of the DRN. Default: 300.
         drn_lr (float): Its initial learning rate. Default: 2e-3.
-        drn_patches (int): GT patches a step; each is seen under every task. Default: 16.
+        drn_patches (int): GT patches per step; each is seen under every task. Default: 16.
         drn_contents (int): GT patches that all steps draw from. Default: 256.
         num_patches (int): GT patches to measure with, for each task and for the target. Default: 64.
         transfer_steps (int): Adam steps on each task (``transfer`` only). Default: 20.
@@ -98,7 +98,7 @@ class RelationHook(MetaTrainerHook):
     def before_train(self, runner: Runner) -> None:
         """Train the DRN unless it is trained, and measure the graph unless one was resumed."""
         if runner.target_pairs is None:
-            get_root_logger().info('There is no datasets.train.target: all auxiliary tasks weigh alike.')
+            get_root_logger().info('There is no datasets.train.target: all auxiliary tasks have equal weights.')
             return
         if runner.net_r is not None and not runner.net_r_is_trained:
             self._train_drn(runner, runner.net_r)
@@ -109,8 +109,8 @@ class RelationHook(MetaTrainerHook):
         untrained = runner.num_update > 0 or runner.opt['path'].get('pretrain_network_g') is None
         if needs_trained_network(relation) and untrained:
             get_root_logger().info(
-                f'Relation {relation!r} needs a trained network, and this one is not: all tasks weigh alike until '
-                f'iteration {self.interval}.'
+                f'Relation {relation!r} needs a trained network, but this one is untrained: all tasks have equal '
+                f'weights until iteration {self.interval}.'
             )
             return
         self.measure(runner)
@@ -161,7 +161,7 @@ class RelationHook(MetaTrainerHook):
         data_batch: DATA_BATCH = None,
         outputs: dict[str, Any] | None = None,
     ) -> None:
-        """Measure the graph anew every ``interval`` iterations."""
+        """Measure the graph again every ``interval`` iterations."""
         if runner.target_pairs is not None and self.every_n_train_iters(runner, self.interval):
             try:
                 self.measure(runner)
@@ -177,13 +177,13 @@ class RelationHook(MetaTrainerHook):
         """Take the graph from the training state.
 
         Raises:
-            OptionError: If it is a graph of other tasks.
+            OptionError: If the graph is of other tasks.
         """
         if 'knowledge_graph' in checkpoint:
             graph = checkpoint['knowledge_graph']
             if graph['labels'] != runner.library.labels:
                 raise OptionError(
-                    'datasets.train.distortions: these are not the tasks that the run to resume has learned; '
+                    'datasets.train.distortions: these are not the tasks of the run to resume; '
                     'restore them, or start a new run.'
                 )
             set_graph(runner, KnowledgeGraph(tuple(graph['labels']), graph['edges'].cpu()))

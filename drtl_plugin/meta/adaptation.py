@@ -1,6 +1,6 @@
 """Few-shot adaptation of a trained network to the target's support set.
 
-The paper (arXiv 2111.13078) names the step; optimiser, warm-up, moving average and low-rank adapters are ours.
+The paper (arXiv 2111.13078) names the step; optimiser, warm-up and moving average are ours.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from drtl_plugin.meta.learner import Batch, Criterion, Precision, Rates
 
-# Adds up the gradients of a step: of the loss, and of what else an output and its ground truth have to say.
+# Accumulates the gradients of a step from the loss, and from anything else computed from an output and its GT.
 Backward = Callable[[Tensor, Tensor, Tensor], None]
 
-# Early stopping looks at the held-out loss this many times in a full course, and gives up after so many looks without
-# improvement.
+# Number of times that early stopping evaluates the held-out loss in a full course, and number of evaluations without
+# improvement after which it stops.
 _LOOKS, _PATIENCE = 40, 8
 
 
@@ -35,26 +35,26 @@ def adaptation(
     precision: Precision = nullcontext,
     backward: Backward = lambda loss, output, gt: loss.backward(),
 ) -> Iterator[nn.Module]:
-    """The course of an adaptation: a step for each batch, by Adam or with the inner loop's own rates.
+    """The course of an adaptation: one step per batch, by Adam or with the inner loop's step sizes.
 
     Args:
         net (nn.Module): Trained network; not changed.
         criterion (Criterion): ``criterion(output, gt)``.
-        batches (Iterable[Batch]): Support patches, one batch a step; they may have auxiliary ones among them.
+        batches (Iterable[Batch]): Support patches, one batch per step; auxiliary patches may be among them.
         lr (float): Learning rate of Adam.
-        ema_decay (float): Decay of the moving average of the weights (of the adapters, where there are any) that is
-            handed out, ramped up as ``min(decay, (1 + t) / (10 + t))`` with the step t; 0 hands out the last weights.
+        ema_decay (float): Decay of the moving average of the weights that is yielded, ramped up as
+            ``min(decay, (1 + t) / (10 + t))`` with the step t; 0 yields the last weights.
         rates (Rates | None): Step sizes by parameter name for plain gradient descent, instead of Adam: the inner
-            loop of meta-learning continued. What is not named stays as it is.
-        warmup (int): Steps over which Adam's learning rate rises evenly to ``lr``. Adam's first steps are of the
-            gradient's sign alone, as large as ``lr`` for every weight, however small the gradient.
-        precision (Precision): Makes the context that each step is computed in, e.g. autocast.
+            loop of meta-learning continued. Parameters that are not named do not change.
+        warmup (int): Steps over which Adam's learning rate rises linearly to ``lr``. Adam's first steps depend on
+            the gradient's sign only: they are as large as ``lr`` for every weight, however small the gradient.
+        precision (Precision): Makes the context in which each step is computed, e.g. autocast.
         backward (Backward): Called with the loss, a scalar, the output and its ground truth ``(B, C, H, W)``, for the
             gradients of the step; a GAN adds its own and trains its discriminator.
 
     Yields:
         nn.Module: The adapted copy in evaluation mode, before the first and after each step: always the same object,
-        whose weights go on changing.
+        whose weights keep changing.
     """
     student = copy.deepcopy(net).train()
     averaged = copy.deepcopy(student).eval()
@@ -85,7 +85,7 @@ def adaptation(
 
 
 def last(course: Iterable[nn.Module]) -> nn.Module:
-    """The end of an adaptation's course, low-rank adapters merged into the weights.
+    """The network at the end of an adaptation's course.
 
     Args:
         course (Iterable[nn.Module]): From :func:`adaptation`.
@@ -98,12 +98,12 @@ def last(course: Iterable[nn.Module]) -> nn.Module:
 
 
 def best_step(course: Iterator[nn.Module], held_out_loss: Callable[[nn.Module], float], steps: int) -> int:
-    """The number of steps after which the loss on held-out pairs is least.
+    """The number of steps after which the loss on held-out pairs is lowest.
 
     Args:
         course (Iterator[nn.Module]): From :func:`adaptation`, on the other pairs; not followed further than needed.
         held_out_loss (Callable): Loss of a network on the held-out pairs.
-        steps (int): The most that may be taken.
+        steps (int): The maximum number of steps.
 
     Returns:
         int: From 0 to ``steps``, found to within a fortieth of ``steps``.

@@ -1,17 +1,17 @@
 """Inner loop and outer gradient: pure functions over a network's parameters.
 
 The paper (arXiv 2111.13078) names a meta-learning pipeline with relation-weighted gradients. The formulas are our
-reconstruction, from the algorithms that they cite:
+reconstruction, based on the algorithms that they cite:
 
 - inner loop ``θ_i' = θ - α ∘ ∇L_i^sup(θ)``, n times: :func:`inner_loop`
 - outer gradient of MAML and FOMAML (Finn et al., arXiv 1703.03400, sections 2.2 and 5.2) and Reptile (Nichol et al.,
   arXiv 1803.02999, section 3): :func:`outer_gradient`
 - ``g = (1/B) Σ_i w_i g_i``: :func:`accumulate`
 
-The step sizes α are a mapping from parameter names: what is not in it stays as it is in the inner loop (ANIL, Raghu et
-al., arXiv 1909.09157), and they may be tensors that are learned (Meta-SGD, Li et al., arXiv 1707.09835).
+The step sizes α are a mapping from parameter names. The inner loop does not change parameters that are not in it (ANIL,
+Raghu et al., arXiv 1909.09157), and step sizes may be learned tensors (Meta-SGD, Li et al., arXiv 1707.09835).
 
-A network is called through ``torch.func.functional_call``, so that any registered architecture works as it is.
+A network is called through ``torch.func.functional_call``, so that any registered architecture works unchanged.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from drtl_plugin.errors import OptionError
 Parameters = Mapping[str, Tensor]
 # α by parameter name: a number, or a tensor of the parameter's shape.
 Rates = Mapping[str, 'float | Tensor']
-# Low-quality and ground-truth patches, (B, C, h, w) and (B, C, s h, s w).
+# LQ and GT patches, (B, C, h, w) and (B, C, s h, s w).
 Batch = tuple[Tensor, Tensor]
 # Loss of the parameters on a batch; a scalar.
 Loss = Callable[[Parameters, Batch], Tensor]
-# Loss of an output against its ground truth; a scalar.
+# Loss between an output and its GT; a scalar.
 Criterion = Callable[[Tensor, Tensor], Tensor]
-# Makes the context that networks are computed in: autocast, or nothing.
+# Makes the context in which networks are computed: autocast, or nothing.
 Precision = Callable[[], AbstractContextManager[Any]]
 
 ALGORITHMS = ('maml', 'fomaml', 'reptile')
@@ -52,8 +52,8 @@ def functional_loss(net: nn.Module, criterion: Criterion, precision: Precision =
         net (nn.Module): Gives architecture and buffers. Buffers that the forward pass updates (running statistics)
             are updated in ``net``.
         criterion (Criterion): ``criterion(output, gt)``.
-        precision (Precision): Makes the context that the network and the criterion are computed in, e.g. autocast.
-            Gradients of the loss are to be taken outside of it.
+        precision (Precision): Makes the context in which the network and the criterion are computed, e.g.
+            autocast. Compute gradients of the loss outside of it.
 
     Returns:
         Loss: ``loss(parameters, (lq, gt))``.
@@ -73,7 +73,7 @@ def trainable_parameters(net: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def matching_names(names: Iterable[str], patterns: Sequence[str], where: str) -> list[str]:
-    """The names that fit one of the patterns.
+    """The names that match one of the patterns.
 
     Args:
         names (Iterable[str]): Parameter names.
@@ -81,7 +81,7 @@ def matching_names(names: Iterable[str], patterns: Sequence[str], where: str) ->
         where (str): Key in the option file, for messages.
 
     Raises:
-        OptionError: If there is no pattern, or one fits no name.
+        OptionError: If there is no pattern, or one matches no name.
     """
     names = list(names)
     if not patterns:
@@ -94,7 +94,7 @@ def matching_names(names: Iterable[str], patterns: Sequence[str], where: str) ->
 
 
 def gradients_of(loss: Tensor, tensors: Sequence[Tensor], create_graph: bool = False) -> tuple[Tensor, ...]:
-    """``torch.autograd.grad``, with zeros for what the loss does not depend on."""
+    """``torch.autograd.grad``, with zeros for parameters that the loss does not depend on."""
     return torch.autograd.grad(loss, tensors, create_graph=create_graph, allow_unused=True, materialize_grads=True)
 
 
@@ -108,16 +108,16 @@ def inner_step(
         parameters (Parameters): θ; not changed.
         batch (Batch): The task's patches.
         rates (Rates): α, for the parameters that are adapted.
-        first_order (bool): Take the gradient for a constant. Otherwise θ' is a differentiable function of θ through
+        first_order (bool): Treat the gradient as a constant. Otherwise θ' is a differentiable function of θ through
             the gradient, too.
 
     Returns:
-        tuple[dict[str, Tensor], dict[str, Tensor]]: θ', with those parameters that are not adapted, and the gradient
+        tuple[dict[str, Tensor], dict[str, Tensor]]: θ', including the parameters that are not adapted, and the gradient
         by the names of those that are.
     """
     moving = {name: parameters[name] for name in rates}
     if first_order:
-        # The graph of the gradient ends here; θ' keeps the identity path to θ, and α its path.
+        # The graph of the gradient ends here; θ' keeps its identity path to θ, and α keeps its path.
         moving = {name: p.detach().requires_grad_() for name, p in moving.items()}
     value = loss({**parameters, **moving}, batch)
     gradients = dict(zip(moving, gradients_of(value, list(moving.values()), create_graph=not first_order), strict=True))
@@ -125,7 +125,7 @@ def inner_step(
 
 
 def _descended(parameters: Parameters, gradients: Parameters, rates: Rates) -> dict[str, Tensor]:
-    """``θ - α ∘ g`` of the adapted parameters; if α is one number, of all at once, which is faster on a GPU."""
+    """``θ - α ∘ g`` of the adapted parameters; if α is one number, all at once, which is faster on a GPU."""
     numbers = {rate for rate in rates.values() if not isinstance(rate, Tensor)}
     if len(numbers) == 1 and not any(isinstance(rate, Tensor) for rate in rates.values()):
         theta, g = ([tensors[name] for name in rates] for tensors in (parameters, gradients))
@@ -145,11 +145,11 @@ def inner_loop(
 
 @dataclass(frozen=True, eq=False)
 class OuterGradient:
-    """What an episode says.
+    """The outer gradient of an episode.
 
     Attributes:
         parameters (dict[str, Tensor]): Gradient by parameter name.
-        rates (dict[str, Tensor]): Gradient by the name of the rates that are learned (tensors that require one).
+        rates (dict[str, Tensor]): Gradient by name, for the rates that are learned (tensors that require a gradient).
         query_loss (Tensor): Loss of θ' on the query patches, detached.
     """
 
@@ -168,13 +168,13 @@ def outer_gradient(
     algorithm: str,
     checkpoint: bool = False,
 ) -> OuterGradient:
-    """How an episode wants θ (and learned α) to change, for an optimiser that descends.
+    """The outer gradient of an episode for θ (and learned α), for an optimiser that descends.
 
     - ``maml``: ``∇_θ L^qry(θ')``, exact, through the inner loop's gradients (second order);
-    - ``fomaml``: the same with these gradients taken for constants, i.e. ``∇L^qry`` at θ'. Learned α get
+    - ``fomaml``: the same with these gradients treated as constants, i.e. ``∇L^qry`` at θ'. Learned α get
       ``-∇L^qry(θ') ∘ Σ_k ∇L^sup(θ_k)``;
-    - ``reptile``: ``(θ - θ') / α``, the sum of the inner loop's gradients, whose minibatches are the support and the
-      query patches in turn: of the parameters that are adapted only. Rates are not learned.
+    - ``reptile``: ``(θ - θ') / α``, the sum of the inner loop's gradients, whose minibatches alternate between the
+      support and the query patches; only for the parameters that are adapted. Rates are not learned.
 
     Args:
         loss (Loss): The task's loss.
@@ -183,7 +183,7 @@ def outer_gradient(
         rates (Rates): α, step sizes of the inner loop, for the parameters that are adapted.
         steps (int): n, steps of the inner loop.
         algorithm (str): One of ``ALGORITHMS``.
-        checkpoint (bool): Of ``maml``: see :func:`_checkpointed`. The others keep no graph of an inner step anyway.
+        checkpoint (bool): For ``maml`` only: see :func:`_checkpointed`. The others keep no graph of an inner step.
 
     Raises:
         ValueError: For another algorithm.
@@ -203,7 +203,7 @@ def outer_gradient(
         adapted, total = dict(parameters), {name: torch.zeros_like(parameters[name]) for name in rates}
         for batch in islice(cycle([support, query]), steps):
             adapted, gradients = inner_step(loss, adapted, batch, rates, first_order=True)
-            # Not the difference of θ and θ', in which small rates would cancel out.
+            # Not the difference of θ and θ', in which small rates would suffer from cancellation.
             total = {name: total[name] + gradients[name] for name in rates}
         with torch.no_grad():
             return OuterGradient(total, {}, loss(adapted, query))
@@ -228,12 +228,12 @@ def _checkpointed(
     rates: Rates,
     learned: Mapping[str, Tensor],
 ) -> OuterGradient:
-    """The exact outer gradient in the memory of one inner step, whatever their number; each is computed twice.
+    """The exact outer gradient in the memory of one inner step, however many there are; each is computed twice.
 
-    The inner loop is gone through once without a graph, which leaves its way ``θ_0, …, θ_n``, and then backwards: the
-    gradient at ``θ_{k+1}`` becomes that at ``θ_k`` by the vector-Jacobian product of the step between them, which is
-    taken again, now with its graph, and with the random numbers that the network (dropout) had drawn before. Running
-    statistics are updated twice.
+    A first pass runs the inner loop without a graph and stores its path ``θ_0, …, θ_n``. A second pass goes backwards:
+    the vector-Jacobian product of each step turns the gradient at ``θ_{k+1}`` into that at ``θ_k``. For this, the step
+    is recomputed with its graph, and with the same random numbers (dropout) as before. Running statistics are updated
+    twice.
     """
     way = [{name: p.detach().requires_grad_() for name, p in parameters.items()}]
     with torch.no_grad():

@@ -20,9 +20,9 @@ class Acceleration:
     """How networks are computed.
 
     Attributes:
-        device (torch.device): Where.
-        amp (bool): In bfloat16 by autocast; weights stay in single precision.
-        compiled (bool): ``net_g`` is compiled.
+        device (torch.device): The device.
+        amp (bool): Whether autocast computes in bfloat16; weights stay in single precision.
+        compiled (bool): Whether ``net_g`` is compiled.
         memory_format (torch.memory_format): The layout of weights and images.
     """
 
@@ -40,27 +40,27 @@ class Acceleration:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp, cache_enabled=False)
 
     def uncompiled(self) -> AbstractContextManager[Any]:
-        """A context in which ``net_g`` runs without being compiled anew for each size of image."""
+        """A context in which ``net_g`` runs uncompiled, so that it is not recompiled for each image size."""
         return torch.compiler.set_stance('force_eager') if self.compiled else nullcontext()
 
 
 def accelerate(net_g: nn.Module, train: dict[str, Any], drtl: DRTLOptions, device: torch.device) -> Acceleration:
-    """Prepare ``net_g`` for training as ``train.amp`` and ``train.compile`` say; warn about what the device lacks.
+    """Prepare ``net_g`` for training by ``train.amp`` and ``train.compile``; warn if the device lacks something.
 
     Args:
-        net_g (nn.Module): Laid out, and compiled if that is asked for, in place.
+        net_g (nn.Module): Changed in place: laid out, and compiled if ``train.compile`` asks for it.
         train (dict): ``train`` of the option file.
         drtl (DRTLOptions): Its ``drtl`` section.
         device (torch.device): Where ``net_g`` is.
 
     Raises:
-        OptionError: If it cannot be compiled here, or for this algorithm.
+        OptionError: If it cannot be compiled on this machine, or for this algorithm.
     """
     amp = train.get('amp') == 'bf16'
     if amp and not computes_bfloat16(device):
         get_root_logger().warning(
-            'train.amp: this device cannot compute in bfloat16, only imitate it, much slower; it computes in single '
-            'precision instead.'
+            'train.amp: this device cannot compute in bfloat16 natively, and emulation is much slower; it computes in '
+            'single precision instead.'
         )
         amp = False
     # Pre-training in full precision with uniform weights is, bit for bit, what SRModel does.
@@ -71,8 +71,8 @@ def accelerate(net_g: nn.Module, train: dict[str, Any], drtl: DRTLOptions, devic
     if compiled:
         if drtl.pipeline == 'meta' and drtl.inner.algorithm == 'maml':
             raise OptionError(
-                'train.compile: what torch.compile makes cannot be differentiated twice, as maml does; leave it '
-                'out, or take another drtl.inner.algorithm.'
+                'train.compile: compiled networks cannot be differentiated twice, which maml requires; remove it, or '
+                'choose another drtl.inner.algorithm.'
             )
         compile_network(net_g, device)
     return Acceleration(device, amp, compiled, memory_format)

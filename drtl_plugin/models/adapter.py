@@ -1,4 +1,4 @@
-"""Adapts a network to the target's pairs, as ``drtl.adapt`` says."""
+"""Adapts a network to the target's pairs, with the settings in ``drtl.adapt``."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _plain_backward(loss: Tensor, output: Tensor, gt: Tensor) -> None:
 class Adapter:
     """Few-shot adaptation: batches of target and replayed patches, the number of steps, and the steps themselves.
 
-    Patches come from generators of its own, so that adapting does not change the course of training.
+    It draws patches from its own generators, so that adapting does not change the course of training.
 
     Attributes:
         episodes (Episodes): Draws the patches.
@@ -42,7 +42,8 @@ class Adapter:
         precision (Precision): Makes the context of a forward pass.
         rates (Rates | None): Step sizes of the inner loop, for ``drtl.adapt.optimizer: inner``; None: Adam.
         stopped (Callable[[], bool]): Whether the run was told to stop, which ends an adaptation early.
-        make_backward (Callable[[], Backward]): Makes the backward pass of an adaptation; a GAN's has a discriminator.
+        make_backward (Callable[[], Backward]): Makes the backward pass of an adaptation; a GAN's includes a
+            discriminator.
     """
 
     episodes: Episodes

@@ -1,4 +1,4 @@
-"""A GAN's discriminator, and BasicSR's own GAN step for an output that is computed already."""
+"""A GAN's discriminator, and BasicSR's own GAN step for an output that has already been computed."""
 
 from __future__ import annotations
 
@@ -109,14 +109,14 @@ def make_adversary(net_d: nn.Module, train: dict[str, Any], device: torch.device
 def adversarial_backward(
     adversary: Adversary, network: dict[str, Any], make_optimizer: Callable[[nn.Module], torch.optim.Optimizer]
 ) -> Backward:
-    """The backward pass of an adaptation's steps, which also trains a copy of the discriminator.
+    """The backward pass of adaptation steps, which also trains a copy of the discriminator.
 
     Args:
         adversary (Adversary): Of the training run; not changed.
         network (dict): ``network_d`` of the option file.
         make_optimizer (Callable): Makes the optimiser of a discriminator.
     """
-    # spectral_norm leaves tensors in the module that cannot be copied, so it is built anew; its weights are loaded.
+    # spectral_norm leaves tensors in the module that cannot be copied, so it is rebuilt and its weights are loaded.
     net_d = build_discriminator(network, 0).to(next(adversary.net_d.parameters()).device)
     net_d.load_state_dict(adversary.net_d.state_dict())
     copied = Adversary(net_d, adversary.cri_gan, adversary.relativistic)

@@ -20,14 +20,14 @@ def load_camera(path: str, scale: int) -> CameraFit:
 
     Raises:
         DataError: If it cannot be read.
-        OptionError: If its scale is another one.
+        OptionError: If its scale differs.
     """
     try:
         fit = CameraFit.from_state(checkpoints.read(path, 'path.pretrain_camera_fit'))
     except ValueError:
         raise DataError(f'path.pretrain_camera_fit: {path} is not a camera fit.') from None
     if fit.scale != scale:
-        raise OptionError(f'path.pretrain_camera_fit: {path} is of scale {fit.scale}, not of {scale}.')
+        raise OptionError(f'path.pretrain_camera_fit: {path} is for scale {fit.scale}, not {scale}.')
     return fit
 
 
@@ -35,7 +35,7 @@ def fit_to_target(train_set: EpisodeDataset, seed: int) -> CameraFit:
     """Fit the camera to the target's pairs; takes about 20 s on 2 CPU cores.
 
     Args:
-        train_set (EpisodeDataset): With a target.
+        train_set (EpisodeDataset): The training set; it has a target.
         seed (int): Seed of the auxiliary patches.
 
     Raises:
@@ -51,4 +51,4 @@ def fit_to_target(train_set: EpisodeDataset, seed: int) -> CameraFit:
     try:
         return of_first_process(fit)
     except DataError as error:
-        raise DataError(f'drtl.camera_fit: {error} Leave it out by camera_fit: false.') from None
+        raise DataError(f'drtl.camera_fit: {error} Turn it off with camera_fit: false.') from None

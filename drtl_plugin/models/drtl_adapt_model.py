@@ -28,17 +28,17 @@ class DRTLAdaptModel(DRTLModel):
 
     def __init__(self, opt: dict[str, Any]) -> None:
         if opt['is_train'] and not opt['path'].get('pretrain_network_g'):
-            raise OptionError('path.pretrain_network_g is missing: DRTLAdaptModel adapts a network that is trained.')
+            raise OptionError('path.pretrain_network_g is missing: DRTLAdaptModel adapts a trained network.')
         if opt['is_train'] and not opt['datasets']['train'].get('target'):
-            raise OptionError('datasets.train.target is missing: the pairs of the camera to adapt to.')
+            raise OptionError('datasets.train.target is missing; it names the pairs of the camera to adapt to.')
         super().__init__(opt)
         if self.is_train and self.inner_rates.learned:
             raise OptionError(
-                'drtl.inner.rate_lr: DRTLAdaptModel learns no step sizes; path.pretrain_inner_rates has them.'
+                'drtl.inner.rate_lr: DRTLAdaptModel learns no step sizes; path.pretrain_inner_rates can load some.'
             )
 
     def save(self, epoch: int, current_iter: int) -> None:
-        """Measure the relation, adapt, and save the adapted network; ``net_g`` is not changed, and not saved."""
+        """Measure the relation, adapt, and save the adapted network; ``net_g`` is neither changed nor saved."""
         self.start()
         self.save_hook_results(current_iter)
         get_root_logger().info(f'The adapted network is saved in {self.opt["path"]["models"]}.')

@@ -50,7 +50,7 @@ class DRTLModel(SRModel):
     ``SRModel`` does, pads for networks with a ``window_size``, and compares with bicubic upsampling.
 
     Validation has three passes, named in log and TensorBoard after the dataset: ``NAME_bicubic`` (once), ``NAME``
-    (before adaptation) and ``NAME_adapted`` (after). ``net_g_adapted`` is saved beside ``net_g``.
+    (before adaptation) and ``NAME_adapted`` (after). ``net_g_adapted`` is saved alongside ``net_g``.
 
     The parts: ``episodes`` draws tasks and patches, ``adapter`` adapts to the target, ``validator`` runs the passes,
     ``criterion`` is the sum of the losses, ``inner_rates`` are the inner loop's step sizes, ``adversary`` is a GAN's
@@ -65,7 +65,7 @@ class DRTLModel(SRModel):
         takes_steps (bool): Whether the class trains, rather than only adapts.
 
     Raises:
-        OptionError: If options are invalid or do not go together.
+        OptionError: If options are invalid or incompatible.
     """
 
     takes_steps = True
@@ -116,8 +116,8 @@ class DRTLModel(SRModel):
         self.hooks = build_hooks(self.drtl.hooks)
 
     def setup_optimizers(self) -> None:
-        """``SRModel``'s optimiser; those of learned inner step sizes and of the discriminator, if there are any."""
-        # Before everything that takes its layout from the weights.
+        """Set up ``SRModel``'s optimiser, and one each for learned inner step sizes and the discriminator, if any."""
+        # First, since everything else takes its layout from the weights.
         self.acceleration = accelerate(self.net_g, self.opt['train'], self.drtl, self.device)
         self.precision, self.uncompiled = self.acceleration.precision, self.acceleration.uncompiled
         if hasattr(self, 'net_g_ema'):
@@ -138,10 +138,10 @@ class DRTLModel(SRModel):
             self.inner_rates.load_file(load_path)
 
     def model_to_device(self, net: nn.Module) -> nn.Module:
-        """Move a network to the device; several processes begin with the first one's weights.
+        """Move a network to the device; several processes start with the weights of the first.
 
-        ``DistributedDataParallel`` would be of no use: it averages gradients in ``backward``, which the outer gradient
-        does not call. :func:`~drtl_plugin.runtime.distributed.average_gradients` averages them.
+        ``DistributedDataParallel`` would not help: it averages gradients in ``backward``, which the outer gradient does
+        not call. :func:`~drtl_plugin.runtime.distributed.average_gradients` averages them.
         """
         net = net.to(self.device)
         if self.opt['dist']:
@@ -154,7 +154,7 @@ class DRTLModel(SRModel):
         return build_dataset(self.opt['datasets']['train'])
 
     def check_data(self) -> None:
-        """Check, before a run starts, that options, networks and losses go together with the training set.
+        """Check, before a run starts, that options, networks and losses fit the training set.
 
         Raises:
             OptionError: If they don't.
@@ -203,12 +203,12 @@ class DRTLModel(SRModel):
     # ---- training --------------------------------------------------------------------------------------------- #
 
     def feed_data(self, data: dict[str, Any]) -> None:
-        """Take a validation image (``lq``, ``gt``), or episodes, for which it draws tasks and makes LQ patches."""
+        """Receive a validation image (``lq``, ``gt``), or episodes, for which tasks are drawn and LQ patches made."""
         if 'support_gt' not in data:
             super().feed_data(data)
             return
         self.start()
-        # Tasks are drawn by weight, or else uniformly, and their gradients weighted.
+        # Tasks are drawn by weight, or drawn uniformly and their gradients weighted.
         weights = self.weights if self.drtl.weighting.mode == 'sampling' else None
         assert self.episodes is not None  # start() has made them
         self.batch = self.episodes.draw(data, weights, self.num_update)
@@ -241,7 +241,7 @@ class DRTLModel(SRModel):
         call_hooks(self.hooks, 'after_train_iter', self, batch_idx=self.iter, outputs=self.log_dict)
 
     def get_current_log(self) -> OrderedDict[str, float]:
-        """The last step's losses, averaged over the processes, and what hooks have added to ``log_dict``.
+        """The last step's losses, averaged over the processes, and whatever hooks have added to ``log_dict``.
 
         Losses are copied from the device only here.
         """
@@ -264,7 +264,7 @@ class DRTLModel(SRModel):
     # ---- validation ------------------------------------------------------------------------------------------- #
 
     def test(self) -> None:
-        """Restore ``lq`` with the network of the pass that is going on."""
+        """Restore ``lq`` with the network of the current pass."""
         adapted = self.net_g_adapted if self.validator.suffix == AFTER else None
         net = self.trained_network() if adapted is None else adapted
         with self.acceleration.uncompiled():
@@ -293,7 +293,7 @@ class DRTLModel(SRModel):
     def save(self, epoch: int, current_iter: int) -> None:
         """Save ``net_g`` (and its average), ``net_g_adapted``, ``net_r``, ``net_d``, and the training state last.
 
-        So the networks that belong to a state are there whenever the state is.
+        Whenever a state exists, the networks that belong to it therefore exist, too.
         """
         self.save_hook_results(current_iter)
         if self.adversary is not None:
@@ -327,10 +327,12 @@ class DRTLModel(SRModel):
         rates = resume_state['inner_rates']
         if bool(rates) != bool(self.inner_rates.learned):
             raise OptionError(
-                'drtl.inner.rate_lr: the run to resume did not learn step sizes, or did; leave it as it was.'
+                'drtl.inner.rate_lr: a resumed run must learn step sizes exactly if it did before; restore the value.'
             )
         if len(resume_state['optimizers']) != len(self.optimizers):
-            raise OptionError('network_d: the run to resume had no discriminator, or had one; leave it as it was.')
+            raise OptionError(
+                'network_d: a resumed run must have a discriminator exactly if it had one before; restore it.'
+            )
         # The schedule is that of the option file, which may have been extended; the state has the position in it.
         position = ('last_epoch', '_step_count', '_last_lr', 'base_lrs')
         schedulers = [{key: state[key] for key in position} for state in resume_state['schedulers']]
@@ -348,7 +350,7 @@ class DRTLModel(SRModel):
             modules (Sequence[str]): Modules that ``--import`` loaded; the next command needs them, too.
 
         Returns:
-            str: The results, for the last lines that the user sees.
+            str: The results, to be printed at the end.
         """
         call_hooks(self.hooks, 'after_train', self)
         adapted = None

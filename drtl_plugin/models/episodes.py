@@ -28,23 +28,23 @@ def check_training_set(train_set: EpisodeDataset, drtl: DRTLOptions, net_r: nn.M
     if pairs is None:
         return
     if drtl.adapt.early_stop and len(pairs) < 2:
-        raise OptionError('drtl.adapt.early_stop: holding pairs out takes at least 2 pairs; there is 1.')
+        raise OptionError('drtl.adapt.early_stop: holding out pairs needs at least 2 pairs, but there is only 1.')
     if drtl.weighting.relation == 'embedding':
         if net_r is None:
             raise OptionError("network_r is missing: drtl.weighting.relation 'embedding' needs a DRN.")
         window, scale = getattr(net_r, 'window', 1), train_set.library.scale
         if train_set.options.gt_size < window * scale:
             raise OptionError(
-                f'datasets.train.gt_size: network_r looks at windows of {window} low-quality pixels, so at scale '
-                f'{scale} gt_size must be at least {window * scale}.'
+                f'datasets.train.gt_size: network_r uses windows of {window} LQ pixels, so at scale {scale} '
+                f'gt_size must be at least {window * scale}.'
             )
 
 
 class Episodes:
-    """The auxiliary tasks of a run, and all that is drawn from them.
+    """The auxiliary tasks of a run, and everything drawn from them.
 
-    Draws depend only on the seed, the number of updates so far, and the episode or the purpose. So a training state
-    holds no generator, and several processes draw what one would.
+    Draws depend only on the seed, the number of updates so far, and the episode or the purpose. A training state
+    therefore holds no generator, and several processes draw the same as one.
 
     Args:
         train_set (EpisodeDataset): The training set.
@@ -75,7 +75,7 @@ class Episodes:
         Args:
             data (dict): A batch of the training set: ``index`` ``(B,)``, ``support_gt`` ``(B, S, 3, H, W)`` and
                 ``query_gt`` ``(B, Q, 3, H, W)``.
-            weights (Tensor | None): ``(N,)``: probabilities of the tasks, up to a factor; None: all alike.
+            weights (Tensor | None): ``(N,)``: probabilities of the tasks, up to a factor; None: uniform.
             num_update (int): Training steps so far.
         """
         indices = data['index'].tolist()
@@ -96,7 +96,7 @@ class Episodes:
         return int(torch.multinomial(weights, 1, generator=generator))
 
     def generators(self, purpose: str, num_update: int) -> tuple[torch.Generator, torch.Generator]:
-        """New generators for a purpose, independent of those for others.
+        """New generators for a purpose, independent of those for other purposes.
 
         Returns:
             tuple[torch.Generator, torch.Generator]: One on the CPU, which draws patches, and one on the device, which
@@ -109,7 +109,7 @@ class Episodes:
         )
 
     def _seeds(self, entropy: list[int], spawn_key: tuple[int, ...] = ()) -> list[int]:
-        """Two seeds: of what is drawn on the CPU, and on the device."""
+        """Two seeds: one for draws on the CPU, and one for draws on the device."""
         sequence = np.random.SeedSequence([self._seed, *entropy], spawn_key=spawn_key)
         return [int(word) >> 1 for word in sequence.generate_state(2, np.uint64)]
 

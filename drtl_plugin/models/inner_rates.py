@@ -14,7 +14,7 @@ from drtl_plugin.runtime import checkpoints
 
 
 class InnerRates:
-    """Step sizes by parameter name, of the parameters that ``drtl.inner.parameters`` selects.
+    """Step sizes by parameter name, for the parameters that ``drtl.inner.parameters`` selects.
 
     Args:
         net (nn.Module): The network.
@@ -23,10 +23,10 @@ class InnerRates:
 
     Attributes:
         rates (dict[str, float | Tensor]): The step sizes.
-        learned (dict[str, Tensor]): Those that are learned; all or none.
+        learned (dict[str, Tensor]): The learned ones; either all or none are learned.
 
     Raises:
-        OptionError: If a pattern fits no parameter.
+        OptionError: If a pattern matches no parameter.
     """
 
     def __init__(self, net: nn.Module, inner: InnerOptions, learns: bool) -> None:
@@ -49,7 +49,7 @@ class InnerRates:
             OptionError: If these belong to other parameters.
         """
         if set(rates) != set(self.rates):
-            raise OptionError('drtl.inner: the step sizes that were learned before are those of other parameters.')
+            raise OptionError('drtl.inner: the step sizes learned before belong to other parameters.')
         for name, rate in rates.items():
             if self.learned:
                 self.learned[name].data.copy_(rate)

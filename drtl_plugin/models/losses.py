@@ -20,7 +20,7 @@ _FURTHER = ('msssim', 'frequency')
 
 
 class Losses:
-    """The losses of a training step without a GAN's: pixel, perceptual, MS-SSIM and frequency loss.
+    """The losses of a training step except the GAN loss: pixel, perceptual, MS-SSIM and frequency loss.
 
     Args:
         pixel, perceptual (Callable | None): As ``SRModel`` has built them.
@@ -46,7 +46,7 @@ class Losses:
         return self.by_name(output, gt)[0]
 
     def by_name(self, output: Tensor, gt: Tensor) -> tuple[Tensor, OrderedDict[str, Tensor]]:
-        """The sum of the losses, and each by the name that ``SRModel`` logs."""
+        """The sum of the losses, and each loss under the name that ``SRModel`` logs."""
         losses: OrderedDict[str, Tensor] = OrderedDict()
         output = output.float()
         if self.pixel:
@@ -66,7 +66,7 @@ def check_losses(opt: dict[str, Any], has_gan_steps: bool) -> None:
         has_gan_steps (bool): Whether a discriminator could take part in any step.
 
     Raises:
-        OptionError: If a loss is missing, or would be downloaded, or a discriminator would not be used.
+        OptionError: If a loss is missing, would download weights, or a discriminator would not be used.
     """
     train = opt['train']
     perceptual = train.get('perceptual_opt')
@@ -84,7 +84,7 @@ def check_losses(opt: dict[str, Any], has_gan_steps: bool) -> None:
     if not opt.get('network_d') and not train.get('gan_opt'):
         return
     if not has_gan_steps:
-        raise OptionError('network_d: there are no GAN steps in pipeline: meta; use drtl.pipeline: pretrain.')
+        raise OptionError('network_d: pipeline: meta has no GAN steps; use drtl.pipeline: pretrain.')
     if not opt.get('network_d'):
         raise OptionError('network_d is missing: train.gan_opt needs a discriminator, e.g. type: UNetDiscriminatorSN.')
     for key in ('gan_opt', 'optim_d'):
@@ -96,13 +96,13 @@ def try_patches(train_set: EpisodeDataset, criterion: Losses, net_d: nn.Module |
     """Compute the losses of random patches of the sizes that training uses.
 
     Args:
-        train_set (EpisodeDataset): Says the sizes.
+        train_set (EpisodeDataset): Determines the sizes.
         criterion (Losses): The losses.
         net_d (nn.Module | None): The discriminator, if there is one.
         device (torch.device): Where they are.
 
     Raises:
-        OptionError: If a loss or the discriminator cannot take a size.
+        OptionError: If a loss or the discriminator cannot handle a size.
     """
     size = train_set.options.gt_size
     for side in sorted({size, *(min(size, *gt.shape[-2:]) for _, gt in train_set.target_pairs or ())}):

@@ -32,9 +32,9 @@ def pretrain_step(
     """Accumulate ``g = (1/B) Σ w_i ∇L_i(θ)`` over all patches of the B episodes.
 
     Args:
-        net (nn.Module): The network; its gradients are added to.
+        net (nn.Module): The network; gradients are added to those of its parameters.
         batch (EpisodeBatch): The episodes.
-        weights (Sequence[float]): w, of each episode's task.
+        weights (Sequence[float]): w, the weight of each episode's task.
         losses (Losses): L.
         precision (Precision): Makes the context of the forward pass.
         losses_are_means (bool): Whether the losses are means over patches, not sums.
@@ -48,7 +48,7 @@ def pretrain_step(
     with precision():
         output = net(batch.lq.flatten(0, 1))
         if losses_are_means and all(weight == 1 for weight in weights):
-            # One loss over all patches is the mean of the tasks' losses, and, bit for bit, SRModel's step.
+            # One loss over all patches is the mean of the tasks' losses, and the step is bit-identical to SRModel's.
             total, log = losses.by_name(output, batch.gt.flatten(0, 1))
         else:
             total = torch.zeros((), device=output.device)
@@ -78,7 +78,7 @@ def meta_step(
 
     Args:
         net, batch, weights, losses, precision: As for :func:`pretrain_step`.
-        rates (InnerRates): Step sizes of the inner loop; gradients of learned ones are added to.
+        rates (InnerRates): Step sizes of the inner loop; gradients are added to those of learned ones.
         inner (InnerOptions): ``drtl.inner``.
 
     Returns:

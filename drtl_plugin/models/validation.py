@@ -27,7 +27,7 @@ from drtl_plugin.runtime.trained_network import input_multiple
 # Images of each validation set that go into the comparison picture.
 _NUM_COMPARED = 3
 
-# BasicSR's validation of a loader, with or without saving images; and the metrics that it is adding up, by name.
+# BasicSR's validation of a loader, with or without saving images; and its running sums of the metrics, by name.
 Validate = Callable[['PassLoader', bool], None]
 Sums = Callable[[], dict[str, float]]
 
@@ -78,7 +78,7 @@ class Validator:
     Attributes:
         results (dict[str, dict[str, float]]): Last metrics, by dataset name with the pass's suffix.
         compared (dict[str, list[ComparedCrop]]): Crops of the first images, by the same names.
-        suffix (str): The pass that is going on: ``BICUBIC``, ``BEFORE`` or ``AFTER``.
+        suffix (str): The current pass: ``BICUBIC``, ``BEFORE`` or ``AFTER``.
     """
 
     def __init__(self, opt: dict[str, Any]) -> None:
@@ -89,13 +89,13 @@ class Validator:
         self._loader: PassLoader | None = None
 
     def validate(self, dataloader: Any, has_adapted: bool, validate: Validate, sums: Sums, save_img: bool) -> None:
-        """Validate while training: bicubic upsampling (once a run), the network, and the adapted network.
+        """Validate while training: bicubic upsampling (once per run), the network, and the adapted network.
 
         Args:
             dataloader: Of a validation set.
             has_adapted (bool): Whether there is an adapted network.
             validate (Validate): BasicSR's validation.
-            sums (Sums): The metrics that it is adding up.
+            sums (Sums): Its running sums of the metrics.
             save_img (bool): Whether to save restored images.
         """
         name = dataloader.dataset.opt['name']
@@ -128,7 +128,7 @@ class Validator:
             write_image_metrics(path, images)
             results = {options['name'] + suffix: self.results[options['name'] + suffix] for suffix in passes}
             table = results_table(results, TEST_PASSES)
-            get_root_logger().info(f'Mean over {len(dataloader)} images; each of them is in {path}.\n{table}')
+            get_root_logger().info(f'Mean over {len(dataloader)} images; the metrics of each are in {path}.\n{table}')
 
     def _run_pass(
         self, suffix: str, dataloader: Any, validate: Validate, sums: Sums, save_img: bool
@@ -145,11 +145,11 @@ class Validator:
         return loader.metrics
 
     def restore(self, lq: Tensor, net: nn.Module) -> Tensor:
-        """Restore an image in the pass that is going on.
+        """Restore an image in the current pass.
 
         Args:
             lq (Tensor): ``(1, 3, h, w)``.
-            net (nn.Module): Its network; set to evaluation mode while it restores. Not used for bicubic upsampling.
+            net (nn.Module): The pass's network, in evaluation mode while it restores. Not used for bicubic upsampling.
 
         Returns:
             Tensor: ``(1, 3, s h, s w)``.

@@ -57,13 +57,14 @@ class PathOptions(Section, frozen=True, kw_only=True):
     param_key_g: Annotated[
         str | None,
         Meta(
-            description='Which weights of that file to load: params, params_ema, or null for weights without a key. If '
-            'this is not given: the first that exists of params, params_ema, weights without a key; the log names it.'
+            description='Which weights of pretrain_network_g to load: params, params_ema, or null for weights without '
+            'a key. If this is not given, params, params_ema and weights without a key are tried in this order; the '
+            'log names the one used.'
         ),
     ] = 'params'
     strict_load_g: Annotated[bool, Meta(description='Whether the weights must match network_g exactly.')] = True
     pretrain_network_d: Annotated[str | None, Meta(description='Weights of the discriminator to start from.')] = None
-    param_key_d: Annotated[str | None, Meta(description='As param_key_g, for the discriminator.')] = 'params'
+    param_key_d: Annotated[str | None, Meta(description='Like param_key_g, for the discriminator.')] = 'params'
     strict_load_d: Annotated[bool, Meta(description='Whether the weights must match network_d exactly.')] = True
     pretrain_network_r: Annotated[
         str | None, Meta(description='Weights of a trained distortion relation network (DRN).')
@@ -85,7 +86,7 @@ class TrainOptions(Section, frozen=True, kw_only=True):
     """``train``: schedule and losses, as in BasicSR."""
 
     total_iter: Annotated[int, Meta(ge=0, description='Number of training steps; not for DRTLAdaptModel.')]
-    optim_g: Annotated[dict[str, Any], Meta(description="type: Adam, lr, and torch's further arguments.")]
+    optim_g: Annotated[dict[str, Any], Meta(description="type: Adam, lr, and further arguments of torch's optimizer.")]
     scheduler: Annotated[
         dict[str, Any], Meta(description='type: MultiStepLR or CosineAnnealingRestartLR, and its arguments.')
     ]
@@ -96,7 +97,7 @@ class TrainOptions(Section, frozen=True, kw_only=True):
     amp: Annotated[
         Literal['bf16'] | None, Meta(description='bf16: networks compute in bfloat16 on devices that support it.')
     ] = None
-    compile: Annotated[bool, Meta(description='Compile net_g by torch.compile for training; not with maml.')] = False
+    compile: Annotated[bool, Meta(description='Compile net_g with torch.compile for training; not with maml.')] = False
     pixel_opt: Annotated[dict[str, Any] | None, Meta(description='type of the pixel loss, and its arguments.')] = None
     perceptual_opt: Annotated[
         dict[str, Any] | None,
@@ -135,7 +136,9 @@ class ValOptions(Section, frozen=True, kw_only=True):
     suffix: Annotated[str | None, Meta(description='Test: suffix of the image names; null: the name of the run.')] = (
         None
     )
-    metrics: Annotated[dict[str, Any] | None, Meta(description='By name: type, and its arguments.')] = None
+    metrics: Annotated[
+        dict[str, Any] | None, Meta(description='Metrics by name: each has a type and its arguments.')
+    ] = None
     pbar: Annotated[bool | None, Meta(description='Show a progress bar; null: on a terminal.')] = None
     tile: Annotated[int, Meta(ge=0, description='Tile size in LQ pixels; 0: the whole image at once.')] = 0
     overlap: Annotated[int, Meta(ge=0, description='Padding on each side of a tile, in LQ pixels.')] = 16
@@ -149,7 +152,7 @@ class LoggerOptions(Section, frozen=True, kw_only=True):
     use_tb_logger: Annotated[bool, Meta(description='Whether to write TensorBoard logs.')]
     keep_checkpoints: Annotated[
         Annotated[int, Meta(ge=1)] | None,
-        Meta(description='Number of latest checkpoints to keep besides those that validated best; null: all.'),
+        Meta(description='Number of latest checkpoints to keep, besides those with the best metrics; null: all.'),
     ] = None
     wandb: Annotated[dict[str, Any] | None, Meta(description='project and resume_id, for Weights & Biases.')] = None
 

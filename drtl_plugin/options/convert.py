@@ -149,7 +149,7 @@ def unknown_key(cls: type[Section], key: str, where: str) -> OptionError:
 
 
 def is_optional(kind: Any) -> bool:
-    """Whether a type admits None."""
+    """Whether a type allows None."""
     return any(isinstance(member, inspect.NoneType) for member in _members(kind))
 
 
@@ -168,7 +168,7 @@ def _members(kind: Any) -> tuple[inspect.Type, ...]:
 
 
 def _fault(value: Any, kind: Any) -> str:
-    """Why a value is none of a type."""
+    """Why a value does not have a type."""
     members = [member for member in _members(kind) if not isinstance(member, inspect.NoneType)]
     choices = [str(choice) for member in members if isinstance(member, inspect.LiteralType) for choice in member.values]
     if len(members) == 1 and choices:

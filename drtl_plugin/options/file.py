@@ -25,7 +25,7 @@ OptionLoader.add_implicit_resolver(
 
 
 def load_option_file(path: str) -> dict[str, Any]:
-    """Read an option file by :class:`OptionLoader`; a ``!!python/...`` tag is an error and runs no code.
+    """Read an option file with :class:`OptionLoader`; a ``!!python/...`` tag is an error and runs no code.
 
     Raises:
         OptionError: If the file cannot be read, is not YAML, or is not a mapping.

@@ -38,8 +38,8 @@ _NOT_OF_ADAPTATION = frozenset(
 def parse_options(args: argparse.Namespace, root_path: str, is_train: bool) -> dict[str, Any]:
     """Read and check an option file, and return what BasicSR's ``parse_options`` returns for it.
 
-    Besides, defaults of the training dataset are filled in, ``~`` is expanded in all paths, and files written for GPUs
-    run without one.
+    In addition, it fills in defaults of the training dataset, expands ``~`` in all paths, and lets files written for
+    GPUs run without one.
 
     Args:
         args (argparse.Namespace): ``opt``, ``launcher``, ``auto_resume``, ``debug``, ``force_yml``.
@@ -150,7 +150,7 @@ def _check_presence(opt: dict[str, Any], path: str, is_train: bool) -> None:
 
 
 def _check_required(opt: dict[str, Any], is_train: bool) -> None:
-    """Check that what BasicSR's pipelines look up is there."""
+    """Check that the keys that BasicSR's pipelines look up are present."""
     required: dict[str, tuple[type[Section], tuple[str, ...]]] = {}
     if is_train:
         required = {name: (SECTIONS[name], ()) for name in ('train', 'logger', 'val')}
@@ -171,7 +171,7 @@ def _check_section(cls: type[Section], section: Any, where: str, is_closed: bool
 
     Args:
         cls (type): Its declaration. Required keys may be missing, since a test needs fewer than training.
-        section: The section; nothing else than a dict is valid.
+        section: The section; anything but a dict is invalid.
         where (str): Its key in the option file.
         is_closed (bool): Whether only declared keys are valid; otherwise, all but misspelt ones are.
     """

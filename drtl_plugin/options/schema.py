@@ -106,7 +106,7 @@ def reference() -> str:
             default = f'`{json.dumps(described["default"])}`' if 'default' in described else ''
             if name in schema['required']:
                 default = 'required'
-            meaning = described.get('description', 'A section of its own, below.').replace('|', '\\|')
+            meaning = described.get('description', 'See the section below.').replace('|', '\\|')
             lines.append(f'| `{name}` | {_values(described)} | {default} | {meaning} |')
     return '\n'.join(lines) + '\n'
 

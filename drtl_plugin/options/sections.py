@@ -34,8 +34,8 @@ class WeightingOptions(Section, frozen=True, kw_only=True):
         Meta(
             ge=1,
             le=LARGEST,
-            description='Effective number of tasks, exp(entropy of the weights) before floor, that the softmax '
-            'temperature is solved for.',
+            description='Effective number of tasks: exp(entropy of the weights), before floor is applied. The softmax '
+            'temperature is solved to reach it.',
         ),
     ] = 6.0
     temperature: Annotated[
@@ -50,7 +50,7 @@ class WeightingOptions(Section, frozen=True, kw_only=True):
         Meta(
             ge=0,
             le=1,
-            description='Share of the total weight that is reserved for the camera fit; its relation adds to it. '
+            description='Share of the total weight that is reserved for the camera fit; its relation adds to this. '
             'Only with drtl.camera_fit.',
         ),
     ] = 0.9
@@ -75,7 +75,7 @@ class InnerOptions(Section, frozen=True, kw_only=True):
     checkpoint: Annotated[
         bool,
         Meta(
-            description='maml only: recompute inner steps in the backward pass instead of storing their graphs; needs '
+            description='maml only: recompute inner steps in the backward pass instead of storing their graphs; takes '
             'less memory and more time.'
         ),
     ] = False
@@ -188,7 +188,7 @@ class TargetOptions(Section, frozen=True, kw_only=True):
     dataroot_gt: Annotated[str, Meta(description='Folder or .lmdb of GT images.')]
     dataroot_lq: Annotated[str, Meta(description='Folder or .lmdb of LQ images.')]
     num_shot: Annotated[int, Meta(ge=1, description='K, the number of pairs to use.')] = 5
-    seed: Annotated[int, Meta(description='Seed of the choice of K pairs if there are more.')] = 0
+    seed: Annotated[int, Meta(description='Seed for choosing K pairs if there are more.')] = 0
     names: Annotated[
         list[str] | None, Meta(description='Names of the pairs to use, without extension; replaces seed and num_shot.')
     ] = None

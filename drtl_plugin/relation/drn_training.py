@@ -47,14 +47,14 @@ def disturb_gt(gt: Tensor, generator: torch.Generator, scale: int) -> Tensor:
 
 
 def relation_loss(embeddings: Tensor) -> Tensor:
-    """Cross-entropy of recognising the task of a GT patch by the knowledge graph's cosines.
+    """Cross-entropy of recognising the task of a GT patch from the knowledge graph's cosines.
 
     Half of the patches give the tasks' embeddings ``v_i``, centred over the library as in
     :func:`drtl_plugin.relation.graph.graph_from_embeddings`. The other half are queries, one by one and averaged; a
     softmax over their cosines to the ``v_i`` must recognise the task (prototypical networks, Snell et al.,
     arXiv 1703.05175, section 2.3, with the graph's cosine).
 
-    The loss does not ask for distortions of similar strength to have similar embeddings: with spectra as input they do
+    The loss does not require distortions of similar strength to have similar embeddings; with spectra as input, they do
     (``benchmarks/README.md``, blur order).
 
     Args:

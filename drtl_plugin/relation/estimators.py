@@ -7,9 +7,9 @@ embedding  cosine of DRN embeddings      one DRN pass over the evidence, plus   
            (the paper's)                 training the DRN once (a minute)       looks like the camera's
 gradient   cosine of gradients at the    N + 1 gradients, held in memory (some  the network is half trained;
            current θ (ours)              in float64)                            noisy
-transfer   gain on the target's pairs    N × ``transfer_steps`` training        what helps matters more than what
-           after learning task i (ours)  steps, N (N + 1) losses                looks alike
-uniform    the same for all              none                                   you want a baseline
+transfer   gain on the target's pairs    N × ``transfer_steps`` training        tasks that help matter more than
+           after learning task i (ours)  steps, N (N + 1) losses                tasks that look alike
+uniform    the same for all              none                                   you need a baseline
 ========== ============================= ====================================== =================================
 
 ``benchmarks/README.md`` has measurements, and ``docs/extending.md`` an example of your own estimator.
@@ -221,7 +221,7 @@ def graph_from_gains(labels: list[str], gains: Tensor) -> KnowledgeGraph:
         NonFiniteRelationError: If a gain is NaN or infinite; it names the task, or the target.
     """
     finite = gains.isfinite()
-    # If every gain on a task is broken, that task is to blame, not those that were trained on.
+    # If every gain on a task is broken, that task is the cause, not those that were trained on.
     judged = finite.any(dim=0)
     learned = (finite | ~judged).all(dim=1)
     require_finite(labels, torch.cat([judged[:-1] & learned, judged[-1:]]))

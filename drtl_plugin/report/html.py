@@ -1,4 +1,4 @@
-"""``report.html``: a page in one file that needs no other, with gains, images, curves, the graph and the options."""
+"""``report.html``: a self-contained page with gains, images, curves, the graph and the options."""
 
 from __future__ import annotations
 
@@ -20,27 +20,26 @@ from drtl_plugin.report.tables import PASSES, Gain
 
 # Weights below this share of the largest one are off the scale of the bar chart.
 _SMALLEST_SHARE = 1e-4
-# Names of tasks, files and datasets are no formulas.
+# Names of tasks, files and datasets are not formulas.
 _plain_text = rc_context({'text.parse_math': False})
 
 _GRAPH_CAPTION = (
-    'Each node is a task; the star is the target camera. The closer a task is to the star, the more related it is to '
-    'the camera. The colour is the same relation, from -1 to 1; the area of a node grows with the weight of its task, '
-    'given as × the mean weight. Orange lines join each task to the task that it is most related to.'
+    'Each node is a task, and the star is the target camera. The closer a task is to the star, the more related it is '
+    'to the camera. The colour is the same relation, from -1 to 1; the area of a node grows with the weight of its '
+    'task, given as × the mean weight. Orange lines join each task to the task that it is most related to.'
 )
 _FIXED_SHARE_CAPTION = (
-    ' The square is the camera-fit task: {share:.0%} of the total weight are reserved for it '
-    '(drtl.weighting.fit_share) whatever its relation, so it can be large and still far from the star.'
+    ' The square is the camera-fit task: {share:.0%} of the total weight is reserved for it '
+    '(drtl.weighting.fit_share), whatever its relation, so it can be large and still far from the star.'
 )
 _WEIGHTS_CAPTION = (
-    'The last weights of the tasks, on a logarithmic axis. 1, the dashed line, is the mean weight: a task at 2 counts '
+    'The last weights of the tasks, on a logarithmic axis. The dashed line at 1 is the mean weight: a task at 2 counts '
     'twice as much as the mean.'
 )
 _CAMERA_FIT_CAPTION = (
     "The camera's blur kernel for each colour, fitted to its pairs, in pixels of the ground truth: blue adds light, "
-    'red takes it away. The headings give the width of the Gaussian with the same energy; the first lines, how much '
-    'the fit explains of the difference that bicubic reduction leaves, on the fitted pairs and on pairs left out of '
-    'the fit.'
+    'red removes it. The headings give the width of the Gaussian with the same energy. The first lines say how much of '
+    'the error of bicubic downsampling the fit explains, on the fitted pairs and on pairs left out of the fit.'
 )
 
 
@@ -172,7 +171,7 @@ def curves_of_folder(folder: Path, psnr_names: Mapping[str, str]) -> list[Curves
     curves = []
     for metric, lines in metrics.items():
         last = max(iteration for line in lines.values() for iteration, _ in line)
-        # What does not change is drawn as a level.
+        # A value that does not change is drawn as a horizontal line.
         lines = {name: line if len(line) > 1 else [*line, (last, line[0][1])] for name, line in lines.items()}
         y = f'{psnr_names[metric]} (dB)' if metric in psnr_names else metric
         curves.append(Curves(f'{metric} while training', 'iteration', y, lines, caption))
@@ -182,7 +181,7 @@ def curves_of_folder(folder: Path, psnr_names: Mapping[str, str]) -> list[Curves
 def illustrations_of_folder(
     folder: Path, psnr_names: Mapping[str, str], fixed_share: float | None
 ) -> list[Illustration]:
-    """Whatever there is of metrics, weights, knowledge graph and camera fit in the folder of an experiment.
+    """Illustrations of the metrics, weights, knowledge graph and camera fit found in the folder of an experiment.
 
     Args:
         folder (Path): Holds ``metrics.csv``, ``knowledge_graph.json`` and ``.png``, ``camera_fit.png``.

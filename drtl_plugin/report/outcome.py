@@ -1,4 +1,4 @@
-"""The end of a training run: comparison pictures, ``report.html`` and the last words."""
+"""The end of a training run: comparison pictures, ``report.html`` and the final message."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def write_outcome(outcome: Outcome, modules: Sequence[str] = ()) -> str:
         modules (Sequence[str]): Modules that ``--import`` loaded; the next command needs them, too.
 
     Returns:
-        str: Where everything is, the next command, and the results as a table.
+        str: A message with the locations of the results, the next command, and a table of the metrics.
     """
     root = Path(outcome.opt['path']['experiments_root'])
     for dataset in (name[: -len(BICUBIC)] for name in outcome.compared if name.endswith(BICUBIC)):

@@ -1,4 +1,4 @@
-"""What a run leaves for people: the table of its last lines, and a picture to look at."""
+"""Text results of a run: tables of metrics, gains and relations, and files for them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from drtl_plugin import shell
 from drtl_plugin.relation.graph import KnowledgeGraph
 from drtl_plugin.relation.weights import effective_number
 
-# What a training run validates: the suffix that names its results after the dataset, and its name in words.
+# Validation passes of a training run: the suffix that names the results after the dataset, and the name in words.
 BICUBIC, BEFORE, AFTER = '_bicubic', '', '_adapted'
 PASSES = {BICUBIC: 'bicubic upsampling', BEFORE: 'before adaptation', AFTER: 'after adaptation'}
-# What a test validates.
+# Passes of a test.
 TEST_PASSES = {BICUBIC: PASSES[BICUBIC], BEFORE: 'network'}
 
 
@@ -26,7 +26,7 @@ class Gain(NamedTuple):
 
     Attributes:
         value (str): Signed number with its unit.
-        against (str): What is compared with what, and on which images.
+        against (str): The two sides that are compared, and on which images.
     """
 
     value: str

@@ -1,4 +1,4 @@
-"""Training in several processes, with or without GPUs: agreeing, averaging gradients.
+"""Training in several processes, with or without GPUs: agreement between them, and averaging of gradients.
 
 The distortions of a step depend only on the step and its episodes, so N processes with B episodes each take the same
 step as one process with N · B episodes, provided that N divides the number of episodes and the network has no dropout
@@ -91,7 +91,7 @@ def broadcast(tensors: Iterable[Tensor]) -> None:
 def average_gradients(parameters: Iterable[Tensor]) -> None:
     """Average gradients over the processes, many parameters per message.
 
-    ``mmengine.dist.all_reduce_params`` would copy gradients from a GPU to the host, since it knows one backend only.
+    ``mmengine.dist.all_reduce_params`` would copy gradients from a GPU to the host, since it supports only one backend.
 
     Args:
         parameters (Iterable[Tensor]): The same in all processes, with gradients for the same ones.

@@ -16,13 +16,13 @@ from torch.utils.data import DataLoader
 
 
 class LoaderProcesses:
-    """The processes of the loaders that :meth:`adopt` was given."""
+    """The processes of the loaders passed to :meth:`adopt`."""
 
     def __init__(self) -> None:
         self._started: weakref.WeakSet[BaseProcess] = weakref.WeakSet()
 
     def adopt(self, loader: DataLoader) -> None:
-        """Take care of the processes that a loader is going to start."""
+        """Take charge of the processes that a loader will start."""
         if loader.num_workers:
             loader.worker_init_fn = _IgnoringSignals(loader.worker_init_fn)
             loader.multiprocessing_context = self._context()
@@ -35,7 +35,7 @@ class LoaderProcesses:
         processes = [child for child in multiprocessing.active_children() if child in self._started]
         if not processes or threading.current_thread() is not threading.main_thread():
             return
-        # torch would raise the death of a loader as an error. (Windows has no such signal.)
+        # torch would raise an error when a loader dies. (Windows has no such signal.)
         handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if hasattr(signal, 'SIGCHLD') else None
         for process in processes:
             process.kill()
@@ -44,7 +44,7 @@ class LoaderProcesses:
             signal.signal(signal.SIGCHLD, handler)
 
     def _context(self) -> BaseContext:
-        """The default context for starting processes, which also notes each of them."""
+        """The default context for starting processes, which also records each of them."""
         context: Any = copy.copy(multiprocessing.get_context())
         make_process, started = context.Process, self._started
 
@@ -73,7 +73,7 @@ class _IgnoringSignals:
 
 class _Target:
     """A process's ``target``. A spawned process unpickles it before the dataset, and imports this package with it,
-    whose repairs a dataset of BasicSR needs."""
+    whose fixes a dataset of BasicSR needs."""
 
     def __init__(self, target: Callable) -> None:
         self.target = target

@@ -35,12 +35,14 @@ def exclusive(folder: str | Path, name: str) -> Iterator[None]:
         with open(owner, 'a', encoding='utf-8'):
             pass
     except OSError as error:
-        raise DataError(f'{folder}: cannot be written ({error.strerror}); run it in a folder of your own.') from None
+        raise DataError(
+            f'{folder}: cannot be written ({error.strerror}); run it in a folder that you can write to.'
+        ) from None
     try:
         lock.acquire()
     except filelock.Timeout:
         raise DataError(
-            f'{Path(folder, name)}: another run of this name ({owner.read_text(encoding="utf-8")}) is at work; wait '
+            f'{Path(folder, name)}: another run of this name ({owner.read_text(encoding="utf-8")}) is active; wait '
             'for it, stop it, or choose another name.'
         ) from None
     except OSError:  # the file system has no locks

@@ -31,12 +31,12 @@ def train(opt: dict, option_file: str, datasets: Mapping[str, Dataset] | None = 
 
     In addition:
 
-    - A resumed run continues with the samples that it has not seen, with the shared random generators where they were.
+    - A resumed run continues with the samples that it has not seen, and restores the shared random generators.
       It repeats the validation that belongs to the state's iteration.
     - SIGINT and SIGTERM end a run between two iterations, or during validation and adaptation, with its state saved. A
       second signal (after two seconds), or one before there is anything to save, ends it at once.
     - Validation does not change the course of training: it draws from copies of the random generators.
-    - The last iteration is validated once. Training goes on until ``total_iter``, even where BasicSR's loop counts too
+    - The last iteration is validated once. Training continues until ``total_iter``, even if BasicSR's loop counts too
       few epochs because incomplete batches are dropped.
     - ``time`` and ``eta`` in the log are those of training steps, without validation, saving, adaptation and measuring
       the relation. Slow iterations are reported before the first line of losses.
@@ -46,7 +46,7 @@ def train(opt: dict, option_file: str, datasets: Mapping[str, Dataset] | None = 
     Args:
         opt (dict): Parsed options (:func:`drtl_plugin.options.parse.parse_options`).
         option_file (str): The option file, of which the first process keeps a copy in the experiment's folder.
-        datasets (Mapping[str, Dataset] | None): Datasets built before, by phase; the others are built here.
+        datasets (Mapping[str, Dataset] | None): Datasets that are already built, by phase; the others are built here.
 
     Returns:
         The trained model. It had ``train_set`` and ``tb_logger`` set before its first step.
@@ -187,7 +187,7 @@ class _Training:
             self._validate()
 
     def _steps(self) -> None:
-        """All iterations that are left."""
+        """All remaining iterations."""
         opt, model = self.opt, self.model
         log = StepLogger(opt, self.iter, self.tb_logger)
         prefetcher = self._prefetcher()
@@ -264,9 +264,9 @@ class _Training:
         self.signals.ignore()
         self.model.stopping = True
         self.model.save(self.sampler.epoch, self.iter)
-        if self.opt['dist']:  # a launcher ends the others as soon as one has ended
+        if self.opt['dist']:  # a launcher ends the others as soon as one ends
             distributed.barrier()
-        self.signals.end(f'after iteration {self.iter}; go on with --auto_resume')
+        self.signals.end(f'after iteration {self.iter}; continue with --auto_resume')
 
 
 __all__ = ['Interrupted', 'test', 'train']

@@ -47,7 +47,7 @@ def load_resume_state(opt: dict) -> dict | None:
     if path is None:
         return None
     if not isinstance(state, dict) or not {'iter', 'epoch', 'optimizers', 'schedulers'} <= set(state):
-        raise DataError(f'path.resume_state: {path} is no training state.')
+        raise DataError(f'path.resume_state: {path} is not a training state.')
     written = {key: value for key, value in opt['path'].items() if key.startswith('param_key_')}
     check_resume(opt, state['iter'])
     ignored = opt['path'].get('ignore_resume_networks') or ()
@@ -60,12 +60,12 @@ def load_resume_state(opt: dict) -> dict | None:
 
 
 def install() -> bool:
-    """Let BasicSR's own ``train_pipeline`` resume by :func:`load_resume_state`.
+    """Let BasicSR's own ``train_pipeline`` resume through :func:`load_resume_state`.
 
-    Fault: its function asks CUDA for the current device even where there is none.
+    Fault: its function asks CUDA for the current device even if there is none.
 
     Returns:
-        bool: Whether it was not installed yet.
+        bool: Whether it was not installed before.
     """
     if basicsr.train.load_resume_state is load_resume_state:
         return False
@@ -77,7 +77,7 @@ class ResumingSampler(EnlargedSampler):
     """``EnlargedSampler`` that, in the interrupted epoch, skips the samples seen before.
 
     At the start of that epoch, it also restores the shared random generators: not earlier, since creating the loader's
-    iterator draws from them. Processes other than the first, whose generators the state does not hold, are seeded anew.
+    iterator draws from them. Processes other than the first, whose generators the state does not hold, are reseeded.
 
     Args:
         dataset (Dataset): To sample from.

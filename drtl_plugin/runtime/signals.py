@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM end a training run in order."""
+"""SIGINT and SIGTERM end a training run in an orderly way."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from typing import Any, NoReturn
 from drtl_plugin.runtime.distributed import any_process
 from drtl_plugin.runtime.progress import to_stderr
 
-# Seconds within which a repeated signal counts as the first one: launchers pass on what the whole group has received.
+# Seconds within which a repeated signal counts as the first one: launchers forward what the whole group has received.
 _SAME_SIGNAL = 2
 
 
 class StopNow(BaseException):
-    """Raised by a signal in an :meth:`StopSignals.interruptible` block; no ``except Exception`` must catch it."""
+    """Raised by a signal in an :meth:`StopSignals.interruptible` block; ``except Exception`` must not catch it."""
 
 
 class Interrupted(SystemExit):
-    """The run was told to stop, and has stopped; the exit code is what shells expect of the signal."""
+    """The run was told to stop, and has stopped; the exit code is the one that shells expect for the signal."""
 
 
 class StopSignals:
-    """Takes SIGINT and SIGTERM while the context lasts.
+    """Handles SIGINT and SIGTERM while the context lasts.
 
     Before :meth:`begin`, a signal ends the run at once. Afterwards it is remembered, until the run asks by
     :meth:`told`, saves its state and calls :meth:`end`. The same signal again, after two seconds, acts as without this
-    class. Only the main thread of the main process takes signals.
+    class. Only the main thread of the main process handles signals.
 
     Args:
         dist (bool): Whether several processes train. Then they stop together, and no block is interruptible.
@@ -70,7 +70,7 @@ class StopSignals:
 
     @contextlib.contextmanager
     def interruptible(self) -> Iterator[None]:
-        """A block that a signal, also an earlier one, leaves at once.
+        """A block that a signal, even an earlier one, ends at once.
 
         Raises:
             StopNow: In the block, or at its start.
@@ -118,7 +118,9 @@ class StopSignals:
             self.end('before there was anything to save')
         # With several processes, the first one validates to the end: it cannot tell the others.
         self._model.stopping = not self._dist
-        to_stderr(f'{self._signal.name}: the state is saved after this iteration; once more ends the run at once.')
+        to_stderr(
+            f'{self._signal.name}: the state is saved after this iteration; a second signal ends the run at once.'
+        )
         if self._may_stop_now:
             self._may_stop_now = False
             raise StopNow

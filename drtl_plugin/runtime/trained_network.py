@@ -44,7 +44,7 @@ class TrainedNetwork:
 
     @property
     def window(self) -> int:
-        """Height and width of its input must be multiples of this."""
+        """Height and width of the input must be multiples of this."""
         return input_multiple(self.options, self.scale)
 
 

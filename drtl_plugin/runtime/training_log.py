@@ -1,4 +1,4 @@
-"""What a run records: log file, TensorBoard, losses and times."""
+"""The records of a run: log file, TensorBoard, losses and times."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from drtl_plugin.runtime.progress import seconds_aside
 
 
 class StepTimer(AvgTimer):
-    """``AvgTimer`` that leaves out what is done :func:`~drtl_plugin.runtime.progress.aside`, e.g. validation."""
+    """``AvgTimer`` that excludes work done :func:`~drtl_plugin.runtime.progress.aside`, e.g. validation."""
 
     def start(self) -> None:
         super().start()
@@ -60,7 +60,7 @@ def open_log(opt: dict, phase: str) -> logging.Logger:
 
 
 def open_tensorboard(opt: dict, first_iter: int) -> Any:
-    """BasicSR's TensorBoard (and wandb) writer with the option files as text; None where it is off.
+    """BasicSR's TensorBoard (and wandb) writer with the option files as text; None if it is off.
 
     Args:
         opt (dict): Parsed options.

@@ -148,7 +148,7 @@ def estimate_alignment(lq: np.ndarray, gt: np.ndarray, scale: int) -> Alignment:
     parts = [image[: common[0], : common[1]] for image in (lq_grey, gt_grey)]
     window = cv2.createHanningWindow(common[::-1], cv2.CV_32F)
     (dx, dy), _ = cv2.phaseCorrelate(parts[0].copy(), parts[1].copy(), window)
-    # Phase correlation errs on blurred or repetitive images; the pair may be aligned already.
+    # Phase correlation fails on blurred or repetitive images; the pair may be aligned already.
     best, matrix = max(
         (_affine(lq_grey, gt_grey, start) for start in ((dx, dy), (0.0, 0.0))), key=lambda estimate: estimate[0]
     )

@@ -40,7 +40,7 @@ def prepare_pairs(dataset: str, source: str | Path, target: str | Path, scale: i
         source (str | Path): Folder of the unpacked archive, or a parent of it.
         target (str | Path): Folder to write; it gets this name when it is complete.
         scale (int): Scale of the pairs.
-        camera (str | None): Take pairs of this camera only; None takes all.
+        camera (str | None): Take only pairs of this camera; None takes all.
 
     Returns:
         dict: Number of pairs by split.
@@ -154,7 +154,7 @@ def _appearing(target: str | Path) -> Iterator[Path]:
     """A folder that is renamed to ``target`` when it is complete."""
     target = Path(target)
     if target.exists():
-        raise DataError(f'target: {target} exists already; remove it or choose another name.')
+        raise DataError(f'target: {target} already exists; remove it or choose another name.')
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix='.unfinished_') as unfinished:
         folder = Path(unfinished, 'complete')

@@ -1,7 +1,7 @@
 """Distortions: batched tensor functions, and the registry that option files choose them from.
 
 A distortion is a function of images ``(B, C, H, W)`` in [0, 1], with one parameter value per image. Blurs act on the
-GT grid, noise, compression and sharpening on the LQ grid, where a camera applies them, too.
+GT grid; noise, compression and sharpening act on the LQ grid, where a camera applies them, too.
 :mod:`drtl_plugin.tasks.library` builds auxiliary tasks from them.
 """
 
@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 DISTORTION_REGISTRY = Registry('distortion')
-# Names that option files use beside those of the registry.
+# Names that option files use in addition to those of the registry.
 REDUCTION = 'bicubic'
 COMPOSE = 'compose'
 
@@ -110,7 +110,7 @@ def distortion(on_gt_grid: bool, **drawn: Drawn) -> Callable[[Callable[..., Tens
 
 
 def bicubic(img: Tensor, scale: int) -> Tensor:
-    """Antialiased bicubic reduction; equals MATLAB's ``imresize`` (a = -0.5) except at the border.
+    """Antialiased bicubic downsampling; equals MATLAB's ``imresize`` (a = -0.5) except at the border.
 
     Args:
         img (Tensor): ``(B, C, H, W)``; H and W are multiples of ``scale``.

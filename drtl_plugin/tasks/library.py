@@ -1,7 +1,7 @@
 """Auxiliary tasks: sequences of distortions with parameter ranges, and the library of an option file.
 
-A task turns GT into LQ images of ``1 / scale`` the size: blurs act on the GT grid, then comes the reduction
-(``bicubic``), then what acts on the LQ grid.
+A task turns GT into LQ images of ``1 / scale`` the size: blurs act on the GT grid, then comes downsampling
+(``bicubic``), then the distortions on the LQ grid.
 """
 
 from __future__ import annotations

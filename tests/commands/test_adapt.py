@@ -103,7 +103,7 @@ def test_from_pairs_to_weights(folder, quick, capsys):
     assert cv2.imread('a.png').shape == (256, 288, 3)
 
     assert cli.main(command) == 2
-    assert 'basicsr: error: -o: mine is there already; choose another folder.' in capsys.readouterr().err
+    assert 'basicsr: error: -o: mine already exists; choose another folder.' in capsys.readouterr().err
 
 
 def commands_in(report: str) -> dict[str, list[str]]:
@@ -224,7 +224,7 @@ def test_a_failed_evaluation_leaves_what_was_adapted(folder, quick, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         module.adapt('pairs', 'w.pth', 'mine', steps=1)
     assert (folder / 'mine/net_g_adapted_latest.pth').is_file()
-    assert 'Not measured: it failed.' in (folder / 'mine/report.md').read_text()
+    assert 'Not measured: the evaluation failed.' in (folder / 'mine/report.md').read_text()
 
 
 def test_pairs_that_lie_apart(folder, quick):

@@ -128,7 +128,7 @@ class TestDistortionTaskDataset:
     @pytest.mark.parametrize(
         ('change', 'error', 'message'),
         [
-            ({'gt_size': 66}, OptionError, 'gt_size: 66 is no multiple of scale 4'),
+            ({'gt_size': 66}, OptionError, 'gt_size: 66 is not a multiple of scale 4'),
             ({'gt_sise': 64}, OptionError, "unknown key 'gt_sise'; did you mean 'gt_size'"),
             ({'dataroot_gt': 'nowhere'}, DataError, 'dataroot_gt: there is no folder nowhere'),
             ({'distortions': [{'name': 'jpg'}]}, OptionError, "unknown distortion 'jpg'; did you mean 'jpeg'"),

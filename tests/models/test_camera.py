@@ -112,7 +112,7 @@ def test_a_fit_given_by_path_is_taken(build, fit_opt, tmp_path, fitted, plain_fi
     assert torch.equal(model.camera_fit.kernel, plain_fit.kernel)
     assert not fitted
     checkpoints.save(dataclasses.replace(plain_fit, scale=2).state(), path)
-    with pytest.raises(OptionError, match='is of scale 2, not of 4'):
+    with pytest.raises(OptionError, match='is for scale 2, not 4'):
         build(fit_opt)
 
 

@@ -155,7 +155,7 @@ def test_states_of_other_tasks_are_refused(build, quick_opt):
     model.save(epoch=0, current_iter=1)
     state = torch.load(f'{model.opt["path"]["training_states"]}/1.state', weights_only=True)
     quick_opt['datasets']['train']['distortions'].reverse()
-    with pytest.raises(OptionError, match='not the tasks that the run to resume has learned'):
+    with pytest.raises(OptionError, match='not the tasks of the run to resume'):
         build(quick_opt).resume_training(state)
 
 

@@ -39,7 +39,7 @@ class TestInnerRates:
         for name, rate in model.inner_rates.rates.items():
             assert torch.equal(fixed.inner_rates.rates[name], rate.detach())
         quick_opt['drtl']['inner'].update(parameters=['conv_last.*'])
-        with pytest.raises(OptionError, match='those of other parameters'):
+        with pytest.raises(OptionError, match='belong to other parameters'):
             build(quick_opt)
 
     def test_states_with_and_without_rates_are_told_apart(self, build, quick_opt, workdir):

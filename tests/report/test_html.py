@@ -177,7 +177,7 @@ def test_a_training_run_leaves_one(workdir, quick_opt, write_opt, monkeypatch):
     for name in ('knowledge_graph.png', 'camera_fit.png'):
         assert (root / name).read_bytes() in pictures
     graph_caption, fit_caption = read.texts['figcaption'][-2:]
-    for words in ('closer', 'area', 'colour', 'Orange lines', '90% of the total weight are reserved for it'):
+    for words in ('closer', 'area', 'colour', 'Orange lines', '90% of the total weight is reserved for it'):
         assert words in graph_caption
     assert 'blur kernel' in fit_caption
     # The options are folded.

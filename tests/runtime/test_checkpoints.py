@@ -184,7 +184,7 @@ class TestLoadResumeState:
     def test_refuses_what_is_no_state(self, opt, tmp_path):
         opt.update(auto_resume=False)
         opt['path']['resume_state'] = str(tmp_path / 'net_g_900.pth')
-        with pytest.raises(DataError, match=r'path\.resume_state: .*net_g_900\.pth is no training state'):
+        with pytest.raises(DataError, match=r'path\.resume_state: .*net_g_900\.pth is not a training state'):
             resume.load_resume_state(opt)
 
     def test_runs_no_code_of_a_file(self, opt, tmp_path):

@@ -36,7 +36,7 @@ def test_a_name_is_given_once_in_a_process_and_given_back(workdir):
     with (
         exclusive('experiments', 'x'),
         exclusive('experiments', 'y'),
-        pytest.raises(DataError, match=rf'experiments/x: another run of this name \({owner}\) is at work'),
+        pytest.raises(DataError, match=rf'experiments/x: another run of this name \({owner}\) is active'),
         exclusive('experiments', 'x'),
     ):
         pass

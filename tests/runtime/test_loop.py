@@ -59,7 +59,7 @@ class SpoilHook(MetaTrainerHook):
         assert error.startswith(
             'basicsr: error: iteration 3: the loss or the gradient is not finite (learning rate 0.001'
         )
-        assert '2 steps were left out, and max_skips of NanGuardHook is 1' in error
+        assert '2 steps were skipped, and max_skips of NanGuardHook is 1' in error
         models = workdir / 'experiments/drtl_x4/models'
         last = torch.load(models / 'net_g_2.pth', weights_only=True)['params']
         assert all(weight.isfinite().all() for weight in last.values())

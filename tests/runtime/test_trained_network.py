@@ -339,7 +339,7 @@ def test_exports_do_not_take_the_place_of_weights(workdir, quick_opt, write_opt,
     path = trained(workdir, quick_opt, write_opt, quick_opt['network_g'])
     before = Path(path).read_bytes()
     assert cli.main(['export', '--weights', path, f'--{kind}', path]) == 2
-    assert 'is the file of weights; choose another name' in capsys.readouterr().err
+    assert 'is the weights file; choose another name' in capsys.readouterr().err
     assert Path(path).read_bytes() == before
 
 
@@ -371,7 +371,7 @@ def test_an_export_that_does_something_else_is_refused(tmp_path, monkeypatch):
 def test_the_commands(workdir, quick_opt, write_opt, capsys):
     path = trained(workdir, quick_opt, write_opt, quick_opt['network_g'])
     assert cli.main(['export', '--weights', path, '--onnx', 'deep/net.onnx']) == 0
-    assert 'deep/net.onnx restores as' in capsys.readouterr().out
+    assert 'deep/net.onnx gives the same results as' in capsys.readouterr().out
     assert cli.main(['upscale', '-i', f'{SAMPLE_ROOT}/camera/val/lq', '-o', 'out', '--weights', path]) == 0
     assert '3 restored images are in out.' in capsys.readouterr().out
     assert len(list((workdir / 'out').iterdir())) == 3

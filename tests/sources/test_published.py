@@ -114,7 +114,7 @@ class TestWrongInput:
         assert 'Canon, Nikon' in message(camera='canon')
         assert 'no realsr pairs of scale 3' in message(scale=3)
         assert 'there is no folder' in message(source=tmp_path / 'nowhere')
-        assert 'exists already' in message(target=realsr)
+        assert 'already exists' in message(target=realsr)
         assert '--camera is missing' in message(dataset='city100')
         write(realsr / 'Canon/Train/4/Canon_002_LR4.png', 11, 12)
         assert '12x11, but Canon_002_HR.png is 48x40, not 4 times that' in message()
@@ -140,11 +140,11 @@ class TestCommand:
         target = tmp_path / 'nikon'
         arguments = ['prepare', 'realsr', str(realsr), str(target), '--camera', 'Nikon', '--lmdb']
         assert cli.main(arguments) == 0
-        assert capsys.readouterr().out.endswith(f'2 pairs to adapt to, 1 held out are in {target}.\n')
+        assert capsys.readouterr().out.endswith(f'2 pairs to adapt to and 1 held out are in {target}.\n')
         assert sorted(paths_from_lmdb(str(target / 'support/gt.lmdb'))) == ['Nikon_001', 'Nikon_002']
         assert {path.name for path in (target / 'val').iterdir()} == {'gt.lmdb', 'lq.lmdb'}
         assert cli.main(arguments) == 2
-        assert 'exists already' in capsys.readouterr().err
+        assert 'already exists' in capsys.readouterr().err
 
     def test_subimages_as_folder_and_lmdb(self, tmp_path, capsys):
         write(tmp_path / 'hr/a.png', 48, 64)
@@ -152,7 +152,7 @@ class TestCommand:
         assert cli.main([*arguments, str(tmp_path / 'sub'), '--size', '32', '--step', '16']) == 0
         assert capsys.readouterr().out == f'6 sub-images are in {tmp_path / "sub"}.\n'
         assert cli.main([*arguments, str(tmp_path / 'sub.lmdb'), '--size', '48', '--step', '16', '--lmdb']) == 2
-        assert 'exists already' in capsys.readouterr().err  # the folder of that name is not overwritten
+        assert 'already exists' in capsys.readouterr().err  # the folder of that name is not overwritten
         assert cli.main([*arguments, str(tmp_path / 'b.lmdb'), '--size', '48', '--step', '16', '--lmdb']) == 0
         assert sorted(paths_from_lmdb(str(tmp_path / 'b.lmdb'))) == ['a_s001', 'a_s002']
         assert cli.main([*arguments, str(tmp_path / 'c'), '--lmdb']) == 2

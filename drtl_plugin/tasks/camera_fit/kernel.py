@@ -61,7 +61,7 @@ class Equations:
         gram (Tensor): ``(3, n², n²)``, of GT neighbourhoods.
         product (Tensor): ``(3, n²)``, of GT neighbourhoods and LQ pixels.
         energy (Tensor): ``(3,)``, of the LQ pixels.
-        bicubic_error (float): Squared error of a bicubic reduction.
+        bicubic_error (float): Squared error of bicubic downsampling.
     """
 
     gram: Tensor
@@ -142,7 +142,7 @@ def solve(parts: Sequence[Equations], taps: int) -> tuple[Tensor, float, float]:
 
     Returns:
         tuple[Tensor, float, float]: The kernel ``(3, n, n)``, each colour of sum 1, and the share of the squared error
-        of bicubic reduction that it explains, on all parts and on left-out ones.
+        of bicubic downsampling that it explains, on all parts and on left-out ones.
     """
     total = functools.reduce(operator.add, parts)
     others = [functools.reduce(operator.add, [*parts[:i], *parts[i + 1 :]]) for i in range(len(parts))]

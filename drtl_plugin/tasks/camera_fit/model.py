@@ -1,4 +1,4 @@
-"""A camera's degradation, fitted to its aligned pairs: one more auxiliary task, beside the synthetic distortions.
+"""A camera's degradation, fitted to its aligned pairs: an auxiliary task in addition to the synthetic distortions.
 
 The model of an LQ image ``y`` of GT ``x``::
 
@@ -11,7 +11,7 @@ network learns to restore GT of the camera's own sharpness.
 
 Compression is not modelled; its artefacts count as noise.
 
-Ours: the auxiliary tasks of the paper (arXiv 2111.13078) are synthetic.
+This is ours: the auxiliary tasks of the paper (arXiv 2111.13078) are synthetic.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class CameraFit:
         colour_correlation (Tensor): ``(3, 3)``: correlation of the noise between colours.
         neighbour_correlation (float): Correlation of the noise between adjacent pixels.
         gt_sigma (float): Sigma, in pixels, of the Gaussian that makes photographs as soft as the pairs' GT.
-        explained (float): Share of the squared error of a bicubic reduction (after gain, offset and shift) that kernel
-            and correction explain.
+        explained (float): Share of the squared error of bicubic downsampling (after gain, offset and shift) that
+            kernel and correction explain.
         explained_left_out (float): The same on left-out pairs (quarters, if there is one pair): each in turn for the
             kernel, the last one for the correction.
         correction (Correction): Empty if none helps.
@@ -74,8 +74,8 @@ class CameraFit:
             reasons.append('it is fitted to a single pair, which cannot separate the camera from the scene')
         if self.explained_left_out < WORTHWHILE:
             reasons.append(
-                f'it explains {self.explained_left_out:.0%} of the error of a bicubic reduction on left-out pairs; the '
-                'pairs may be too few, misaligned, or hardly different from a bicubic reduction'
+                f'it explains {self.explained_left_out:.0%} of the error of bicubic downsampling on left-out pairs; '
+                'the pairs may be too few, misaligned, or hardly different from bicubic downsampling'
             )
         worst = self.shift.abs().max().item()
         if worst > self.scale:
