@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from drtl_plugin.meta.adaptation import Backward, adaptation, best_step, last
 from drtl_plugin.meta.learner import Batch, Criterion, Precision, Rates
-from drtl_plugin.models.episodes import Episodes
+from drtl_plugin.models.episode_synthesis import Episodes
 from drtl_plugin.options.sections import AdaptOptions
 from drtl_plugin.runtime.progress import progress, stage
 

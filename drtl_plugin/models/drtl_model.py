@@ -24,7 +24,7 @@ from drtl_plugin.models.acceleration import Acceleration, accelerate
 from drtl_plugin.models.adapter import Adapter, Watch
 from drtl_plugin.models.adversary import adversarial_backward, build_discriminator, make_adversary
 from drtl_plugin.models.camera import fit_to_target, load_camera
-from drtl_plugin.models.episodes import Episodes, check_training_set
+from drtl_plugin.models.episode_synthesis import Episodes, check_training_set
 from drtl_plugin.models.inner_rates import InnerRates
 from drtl_plugin.models.losses import Losses, check_losses, try_patches
 from drtl_plugin.models.steps import meta_step, pretrain_step

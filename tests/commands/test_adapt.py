@@ -284,11 +284,11 @@ def swap() -> None:
         (swap, r'pairs/lq/a\.png.* is 288x256, larger than .*72x64; are the folders pairs/gt and pairs/lq swapped\?$'),
         (
             lambda: resize(3 / 4, '*_HR.png'),
-            r'a_HR\.png is 216x192, .* is 72x64: these pairs are x3, the weights are for x4',
+            r'a_HR\.png is 216x192, .* is 72x64: these pairs are x3, but the weights are for x4',
         ),
         (
             lambda: resize(4, '*_LR.png'),
-            r'a_HR\.png is 288x256, .* is 288x256: these pairs are x1, the weights are for x4',
+            r'a_HR\.png is 288x256, .* is 288x256: these pairs are x1, but the weights are for x4',
         ),
     ],
 )
