@@ -5,14 +5,14 @@ Run it in the environment for drtl_plugin, as a script or, once the package is i
     python drtl_plugin/install.py
     python -m drtl_plugin.install
 
-1. torch and torchvision. On Linux, PyPI has only CUDA builds of several GB. Without an NVIDIA driver, the CPU builds
+1. torch and torchvision. On Linux, PyPI has only CUDA builds of several GB. Without an NVIDIA GPU, the CPU builds
    are installed from PyTorch's own index, or from the default index if that fails.
 2. basicsr 1.4.2, which PyPI has only as source. Its build requires torch without using it, so pip downloads torch
    again for an isolated build environment, and the build fails from Python 3.13 on. It is built here in the current
    environment, which needs setuptools and no compiler.
 
-Installed packages are not changed. The module uses the standard library only, since it runs before anything else is
-installed.
+An installed torch, torchvision or basicsr is not changed. The module uses the standard library only, since it runs
+before anything else is installed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Checks of a run before it writes anything: the names, options and data that the option file refers to."""
+"""Checks before a run writes anything: the names, options and data that the option file refers to."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``basicsr adapt``: turns a folder of pairs and trained weights into weights for the user's camera."""
+"""``basicsr adapt``: adapts trained weights to the user's camera, from a folder of pairs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trained networks for other programs: ONNX, and weights under the names that spandrel (chaiNNer) expects."""
+"""``basicsr export``: ONNX, and weights with the layer names that spandrel (chaiNNer) expects."""
 
 from __future__ import annotations
 

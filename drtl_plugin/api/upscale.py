@@ -1,4 +1,4 @@
-"""Restore images of all common kinds with a trained network."""
+"""``basicsr upscale``: restores images of all common kinds with a trained network."""
 
 from __future__ import annotations
 

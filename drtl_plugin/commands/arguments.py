@@ -18,7 +18,7 @@ def add_option_file(parser: argparse.ArgumentParser) -> None:
         '--force_yml',
         nargs='+',
         metavar='KEY:KEY=VALUE',
-        help='change options of the file, e.g. train:total_iter=500 network_g:num_feat=32 '
+        help='override options of the file, e.g. train:total_iter=500 network_g:num_feat=32 '
         '(values are read as YAML; a number in KEY is a list index)',
     )
     _add_import(parser)
@@ -36,7 +36,7 @@ def add_run(parser: argparse.ArgumentParser) -> None:
         action='store_true',
         help='log each iteration, validate every 8 iterations, no TensorBoard; show the traceback of errors',
     )
-    parser.add_argument('--local_rank', type=int, default=0, help='set by torch.distributed.launch; ignored')
+    parser.add_argument('--local_rank', type=int, default=0, help='accepted for torch.distributed.launch; ignored')
 
 
 def add_weights(parser: argparse.ArgumentParser) -> None:
@@ -57,8 +57,8 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
         nargs='+',
         default=[],
         metavar='MODULE',
-        help='modules of your own to import first (the current folder is searched, too), e.g. with hooks or networks '
-        'that register themselves',
+        help='your own modules to import first, e.g. with hooks or networks that register themselves; the current '
+        'folder is searched, too',
     )
 
 

@@ -12,7 +12,7 @@ from drtl_plugin.sources.layouts import PAIRED_DATASETS, SAMPLE_ROOT
 SUMMARY = 'write the sample data, or arrange a published dataset'
 DESCRIPTION = (
     f'Without DATASET, write the sample data to {SAMPLE_ROOT}: images from scikit-image and five pairs of a simulated '
-    'camera. train and test do this automatically when they need it. With DATASET, arrange an unpacked '
+    'camera. train and test do this automatically when an option file needs it. With DATASET, arrange an unpacked '
     'published dataset as the option files expect. Nothing is downloaded.'
 )
 

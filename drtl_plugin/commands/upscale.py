@@ -9,8 +9,9 @@ from drtl_plugin.errors import DataError
 
 SUMMARY = 'restore images with trained weights'
 DESCRIPTION = (
-    'Restore one image or a folder of images with a trained network. Grey, alpha, 16-bit depth, colour profile, EXIF '
-    'and XMP are kept where the output format allows. Images that fail are reported, and the others are restored.'
+    'Restore one image or a folder of images with a trained network. Greyscale, alpha, 16-bit depth, the colour '
+    'profile, EXIF and XMP are kept where the output format allows. Images that cannot be '
+    'restored are reported and skipped.'
 )
 
 
@@ -23,8 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_weights(parser)
     parser.add_argument('--tile', type=int, default=512, help='tile size in input pixels, 0 for no tiles; default: 512')
     parser.add_argument('--overlap', type=int, default=32, help='tile overlap in input pixels; default: 32')
-    parser.add_argument('--suffix', default='', help='appended to the file names of the results')
-    parser.add_argument('--ext', default='auto', help="format of results, e.g. png; default: each image's own")
+    parser.add_argument('--suffix', default='', help='text to append to the output file names')
+    parser.add_argument('--ext', default='auto', help='output format, e.g. png; default: that of each image')
     parser.add_argument('--fp32', action='store_true', help='on a GPU, compute in single instead of half precision')
 
 

@@ -1,4 +1,4 @@
-"""Let several datasets of one process use the same LMDB."""
+"""Lets several datasets of one process use the same LMDB."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""BasicSR's models write checkpoints whole, through :mod:`drtl_plugin.runtime.checkpoints`, or say that they could not.
+"""Lets BasicSR's models save through :mod:`drtl_plugin.runtime.checkpoints`: atomically, and with an error on failure.
 
 Faults: ``BaseModel.save_network`` and ``save_training_state`` overwrite files in place, and training goes on if that
-fails; weights don't record their network; ``load_network`` does not find weights without a key; a resumed run has
-forgotten its best metrics.
+fails; weights don't record their network; ``load_network`` does not find weights without a key; a resumed run forgets
+its best metrics.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""torchvision with another build of torch, and a module that BasicSR expects from it."""
+"""Fixes for torchvision: builds that do not match torch, and a module that BasicSR expects but newer versions lack."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Episodes: the interface of a training set, and the batches that the model makes of its items."""
+"""Episodes: the interface of a training set, and the batches that the model makes from its items."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Meta-trainer hooks, registered in META_HOOK_REGISTRY: the four that every run has, and the base class of your own."""
+"""Meta-trainer hooks, registered in META_HOOK_REGISTRY: the four that every run has, and a base class for your own."""
 
 from drtl_plugin.hooks.base import META_HOOK_REGISTRY, MetaTrainerHook, Runner
 from drtl_plugin.hooks.few_shot_adapt_hook import FewShotAdaptHook

@@ -1,4 +1,4 @@
-"""Meta-trainer hooks: what happens around the training steps; option files refer to them by name.
+"""Meta-trainer hooks, which run around training steps, validation and saving; option files refer to them by name.
 
 A hook is an ``mmengine.hooks.Hook``. Its runner is the model, of which it may use the members of :class:`Runner`. The
 model calls these stages, hook by hook in order of priority:
@@ -9,17 +9,16 @@ model calls these stages, hook by hook in order of priority:
 ``before_optimizer_step`` with the gradients in place (not one of mmengine's stages)
 ``after_train_iter``     after each step
 ``before_val``           before a validation set is restored
-``after_val``            after it
+``after_val``            after a validation set is restored
 ``before_save_checkpoint`` before networks and training state are saved
 ``after_load_checkpoint`` when a run is resumed
 ``after_train``          at the end of the run
 ======================== ==============================================================================
 
 In a run of several processes, only the first one validates, saves and calls ``after_train``. Don't measure the relation
-in these stages: that involves all processes. ``outputs`` and ``log_dict`` hold losses as tensors on the
-device.
+in these stages: that involves all processes. ``outputs`` and ``log_dict`` hold losses as tensors on the device.
 
-Example of your own hook, in a module that ``basicsr train --import my_hooks`` imports::
+Example of a hook of your own, in a module that ``basicsr train --import my_hooks`` imports::
 
     from drtl_plugin.hooks import META_HOOK_REGISTRY, MetaTrainerHook
 

@@ -1,4 +1,4 @@
-"""The step sizes of the inner loop: one number, or learned for each weight (Meta-SGD)."""
+"""The step sizes of the inner loop: one fixed number, or a learned one for each weight (Meta-SGD)."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ class TrainOptions(Section, frozen=True, kw_only=True):
     pixel_opt: Annotated[dict[str, Any] | None, Meta(description='type of the pixel loss, and its arguments.')] = None
     perceptual_opt: Annotated[
         dict[str, Any] | None,
-        Meta(description='type: VGGPerceptualLoss, vgg_weights: FILE, and arguments; nothing is downloaded.'),
+        Meta(description='type: VGGPerceptualLoss, vgg_weights: FILE, and further arguments; nothing is downloaded.'),
     ] = None
     msssim_opt: Annotated[dict[str, Any] | None, Meta(description='type: MSSSIMLoss, loss_weight.')] = None
     frequency_opt: Annotated[dict[str, Any] | None, Meta(description='type: FFTLoss, loss_weight.')] = None
@@ -115,12 +115,13 @@ class TrainOptions(Section, frozen=True, kw_only=True):
     relativistic: Annotated[
         bool,
         Meta(
-            description="Use ESRGAN's relativistic GAN loss, as ESRGANModel does, instead of SRGAN's and Real-ESRGAN's."
+            description="Use ESRGAN's relativistic GAN loss, as ESRGANModel does, instead of the standard one (SRGAN, "
+            'Real-ESRGAN).'
         ),
     ] = False
     optim_d: Annotated[
         dict[str, Any] | None,
-        Meta(description='Optimizer of the discriminator in training and adaptation: type: Adam, lr, ….'),
+        Meta(description='Optimizer of the discriminator, in training and adaptation; type: Adam, lr, ….'),
     ] = None
     net_d_iters: Annotated[int, Meta(ge=1, description='Training: steps of the discriminator per step of net_g.')] = 1
     net_d_init_iters: Annotated[
@@ -139,7 +140,7 @@ class ValOptions(Section, frozen=True, kw_only=True):
     metrics: Annotated[
         dict[str, Any] | None, Meta(description='Metrics by name: each has a type and its arguments.')
     ] = None
-    pbar: Annotated[bool | None, Meta(description='Show a progress bar; null: on a terminal.')] = None
+    pbar: Annotated[bool | None, Meta(description='Show a progress bar; null: only on a terminal.')] = None
     tile: Annotated[int, Meta(ge=0, description='Tile size in LQ pixels; 0: the whole image at once.')] = 0
     overlap: Annotated[int, Meta(ge=0, description='Padding on each side of a tile, in LQ pixels.')] = 16
 
@@ -179,7 +180,8 @@ class FileOptions(Section, frozen=True, kw_only=True):
     ]
     scale: Annotated[int, Meta(ge=1, description='Upscaling factor.')] = 1
     manual_seed: Annotated[
-        Annotated[int, Meta(ge=0, le=2**32 - 1)] | None, Meta(description='Seed of all random numbers; null: random.')
+        Annotated[int, Meta(ge=0, le=2**32 - 1)] | None,
+        Meta(description='Seed of all random numbers; null: a random seed.'),
     ] = None
     network_g: Annotated[dict[str, Any] | None, Meta(description='type of the network, and its arguments.')] = None
     network_d: Annotated[dict[str, Any] | None, Meta(description='type of the discriminator, and its arguments.')] = (

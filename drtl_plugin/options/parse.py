@@ -1,4 +1,4 @@
-"""From a BasicSR option file to checked options."""
+"""Parses a BasicSR option file into checked options."""
 
 from __future__ import annotations
 

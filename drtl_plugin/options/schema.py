@@ -123,7 +123,7 @@ def _values(described: dict[str, Any]) -> str:
         kind = f'array of {described["items"]["type"]}'
     low, high = described.get('minimum'), described.get('maximum')
     if low is not None and high is not None:
-        return f'{kind}, {low:g} to {high:g}'
+        return f'{kind}, {low:.10g} to {high:.10g}'
     return f'{kind}, from {low:g}' if low is not None else kind
 
 

@@ -105,7 +105,7 @@ class AdaptOptions(Section, frozen=True, kw_only=True):
         'replay_source': 'replay draws auxiliary tasks by weight; drtl.weighting.fit_share sets the share of the fit.',
     }
 
-    steps: Annotated[int, Meta(ge=0, description='Steps on the support set; the maximum if early_stop is on.')] = 50
+    steps: Annotated[int, Meta(ge=0, description='Steps on the support set; with early_stop, the maximum.')] = 50
     lr: Annotated[float, Meta(ge=0, le=LARGEST, description='Learning rate of Adam.')] = 3e-4
     warmup: Annotated[
         int,
@@ -187,8 +187,8 @@ class TargetOptions(Section, frozen=True, kw_only=True):
 
     dataroot_gt: Annotated[str, Meta(description='Folder or .lmdb of GT images.')]
     dataroot_lq: Annotated[str, Meta(description='Folder or .lmdb of LQ images.')]
-    num_shot: Annotated[int, Meta(ge=1, description='K, the number of pairs to use.')] = 5
-    seed: Annotated[int, Meta(description='Seed for choosing K pairs if there are more.')] = 0
+    num_shot: Annotated[int, Meta(ge=1, description='K, the number of pairs.')] = 5
+    seed: Annotated[int, Meta(description='Seed for choosing K pairs if there are more than K.')] = 0
     names: Annotated[
         list[str] | None, Meta(description='Names of the pairs to use, without extension; replaces seed and num_shot.')
     ] = None

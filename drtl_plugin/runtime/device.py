@@ -1,4 +1,4 @@
-"""Faster networks, where the device supports it: bfloat16, memory layouts, compiling."""
+"""Speeds networks up where the device supports it: bfloat16, memory layouts, compiling."""
 
 from __future__ import annotations
 

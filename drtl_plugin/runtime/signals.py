@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM end a training run in an orderly way."""
+"""Ends a training run cleanly on SIGINT and SIGTERM."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How published datasets are laid out, and where the sample data is. Imports nothing heavy: ``--help`` shows it."""
+"""How published datasets are laid out, and where the sample data is. ``--help`` uses this, so imports are light."""
 
 from __future__ import annotations
 

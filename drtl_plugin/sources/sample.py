@@ -1,6 +1,6 @@
 """The sample data: photographs from scikit-image's wheel, and a simulated camera. Nothing is downloaded.
 
-No auxiliary task equals the camera: a lens, noise on a linear Bayer mosaic, demosaicing, a tone curve and JPEG.
+The camera has a lens, noise on a linear Bayer mosaic, demosaicing, a tone curve and JPEG. No auxiliary task equals it.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ The model of an LQ image ``y`` of GT ``x``::
 
     y = t((k * x) ↓ s) + d(x) + n,        Var n = c_0 + c_1 · y + c_2 · |∇y|²
 
-Per colour, a kernel ``k`` on the GT grid (it includes the reduction by s) and a cubic tone curve ``t``. ``d`` is an
+Each colour has a kernel ``k`` on the GT grid (it includes the reduction by s) and a cubic tone curve ``t``. ``d`` is an
 optional learned correction. The noise ``n`` grows with intensity and at edges, and is correlated between colours and
 between adjacent pixels. The blur that makes other photographs as soft as the pairs' GT is part of the fit, so that a
 network learns to restore GT of the camera's own sharpness.
