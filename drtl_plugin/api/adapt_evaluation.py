@@ -149,5 +149,5 @@ def evaluation_table(evaluations: Sequence[Evaluation]) -> list[str]:
     gain = mean_gain(evaluations)
     verdict = f'Adapting gains {gain:.2f} dB.'
     if gain <= 0:
-        verdict = f'Adapting loses {-gain:.2f} dB: the network learns nothing from these pairs; keep the old weights.'
+        verdict = f'Adapting to these pairs loses {-gain:.2f} dB; keep the old weights.'
     return [*lines, '', verdict]

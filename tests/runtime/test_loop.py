@@ -147,5 +147,6 @@ class TestWhatTheLogSays:
         quick_opt['datasets']['train']['target']['num_shot'] = 2  # no other test has this fit
         assert cli.main(['train', '-opt', write_opt(quick_opt)]) == 0
         log = next((workdir / 'experiments/drtl_x4').glob('*.log')).read_text()
-        assert re.search(r'Fitting the camera \(2 pairs\)\.\n.*Fitting the camera \(2 pairs\) took \d+\.\d s\.', log)
+        name = r'Fitting the camera \(2 pairs\)'
+        assert re.search(rf'{name}\.\n.*{name} took \d+\.\d s\.', log, re.DOTALL)
         assert log.count('Fitting the camera (2 pairs).') == 1
