@@ -1,8 +1,8 @@
 # make train       set everything up, then train, adapt and report on the sample data
-# make test        set everything up, then lint and test
-# make test-slow   tests that take minutes each, and a thousand examples of each property
+# make test        set everything up, then lint, and run the quick tests
+# make test-slow   all other tests: whole runs, the wheel in a clean environment, a thousand examples of each property
 # make test-gpu    tests that want a GPU, which the others do not see
-# make test-wheel  build the wheel, install it into a clean environment, and train there
+# make test-wheel  of these, only the wheel
 #
 # Everything goes into .venv. PYTHON=python3.11 chooses the interpreter, which must be 3.10 or later.
 
@@ -24,7 +24,8 @@ test: .venv/installed-dev lint
 	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal --cov --cov-report=term
 
 test-slow: .venv/installed-dev
-	$(BIN)/python -m pytest -m "slow or fuzz" --hypothesis-profile=slow
+	$(BIN)/python -m pytest -m "slow or fuzz or wheel" --hypothesis-profile=slow --numprocesses=auto --maxprocesses=4 \
+		--dist=worksteal
 
 test-gpu: .venv/installed-dev
 	DRTL_TEST_GPU=1 $(BIN)/python -m pytest tests/test_gpu.py

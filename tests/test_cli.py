@@ -104,6 +104,7 @@ class TestTrain:
         assert len(graph['labels']) == 4
         assert np.mean(graph['weights']) == pytest.approx(1)
 
+    @pytest.mark.slow
     def test_adaptation_gains_on_photographs_that_were_not_seen(self, workdir, write_opt, capsys):
         """The point of it all, in a minute instead of five: after > before, and above bicubic by 0.5 dB."""
         opt = yaml.safe_load((OPTIONS / 'drtl_x4.yml').read_text(encoding='utf-8'))
@@ -117,6 +118,7 @@ class TestTrain:
         assert after > before + 0.3
         assert after > bicubic + 0.5
 
+    @pytest.mark.slow
     def test_camera_fit_is_kept_drawn_and_doubted(self, workdir, quick_opt, write_opt):
         quick_opt['drtl']['camera_fit'] = True
         quick_opt['datasets']['train']['target']['num_shot'] = 1
@@ -129,6 +131,7 @@ class TestTrain:
         assert 'Do not trust the camera fit: it is fitted to a single pair' in log
         assert json.loads((root / 'knowledge_graph.json').read_text())['labels'][-1] == 'camera fit'
 
+    @pytest.mark.slow
     def test_validation_sets_may_be_several_or_none(self, workdir, quick_opt, write_opt, capsys):
         quick_opt['train']['ema_decay'] = 0
         quick_opt['datasets']['val_2'] = {**quick_opt['datasets']['val'], 'name': 'other'}
@@ -161,6 +164,7 @@ class TestTrain:
         caption, tile = 22, 192
         assert (crops.width, crops.height) == (4 * tile, caption + 3 * tile)  # four columns, three photographs
 
+    @pytest.mark.slow
     def test_same_options_give_the_same_numbers(self, workdir, quick_opt, write_opt):
         quick_opt['datasets']['train']['num_worker_per_gpu'] = 1
         results = []
@@ -202,6 +206,7 @@ class TestTrain:
         for key in ('params', 'params_ema'):
             assert all(torch.equal(value, resumed[key][name]) for name, value in expected[key].items())
 
+    @pytest.mark.slow
     def test_finished_runs_can_be_extended(self, workdir, quick_opt, write_opt):
         cosine = {'type': 'CosineAnnealingRestartLR', 'periods': [2], 'restart_weights': [1], 'eta_min': 1e-7}
         quick_opt['train']['scheduler'] = cosine
@@ -287,7 +292,7 @@ class TestTest:
         results = workdir / 'results/test_drtl_x4'
         log = next(results.glob('*.log')).read_text()
         (csv_file,) = results.glob('metrics_*.csv')
-        assert f'each of them is in {csv_file}.' in log
+        assert f'the metrics of each are in {csv_file}.' in log
         head, bicubic, network = log[log.rindex('Mean over') :].splitlines()[1:4]
         assert head.split()[1:] == ['psnr_y', 'ssim_y']
         rows = [row.split(',') for row in csv_file.read_text().splitlines()[1:]]
@@ -451,6 +456,7 @@ class TestCommand:
         assert '# Data: ' in head and '# Time: ' in head
 
 
+@pytest.mark.slow
 def test_real_photographs_train_and_adapt(workdir, quick_opt, write_opt, real_data, capsys):
     """The shipped options on a real camera: only the folders change."""
     camera = real_data / 'city100_nikon'
@@ -478,6 +484,7 @@ def adapt_opt(quick_opt) -> dict:
 
 
 class TestAdapt:
+    @pytest.mark.slow
     def test_a_trained_network_is_adapted_as_in_training(self, workdir, quick_opt, adapt_opt, write_opt, capsys):
         """Same start, same pairs, same seed: the same weights as training's own adaptation, bit for bit."""
         assert cli.main(['train', '-opt', write_opt(quick_opt)]) == 0
@@ -526,6 +533,7 @@ class TestAdapt:
 
 class TestRelation:
     @pytest.mark.parametrize('relation', ['embedding', 'transfer'])
+    @pytest.mark.slow
     def test_prints_a_table_and_writes_the_graph(self, workdir, quick_opt, adapt_opt, write_opt, capsys, relation):
         cli.main(['train', '-opt', write_opt(quick_opt)])
         adapt_opt['drtl']['weighting']['relation'] = relation

@@ -189,6 +189,7 @@ def test_wandb_has_ids_again(monkeypatch):
     assert not repairs.restore_wandb_generate_id()
 
 
+@pytest.mark.slow
 def test_modules_that_newer_versions_lack_are_given_back():
     """Where neither Python nor setuptools has distutils, and SciPy no ``ndimage.filters``."""
     script = """
@@ -215,6 +216,7 @@ print(LooseVersion('0.9.0') < LooseVersion('0.29.2+cpu'), convolve is scipy.ndim
     assert result.stdout.split() == ['True', 'True'], result.stderr
 
 
+@pytest.mark.slow
 def test_nothing_that_python_3_14_removed_is_needed():
     """The list is that of "What's New In Python 3.14"; it holds on older versions, where the names are deleted."""
     script = """

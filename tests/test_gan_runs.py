@@ -32,6 +32,7 @@ def long_gan_opt(long_opt) -> dict:  # noqa: F811
     return long_opt
 
 
+@pytest.mark.slow
 def test_a_gan_that_is_killed_ends_as_one_that_is_not(workdir, long_gan_opt):
     path = workdir / 'whole.yml'
     path.write_text(yaml.safe_dump({**long_gan_opt, 'name': 'whole'}))
@@ -47,6 +48,7 @@ def test_a_gan_that_is_killed_ends_as_one_that_is_not(workdir, long_gan_opt):
     assert len(optimizers) == 2 and all(optimizer['state'] for optimizer in optimizers)
 
 
+@pytest.mark.slow
 def test_the_shipped_file_runs(workdir, write_opt):
     opt = yaml.safe_load((OPTIONS / 'drtl_esrgan_x4.yml').read_text(encoding='utf-8'))
     opt['train'].update(total_iter=2)

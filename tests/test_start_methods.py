@@ -35,6 +35,7 @@ logger: {print_freq: 1, save_checkpoint_freq: 2, use_tb_logger: false}
 
 @pytest.mark.parametrize('method', ['spawn', 'forkserver'])
 @pytest.mark.parametrize('model', ['DRTLModel', 'SRModel'])
+@pytest.mark.slow
 def test_training(workdir, quick_opt, write_opt, method, model):
     opt = quick_opt
     opt['datasets']['train']['num_worker_per_gpu'] = 1

@@ -89,6 +89,7 @@ print('registered')
         'from drtl_plugin.sources.published import prepare_pairs',
     ],
 )
+@pytest.mark.slow
 def test_registries_are_filled_when_basicsr_is_imported(imports):
     result = run(f'{imports}\n{REGISTERED}')
     assert result.stdout == 'registered\n', result.stderr

@@ -19,6 +19,7 @@ def adapted(path: str) -> dict:
     return torch.load(path, weights_only=True)['params']
 
 
+@pytest.mark.slow
 def test_a_network_of_a_gan_is_adapted_by_a_gan(folder, quick, capsys):  # noqa: F811
     torch.save({'params': build_network(NETWORK).state_dict(), 'network': NETWORK, 'scale': 4}, 'w.pth')
     losses = ['--loss', 'pixel=1', 'msssim=0.2', 'frequency=0.1', 'gan=0.1']

@@ -37,6 +37,7 @@ def fitted(monkeypatch, plain_fit) -> list:
     return calls
 
 
+@pytest.mark.slow
 def test_it_is_a_task_like_any_other(build, fit_opt):
     model = build(fit_opt)
     feed(model, [0, 4])

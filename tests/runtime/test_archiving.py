@@ -35,6 +35,7 @@ def finished(workdir, quick_opt, write_opt) -> Path:
     return Path('experiments/drtl_x4')
 
 
+@pytest.mark.slow
 def test_training_keeps_what_it_reads(finished, quick_opt, write_opt, capsys):
     copy = str(finished / 'drtl_x4.yml')
     assert f'-opt: {copy} is in experiments/drtl_x4, which' in refusal(capsys, 'train', '-opt', copy)

@@ -41,6 +41,7 @@ def trained(opt: dict, workdir: Path, processes: int) -> tuple[dict, str]:
 
 
 @pytest.mark.parametrize('pipeline', ['pretrain', 'meta'])
+@pytest.mark.slow
 def test_two_processes_take_the_steps_of_one_with_the_joint_batch(workdir, quick_opt, pipeline):
     """Random distortions, tasks drawn by a relation that is measured on the way: all of it is the same."""
     quick_opt['drtl']['pipeline'] = pipeline
@@ -79,6 +80,7 @@ class FailingHook(MetaTrainerHook):
 """
 
 
+@pytest.mark.slow
 def test_plain_models_run_in_several_processes_without_gpu(workdir, quick_opt):
     quick_opt.update(model_type='SRModel', name='plain')
     del quick_opt['drtl'], quick_opt['network_r']

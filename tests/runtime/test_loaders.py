@@ -44,6 +44,7 @@ finally:
 
 @pytest.mark.parametrize('fails', [False, True])
 @pytest.mark.parametrize('prefetch_mode', [None, 'cpu'])
+@pytest.mark.slow
 def test_a_run_ends_its_own_loaders_and_no_other_process(workdir, quick_opt, write_opt, fails, prefetch_mode):
     quick_opt['datasets']['train'].update(num_worker_per_gpu=1, prefetch_mode=prefetch_mode)
     quick_opt['val'] = None

@@ -141,6 +141,7 @@ class TestWhatTheLogSays:
             log = max((workdir / 'experiments/drtl_x4').glob('*.log')).read_text()
             assert log.count('Validation sample_camera\n') == 1
 
+    @pytest.mark.slow
     def test_the_camera_is_fitted_once(self, workdir, quick_opt, write_opt):
         quick_opt['drtl']['camera_fit'] = True
         quick_opt['datasets']['train']['target']['seed'] = 1

@@ -14,7 +14,8 @@ from drtl_plugin.runtime.resume import ResumingSampler
 from tests.runtime.runs import assert_same_run, equal, kill_now_and_then, long_opt, start  # noqa: F401
 
 
-@pytest.mark.parametrize('times', [2, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize('times', [2, 10])
+@pytest.mark.slow
 def test_a_run_that_is_killed_ends_as_one_that_is_not(workdir, long_opt, times):  # noqa: F811
     path = workdir / 'whole.yml'
     path.write_text(yaml.safe_dump({**long_opt, 'name': 'whole'}))
@@ -50,6 +51,7 @@ def test_a_state_that_a_gpu_saved_resumes_on_the_cpu(workdir, quick_opt, write_o
     assert all(equal(torch.load(root / name, weights_only=True), content) for name, content in whole.items())
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_a_run_with_its_checkpoints_whole(workdir, quick_opt, write_opt, capsys, monkeypatch):
     quick_opt['train']['total_iter'] = 4
     quick_opt['logger']['save_checkpoint_freq'] = 1

@@ -344,6 +344,7 @@ def test_exports_do_not_take_the_place_of_weights(workdir, quick_opt, write_opt,
 
 
 @pytest.mark.parametrize('network', [*NETWORKS, TestLoadTrained.network], ids=[*NAMES, 'EDSR'])
+@pytest.mark.slow
 def test_onnx(tmp_path, network):
     """onnxruntime's outputs, at three sizes, are compared in :func:`export_onnx`; here, that it notices."""
     torch.manual_seed(0)

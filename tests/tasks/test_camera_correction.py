@@ -21,6 +21,7 @@ def example(generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, tor
     return gt, model, (model + F.max_pool2d(gt, 2)) / 2
 
 
+@pytest.mark.slow
 def test_what_no_kernel_can_do_is_learned_from_other_scenes(generator):
     seen, unseen = [example(generator) for _ in range(2)], [example(generator)]
     correction = train_correction(seen, torch.Generator().manual_seed(0))
@@ -29,6 +30,7 @@ def test_what_no_kernel_can_do_is_learned_from_other_scenes(generator):
     assert all(torch.equal(a, b) for a, b in zip(correction, again, strict=True))
 
 
+@pytest.mark.slow
 def test_it_is_used_and_saved_with_the_fit(sharp, tmp_path, generator):
     fitted = fit_camera([pair(reduced(img, 1.6), img) for img in photographs()], sharp)
     gt = sharp[:, :, :96, :96].float()

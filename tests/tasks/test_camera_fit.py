@@ -183,6 +183,7 @@ def test_a_channel_that_is_black_in_one_lq_image_is_fitted_from_the_others(sharp
     assert fitted.kernel.abs().max() < 1
 
 
+@pytest.mark.slow
 def test_threads_that_were_set_by_hand_do_not_matter(sharp, tmp_path):
     """A general solver of MKL's is broken after ``torch.set_num_threads``: it complains and never ends."""
     program = (
