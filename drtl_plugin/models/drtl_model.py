@@ -23,7 +23,7 @@ from drtl_plugin.hooks.relation_hook import find_estimator
 from drtl_plugin.models.acceleration import Acceleration, accelerate
 from drtl_plugin.models.adapter import Adapter, Watch
 from drtl_plugin.models.adversary import adversarial_backward, build_discriminator, make_adversary
-from drtl_plugin.models.camera import fit_to_target, load_camera
+from drtl_plugin.models.camera import check_target, fit_to_target, load_camera
 from drtl_plugin.models.episode_synthesis import Episodes, check_training_set
 from drtl_plugin.models.inner_rates import InnerRates
 from drtl_plugin.models.losses import Losses, check_losses, try_patches
@@ -158,8 +158,11 @@ class DRTLModel(SRModel):
 
         Raises:
             OptionError: If they don't.
+            DataError: If a camera is to be fitted to the target's pairs, and cannot be.
         """
         check_training_set(self.train_set, self.drtl, self.net_r)
+        if self.drtl.camera_fit and self.camera_fit is None and self.train_set.target_pairs is not None:
+            check_target(self.train_set)
         try_patches(self.train_set, self.criterion, getattr(self, 'net_d', None), self.device)
 
     def prepare(self) -> None:
