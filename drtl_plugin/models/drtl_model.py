@@ -14,7 +14,7 @@ from basicsr.data import build_dataset
 from basicsr.models.sr_model import SRModel
 from basicsr.utils.dist_util import master_only
 from basicsr.utils.registry import MODEL_REGISTRY
-from torch import nn
+from torch import Tensor, nn
 
 from drtl_plugin.data.interface import EpisodeDataset
 from drtl_plugin.errors import OptionError
@@ -53,7 +53,7 @@ class DRTLModel(SRModel):
     (before adaptation) and ``NAME_adapted`` (after). ``net_g_adapted`` is saved alongside ``net_g``.
 
     The parts: ``episodes`` draws tasks and patches, ``adapter`` adapts to the target, ``validator`` runs the passes,
-    ``criterion`` is the sum of the losses, ``inner_rates`` are the inner loop's step sizes, ``adversary`` is a GAN's
+    ``losses`` are those of the option file, ``inner_rates`` are the inner loop's step sizes, ``adversary`` is a GAN's
     discriminator with its loss.
 
     Args:
@@ -100,7 +100,7 @@ class DRTLModel(SRModel):
                 strict, key = path.get('strict_load_d', True), path.get('param_key_d', 'params')
                 self.load_network(self.net_d, path['pretrain_network_d'], strict, key)
         super().init_training_settings()
-        self.criterion = Losses(self.cri_pix, self.cri_perceptual, opt['train'], self.device)
+        self.losses = Losses(self, opt['train'], self.device)
         self.net_r, self.net_r_is_trained = None, path.get('pretrain_network_r') is not None
         if self.drtl.weighting.relation == 'embedding' and opt.get('network_r') is not None:
             self.net_r = build_network(opt['network_r']).to(self.device).eval()
@@ -216,6 +216,24 @@ class DRTLModel(SRModel):
         assert self.episodes is not None  # start() has made them
         self.batch = self.episodes.draw(data, weights, self.num_update)
 
+    def criterion(self, output: Tensor, gt: Tensor) -> Tensor:
+        """The loss without the GAN loss, which derived models may override.
+
+        Args:
+            output, gt (Tensor): ``(B, 3, H, W)``.
+
+        Returns:
+            Tensor: A scalar.
+        """
+        return self.losses(output, gt)
+
+    def _named_losses(self, output: Tensor, gt: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """``criterion``, and its parts under the names to log; an overridden one has a single part."""
+        if getattr(self.criterion, '__func__', None) is DRTLModel.criterion:
+            return self.losses.by_name(output, gt)
+        loss = self.criterion(output, gt)
+        return loss, {'l_total': loss}
+
     def optimize_parameters(self, current_iter: int) -> None:
         """One optimiser step on the relation-weighted gradient of the episodes."""
         self.iter = current_iter - 1
@@ -224,12 +242,14 @@ class DRTLModel(SRModel):
             optimizer.zero_grad()
         sampling = self.drtl.weighting.mode == 'sampling'
         weights = [1.0 if sampling else self.weights[task].item() for task in self.batch.tasks]
-        common = (self.net_g, self.batch, weights, self.criterion, self.precision)
+        common = (self.net_g, self.batch, weights)
         if self.drtl.pipeline == 'pretrain':
             are_means = (self.opt['train'].get('pixel_opt') or {}).get('reduction', 'mean') == 'mean'
-            self.losses_of_step = pretrain_step(*common, are_means, self.adversary, current_iter)
+            self.losses_of_step = pretrain_step(
+                *common, self._named_losses, self.precision, are_means, self.adversary, current_iter
+            )
         else:
-            self.losses_of_step = meta_step(*common, self.inner_rates, self.drtl.inner)
+            self.losses_of_step = meta_step(*common, self.criterion, self.precision, self.inner_rates, self.drtl.inner)
         groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
         average_gradients(p for group in groups for p in group['params'])
         self.log_dict = OrderedDict(**self.losses_of_step, effective_tasks=effective_number(self.weights))
