@@ -294,6 +294,12 @@ class DRTLModel(SRModel):
             self.output = self.validator.restore(self.lq, net)
         self.validator.keep_crop(self.output, getattr(self, 'gt', None))
 
+    def validation(self, dataloader, current_iter, tb_logger, save_img=False) -> None:
+        """``SRModel``'s validation; while training, all processes prepare the training data first."""
+        if self.is_train:
+            self.prepare()
+        super().validation(dataloader, current_iter, tb_logger, save_img)
+
     def nondist_validation(self, dataloader, current_iter, tb_logger, save_img) -> None:
         """``SRModel``'s validation, once for each pass."""
         validate = super().nondist_validation
@@ -316,8 +322,10 @@ class DRTLModel(SRModel):
     def save(self, epoch: int, current_iter: int) -> None:
         """Save ``net_g`` (and its average), ``net_g_adapted``, ``net_r``, ``net_d``, and the training state last.
 
-        Whenever a state exists, the networks that belong to it therefore exist, too.
+        Whenever a state exists, the networks that belong to it therefore exist, too. The training data is prepared
+        first, in all processes.
         """
+        self.prepare()
         self.save_hook_results(current_iter)
         if self.adversary is not None:
             self.save_network(self.net_d, 'net_d', current_iter)
