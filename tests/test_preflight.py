@@ -9,6 +9,7 @@ import shutil
 import sys
 
 import cv2
+import numpy as np
 import pytest
 import torch
 from basicsr.data.paired_image_dataset import PairedImageDataset
@@ -372,6 +373,35 @@ class TestWrongInput:
         error = capsys.readouterr().err
         assert error.startswith('basicsr: error: ')
         assert message in error
+        assert error.count('\n') == 1
+        assert [path.name for path in (workdir / 'experiments').iterdir()] == ['drtl_x4']
+        assert not (workdir / 'tb_logger').exists()
+
+    @pytest.mark.parametrize(
+        ('fault', 'message'),
+        [
+            ('small', 'drtl.camera_fit: a camera fit needs GT images of at least 80 pixels a side. Turn it off with '),
+            ('black', 'drtl.camera_fit: a camera cannot be fitted: all LQ images are black in red. Turn it off with '),
+            ('label', "datasets.train.distortions: a task is labelled 'camera fit'; give it another label."),
+        ],
+    )
+    def test_cameras_that_cannot_be_fitted(self, workdir, quick_opt, write_opt, capsys, fault, message):
+        (workdir / 'experiments/drtl_x4').mkdir(parents=True)
+        quick_opt['drtl']['camera_fit'] = True
+        train = quick_opt['datasets']['train']
+        if fault == 'label':
+            train['distortions'][0]['label'] = 'camera fit'
+        else:
+            side = 64 if fault == 'small' else 96
+            lq = np.full((side // 4, side // 4, 3), (9, 9, 0), np.uint8)
+            for folder, image in (('gt', np.full((side, side, 3), 9, np.uint8)), ('lq', lq)):
+                (workdir / folder).mkdir()
+                cv2.imwrite(str(workdir / folder / 'a.png'), image)
+                train['target'][f'dataroot_{folder}'] = folder
+            train['target']['num_shot'] = 1
+        assert cli.main(['train', '-opt', write_opt(quick_opt)]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f'basicsr: error: {message}')
         assert error.count('\n') == 1
         assert [path.name for path in (workdir / 'experiments').iterdir()] == ['drtl_x4']
         assert not (workdir / 'tb_logger').exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -87,12 +88,19 @@ class DistortionTaskDataset(data.Dataset):
         target = build_target(options)
         self.target_pairs = target.pairs() if target is not None else None
         self._decoded: dict[int, np.ndarray] = {}
+        # A prefetcher's thread draws episodes while the model draws patches.
+        self._lock = threading.Lock()
         # Each loader process has its own copy beside this one, from which the model draws.
         self._cache_size = options.image_cache_mb * 2**20 / (options.num_worker_per_gpu + 1)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without open files and decoded images, for loader processes that are spawned."""
-        return {**self.__dict__, 'file_client': None, '_decoded': {}}
+        """Without open files, decoded images and the lock, for loader processes that are spawned."""
+        state = {**self.__dict__, 'file_client': None, '_decoded': {}}
+        del state['_lock']
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
 
     def _find_images(self) -> list[str]:
         options = self.options
@@ -108,14 +116,15 @@ class DistortionTaskDataset(data.Dataset):
 
     def _image(self, index: int) -> np.ndarray:
         """An image as uint8 ``(H, W, 3)``, BGR. Decoding is most of a patch's cost, so the last images are kept."""
-        if index in self._decoded:
-            return self._decoded[index]
-        image = self._read_image(index)
-        if image.nbytes <= self._cache_size:
-            while sum(kept.nbytes for kept in self._decoded.values()) + image.nbytes > self._cache_size:
-                self._decoded.pop(next(iter(self._decoded)))
-            self._decoded[index] = image
-        return image
+        with self._lock:
+            if index in self._decoded:
+                return self._decoded[index]
+            image = self._read_image(index)
+            if image.nbytes <= self._cache_size:
+                while sum(kept.nbytes for kept in self._decoded.values()) + image.nbytes > self._cache_size:
+                    self._decoded.pop(next(iter(self._decoded)))
+                self._decoded[index] = image
+            return image
 
     def _read_image(self, index: int) -> np.ndarray:
         backend = dict(self.options.io_backend)

@@ -46,7 +46,7 @@ from torch import Tensor, nn
 
 from drtl_plugin.data.interface import EpisodeBatch, EpisodeDataset
 from drtl_plugin.errors import OptionError, unknown
-from drtl_plugin.meta.learner import Criterion, Precision
+from drtl_plugin.meta.learner import Precision
 from drtl_plugin.options.convert import number
 from drtl_plugin.options.sections import DRTLOptions
 from drtl_plugin.relation.estimators import RelationEvidence
@@ -100,7 +100,6 @@ class Runner(Protocol):
         net_r (nn.Module | None): The DRN, if the relation needs one.
         net_r_is_trained (bool): Whether it is trained. Hooks may set it.
         net_g_adapted (nn.Module | None): The network adapted to the target, after the first adaptation.
-        criterion (Criterion): The loss without the GAN loss: a scalar, for output and GT ``(B, 3, H, W)``.
         precision (Precision): Makes the context of a forward pass: autocast, or nothing.
         uncompiled (Callable): Makes a context in which ``net_g`` runs without being compiled, for varying image sizes.
 
@@ -137,7 +136,6 @@ class Runner(Protocol):
     net_r: nn.Module | None
     net_r_is_trained: bool
     net_g_adapted: nn.Module | None
-    criterion: Criterion
     precision: Precision
     uncompiled: Callable[[], AbstractContextManager[Any]]
 
@@ -149,6 +147,9 @@ class Runner(Protocol):
 
     validation_results: dict[str, dict[str, float]]
     compared: dict[str, list[ComparedCrop]]
+
+    def criterion(self, output: Tensor, gt: Tensor) -> Tensor:
+        """The loss without the GAN loss: a scalar, for ``output`` and ``gt`` of ``(B, 3, H, W)``."""
 
     def adapt_to_target(self) -> None:
         """Adapt a copy of the network to the target's pairs; it becomes ``net_g_adapted``."""

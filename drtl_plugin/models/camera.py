@@ -9,7 +9,7 @@ from drtl_plugin.errors import DataError, OptionError
 from drtl_plugin.runtime import checkpoints
 from drtl_plugin.runtime.distributed import of_first_process
 from drtl_plugin.runtime.progress import stage
-from drtl_plugin.tasks.camera_fit import CameraFit, fit_camera
+from drtl_plugin.tasks.camera_fit import CameraFit, check_pairs, fit_camera
 
 # Auxiliary GT patches that the sharpness of the target's GT is compared with.
 _NUM_PATCHES = 64
@@ -31,6 +31,21 @@ def load_camera(path: str, scale: int) -> CameraFit:
     return fit
 
 
+def check_target(train_set: EpisodeDataset) -> None:
+    """Check that a camera can be fitted to the target's pairs.
+
+    Args:
+        train_set (EpisodeDataset): The training set; it has a target.
+
+    Raises:
+        DataError: If the pairs are too small, or black in a colour.
+    """
+    try:
+        check_pairs(train_set.target_pairs or ())
+    except DataError as error:
+        raise DataError(f'drtl.camera_fit: {error} Turn it off with camera_fit: false.') from None
+
+
 def fit_to_target(train_set: EpisodeDataset, seed: int) -> CameraFit:
     """Fit the camera to the target's pairs; takes about 20 s on 2 CPU cores.
 
@@ -39,8 +54,9 @@ def fit_to_target(train_set: EpisodeDataset, seed: int) -> CameraFit:
         seed (int): Seed of the auxiliary patches.
 
     Raises:
-        DataError: If the pairs are too small.
+        DataError: See :func:`check_target`.
     """
+    check_target(train_set)
     pairs = train_set.target_pairs or ()
     patches = train_set.gt_patches(_NUM_PATCHES, torch.Generator().manual_seed(seed))
 
@@ -48,7 +64,4 @@ def fit_to_target(train_set: EpisodeDataset, seed: int) -> CameraFit:
         with stage(f'Fitting the camera ({len(pairs)} pairs)'):
             return fit_camera(pairs, patches)
 
-    try:
-        return of_first_process(fit)
-    except DataError as error:
-        raise DataError(f'drtl.camera_fit: {error} Turn it off with camera_fit: false.') from None
+    return of_first_process(fit)

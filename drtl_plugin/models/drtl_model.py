@@ -14,7 +14,7 @@ from basicsr.data import build_dataset
 from basicsr.models.sr_model import SRModel
 from basicsr.utils.dist_util import master_only
 from basicsr.utils.registry import MODEL_REGISTRY
-from torch import nn
+from torch import Tensor, nn
 
 from drtl_plugin.data.interface import EpisodeDataset
 from drtl_plugin.errors import OptionError
@@ -23,7 +23,7 @@ from drtl_plugin.hooks.relation_hook import find_estimator
 from drtl_plugin.models.acceleration import Acceleration, accelerate
 from drtl_plugin.models.adapter import Adapter, Watch
 from drtl_plugin.models.adversary import adversarial_backward, build_discriminator, make_adversary
-from drtl_plugin.models.camera import fit_to_target, load_camera
+from drtl_plugin.models.camera import check_target, fit_to_target, load_camera
 from drtl_plugin.models.episode_synthesis import Episodes, check_training_set
 from drtl_plugin.models.inner_rates import InnerRates
 from drtl_plugin.models.losses import Losses, check_losses, try_patches
@@ -53,7 +53,7 @@ class DRTLModel(SRModel):
     (before adaptation) and ``NAME_adapted`` (after). ``net_g_adapted`` is saved alongside ``net_g``.
 
     The parts: ``episodes`` draws tasks and patches, ``adapter`` adapts to the target, ``validator`` runs the passes,
-    ``criterion`` is the sum of the losses, ``inner_rates`` are the inner loop's step sizes, ``adversary`` is a GAN's
+    ``losses`` are those of the option file, ``inner_rates`` are the inner loop's step sizes, ``adversary`` is a GAN's
     discriminator with its loss.
 
     Args:
@@ -100,7 +100,7 @@ class DRTLModel(SRModel):
                 strict, key = path.get('strict_load_d', True), path.get('param_key_d', 'params')
                 self.load_network(self.net_d, path['pretrain_network_d'], strict, key)
         super().init_training_settings()
-        self.criterion = Losses(self.cri_pix, self.cri_perceptual, opt['train'], self.device)
+        self.losses = Losses(self, opt['train'], self.device)
         self.net_r, self.net_r_is_trained = None, path.get('pretrain_network_r') is not None
         if self.drtl.weighting.relation == 'embedding' and opt.get('network_r') is not None:
             self.net_r = build_network(opt['network_r']).to(self.device).eval()
@@ -158,8 +158,11 @@ class DRTLModel(SRModel):
 
         Raises:
             OptionError: If they don't.
+            DataError: If a camera is to be fitted to the target's pairs, and cannot be.
         """
         check_training_set(self.train_set, self.drtl, self.net_r)
+        if self.drtl.camera_fit and self.camera_fit is None and self.train_set.target_pairs is not None:
+            check_target(self.train_set)
         try_patches(self.train_set, self.criterion, getattr(self, 'net_d', None), self.device)
 
     def prepare(self) -> None:
@@ -213,6 +216,24 @@ class DRTLModel(SRModel):
         assert self.episodes is not None  # start() has made them
         self.batch = self.episodes.draw(data, weights, self.num_update)
 
+    def criterion(self, output: Tensor, gt: Tensor) -> Tensor:
+        """The loss without the GAN loss, which derived models may override.
+
+        Args:
+            output, gt (Tensor): ``(B, 3, H, W)``.
+
+        Returns:
+            Tensor: A scalar.
+        """
+        return self.losses(output, gt)
+
+    def _named_losses(self, output: Tensor, gt: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """``criterion``, and its parts under the names to log; an overridden one has a single part."""
+        if getattr(self.criterion, '__func__', None) is DRTLModel.criterion:
+            return self.losses.by_name(output, gt)
+        loss = self.criterion(output, gt)
+        return loss, {'l_total': loss}
+
     def optimize_parameters(self, current_iter: int) -> None:
         """One optimiser step on the relation-weighted gradient of the episodes."""
         self.iter = current_iter - 1
@@ -221,12 +242,14 @@ class DRTLModel(SRModel):
             optimizer.zero_grad()
         sampling = self.drtl.weighting.mode == 'sampling'
         weights = [1.0 if sampling else self.weights[task].item() for task in self.batch.tasks]
-        common = (self.net_g, self.batch, weights, self.criterion, self.precision)
+        common = (self.net_g, self.batch, weights)
         if self.drtl.pipeline == 'pretrain':
             are_means = (self.opt['train'].get('pixel_opt') or {}).get('reduction', 'mean') == 'mean'
-            self.losses_of_step = pretrain_step(*common, are_means, self.adversary, current_iter)
+            self.losses_of_step = pretrain_step(
+                *common, self._named_losses, self.precision, are_means, self.adversary, current_iter
+            )
         else:
-            self.losses_of_step = meta_step(*common, self.inner_rates, self.drtl.inner)
+            self.losses_of_step = meta_step(*common, self.criterion, self.precision, self.inner_rates, self.drtl.inner)
         groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
         average_gradients(p for group in groups for p in group['params'])
         self.log_dict = OrderedDict(**self.losses_of_step, effective_tasks=effective_number(self.weights))
@@ -271,6 +294,12 @@ class DRTLModel(SRModel):
             self.output = self.validator.restore(self.lq, net)
         self.validator.keep_crop(self.output, getattr(self, 'gt', None))
 
+    def validation(self, dataloader, current_iter, tb_logger, save_img=False) -> None:
+        """``SRModel``'s validation; while training, all processes prepare the training data first."""
+        if self.is_train:
+            self.prepare()
+        super().validation(dataloader, current_iter, tb_logger, save_img)
+
     def nondist_validation(self, dataloader, current_iter, tb_logger, save_img) -> None:
         """``SRModel``'s validation, once for each pass."""
         validate = super().nondist_validation
@@ -293,8 +322,10 @@ class DRTLModel(SRModel):
     def save(self, epoch: int, current_iter: int) -> None:
         """Save ``net_g`` (and its average), ``net_g_adapted``, ``net_r``, ``net_d``, and the training state last.
 
-        Whenever a state exists, the networks that belong to it therefore exist, too.
+        Whenever a state exists, the networks that belong to it therefore exist, too. The training data is prepared
+        first, in all processes.
         """
+        self.prepare()
         self.save_hook_results(current_iter)
         if self.adversary is not None:
             self.save_network(self.net_d, 'net_d', current_iter)

@@ -22,13 +22,15 @@ def check_training_set(train_set: EpisodeDataset, drtl: DRTLOptions, net_r: nn.M
 
     Raises:
         OptionError: If there are too few pairs for early stopping, or the relation ``embedding`` lacks its DRN, or the
-            patches are smaller than the DRN's windows.
+            patches are smaller than the DRN's windows, or if a task has the camera fit's label.
     """
     pairs = train_set.target_pairs
     if pairs is None:
         return
     if drtl.adapt.early_stop and len(pairs) < 2:
         raise OptionError('drtl.adapt.early_stop: holding out pairs needs at least 2 pairs, but there is only 1.')
+    if drtl.camera_fit:
+        train_set.library.check_label(CameraFit.label)
     if drtl.weighting.relation == 'embedding':
         if net_r is None:
             raise OptionError("network_r is missing: drtl.weighting.relation 'embedding' needs a DRN.")

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from basicsr.archs.vgg_arch import VGG_PRETRAIN_PATH
 from basicsr.losses import build_loss
+from basicsr.models.sr_model import SRModel
 from torch import Tensor, nn
 
 from drtl_plugin.data.interface import EpisodeDataset
 from drtl_plugin.errors import OptionError
+from drtl_plugin.meta.learner import Criterion
 
 # Losses that only add to others.
 _FURTHER = ('msssim', 'frequency')
@@ -23,20 +24,14 @@ class Losses:
     """The losses of a training step except the GAN loss: pixel, perceptual, MS-SSIM and frequency loss.
 
     Args:
-        pixel, perceptual (Callable | None): As ``SRModel`` has built them.
+        model (SRModel): Its ``cri_pix`` and ``cri_perceptual`` are looked up at each call, since a derived model may
+            replace them.
         train (dict): ``train`` of the option file, for the other losses.
         device (torch.device): Where they are computed.
     """
 
-    def __init__(
-        self,
-        pixel: Callable[..., Any] | None,
-        perceptual: Callable[..., Any] | None,
-        train: dict[str, Any],
-        device: torch.device,
-    ) -> None:
-        self.pixel = pixel
-        self.perceptual = perceptual
+    def __init__(self, model: SRModel, train: dict[str, Any], device: torch.device) -> None:
+        self._model = model
         self.further: dict[str, nn.Module] = {
             f'l_{name}': build_loss(train[f'{name}_opt']).to(device) for name in _FURTHER if train.get(f'{name}_opt')
         }
@@ -49,10 +44,10 @@ class Losses:
         """The sum of the losses, and each loss under the name that ``SRModel`` logs."""
         losses: OrderedDict[str, Tensor] = OrderedDict()
         output = output.float()
-        if self.pixel:
-            losses['l_pix'] = self.pixel(output, gt)
-        if self.perceptual:
-            l_percep, l_style = self.perceptual(output, gt)
+        if self._model.cri_pix:
+            losses['l_pix'] = self._model.cri_pix(output, gt)
+        if self._model.cri_perceptual:
+            l_percep, l_style = self._model.cri_perceptual(output, gt)
             losses.update({k: v for k, v in (('l_percep', l_percep), ('l_style', l_style)) if v is not None})
         losses.update((name, criterion(output, gt)) for name, criterion in self.further.items())
         return cast('Tensor', sum(losses.values())), losses
@@ -92,12 +87,12 @@ def check_losses(opt: dict[str, Any], has_gan_steps: bool) -> None:
             raise OptionError(f'train.{key} is missing: network_d needs it.')
 
 
-def try_patches(train_set: EpisodeDataset, criterion: Losses, net_d: nn.Module | None, device: torch.device) -> None:
+def try_patches(train_set: EpisodeDataset, criterion: Criterion, net_d: nn.Module | None, device: torch.device) -> None:
     """Compute the losses of random patches of the sizes that training uses.
 
     Args:
         train_set (EpisodeDataset): Determines the sizes.
-        criterion (Losses): The losses.
+        criterion (Criterion): The loss.
         net_d (nn.Module | None): The discriminator, if there is one.
         device (torch.device): Where they are.
 

@@ -6,24 +6,33 @@ The paper (arXiv 2111.13078) names the pipelines; the formulas are our reconstru
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from drtl_plugin.data.interface import EpisodeBatch
-from drtl_plugin.meta.learner import Precision, accumulate, functional_loss, outer_gradient, trainable_parameters
+from drtl_plugin.meta.learner import (
+    Criterion,
+    Precision,
+    accumulate,
+    functional_loss,
+    outer_gradient,
+    trainable_parameters,
+)
 from drtl_plugin.models.adversary import Adversary
 from drtl_plugin.models.inner_rates import InnerRates
-from drtl_plugin.models.losses import Losses
 from drtl_plugin.options.sections import InnerOptions
+
+# The loss between an output and its GT, a scalar, and its parts by name.
+NamedLosses = Callable[[Tensor, Tensor], tuple[Tensor, Mapping[str, Tensor]]]
 
 
 def pretrain_step(
     net: nn.Module,
     batch: EpisodeBatch,
     weights: Sequence[float],
-    losses: Losses,
+    losses: NamedLosses,
     precision: Precision,
     losses_are_means: bool,
     adversary: Adversary | None,
@@ -35,7 +44,7 @@ def pretrain_step(
         net (nn.Module): The network; gradients are added to those of its parameters.
         batch (EpisodeBatch): The episodes.
         weights (Sequence[float]): w, the weight of each episode's task.
-        losses (Losses): L.
+        losses (NamedLosses): L, and its parts by name.
         precision (Precision): Makes the context of the forward pass.
         losses_are_means (bool): Whether the losses are means over patches, not sums.
         adversary (Adversary | None): Adds a GAN's gradients, in which all patches have weight 1.
@@ -49,11 +58,12 @@ def pretrain_step(
         output = net(batch.lq.flatten(0, 1))
         if losses_are_means and all(weight == 1 for weight in weights):
             # One loss over all patches is the mean of the tasks' losses, and the step is bit-identical to SRModel's.
-            total, log = losses.by_name(output, batch.gt.flatten(0, 1))
+            total, values = losses(output, batch.gt.flatten(0, 1))
+            log.update(values)
         else:
             total = torch.zeros((), device=output.device)
             for weight, out, gt in zip(weights, output.view_as(batch.gt), batch.gt, strict=True):
-                loss, values = losses.by_name(out, gt)
+                loss, values = losses(out, gt)
                 total = total + weight / len(weights) * loss
                 for name, value in values.items():
                     log[name] = log.get(name, 0) + value.detach() / len(weights)
@@ -69,7 +79,7 @@ def meta_step(
     net: nn.Module,
     batch: EpisodeBatch,
     weights: Sequence[float],
-    losses: Losses,
+    criterion: Criterion,
     precision: Precision,
     rates: InnerRates,
     inner: InnerOptions,
@@ -77,7 +87,8 @@ def meta_step(
     """Accumulate ``g = (1/B) Σ w_i ∇_θ L_i^qry(θ_i')`` episode by episode.
 
     Args:
-        net, batch, weights, losses, precision: As for :func:`pretrain_step`.
+        net, batch, weights, precision: As for :func:`pretrain_step`.
+        criterion (Criterion): L.
         rates (InnerRates): Step sizes of the inner loop; gradients are added to those of learned ones.
         inner (InnerOptions): ``drtl.inner``.
 
@@ -85,7 +96,7 @@ def meta_step(
         OrderedDict[str, Tensor]: ``l_query``, the mean query loss.
     """
     parameters = trainable_parameters(net)
-    loss = functional_loss(net, losses, precision)
+    loss = functional_loss(net, criterion, precision)
     mean_query_loss = torch.zeros((), device=batch.lq.device)
     for episode, weight in enumerate(weights):
         support, query = batch.support_and_query(episode)

@@ -124,14 +124,22 @@ class DistortionLibrary:
     def __len__(self) -> int:
         return len(self.tasks)
 
+    def check_label(self, label: str) -> None:
+        """Check that no task has a label yet.
+
+        Raises:
+            OptionError: If one has.
+        """
+        if label in self.labels:
+            raise OptionError(f'{self._where}: a task is labelled {label!r}; give it another label.')
+
     def with_task(self, task: Task) -> DistortionLibrary:
         """Return a copy of this library with one more task, the last one.
 
         Raises:
             OptionError: If the library has a task of the same label.
         """
-        if task.label in self.labels:
-            raise OptionError(f'{self._where}: a task is labelled {task.label!r}; give it another label.')
+        self.check_label(task.label)
         extended = copy.copy(self)
         extended.tasks = (*self.tasks, task)
         return extended

@@ -1,4 +1,6 @@
 import pickle
+import sys
+import threading
 
 import cv2
 import numpy as np
@@ -124,6 +126,34 @@ class TestDistortionTaskDataset:
         dataset = DistortionTaskDataset({**task_opt, 'image_cache_mb': 0})
         assert dataset._image(textures[0]).shape == (512, 512, 3)
         assert not dataset._decoded
+
+    def test_several_threads_may_draw_at_once(self, task_opt, monkeypatch):
+        """A prefetcher's thread and the model do."""
+        image = np.zeros((64, 64, 3), np.uint8)
+        dataset = DistortionTaskDataset(task_opt)
+        monkeypatch.setattr(dataset, '_read_image', lambda index: image.copy())
+        monkeypatch.setattr(dataset, '_cache_size', 300 * image.nbytes)
+        errors = []
+
+        def draw(first: int) -> None:
+            try:
+                for index in range(first, first + 1000):
+                    dataset._image(index)
+            except RuntimeError as error:
+                errors.append(error)
+
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(1e-5)
+        try:
+            threads = [threading.Thread(target=draw, args=(first,)) for first in (0, 1000)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        finally:
+            sys.setswitchinterval(interval)
+        assert not errors
+        assert len(dataset._decoded) == 300
 
     @pytest.mark.parametrize(
         ('change', 'error', 'message'),

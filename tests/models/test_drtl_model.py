@@ -6,6 +6,7 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 import torch
+from basicsr.data import build_dataloader, build_dataset
 from basicsr.utils.misc import check_resume
 
 from drtl_plugin.errors import OptionError
@@ -167,6 +168,21 @@ def test_networks_are_saved_before_the_state_that_needs_them(build, quick_opt, m
     monkeypatch.setattr(model, 'save_training_state', lambda *_: saved.append('state'))
     model.save(epoch=0, current_iter=1)
     assert saved == ['net_g_adapted', 'net_r', 'net_g', 'state']
+
+
+def test_a_model_may_be_saved_before_the_first_step(build, quick_opt, workdir):
+    model = build(quick_opt)
+    model.save(0, 0)
+    names = {path.name for path in (workdir / 'experiments/drtl_x4/models').iterdir()}
+    assert {'net_g_0.pth', 'net_g_adapted_0.pth'} <= names
+
+
+def test_a_model_may_be_validated_before_the_first_step(build, quick_opt):
+    model = build(quick_opt)
+    section = model.opt['datasets']['val']
+    loader = build_dataloader(build_dataset(section), section, num_gpu=0, dist=False, seed=0)
+    model.validation(loader, 0, None, False)
+    assert {name.rpartition('_')[2] for name in model.validation_results} >= {'bicubic', 'adapted'}
 
 
 def test_states_of_other_models_are_refused(build, quick_opt):

@@ -29,6 +29,26 @@ _ROUNDS = 3
 _LARGEST = 768
 
 
+def check_pairs(pairs: Sequence[Pair]) -> None:
+    """Check that a camera can be fitted to pairs.
+
+    Args:
+        pairs (Sequence[tuple[Tensor, Tensor]]): K pairs ``(lq, gt)``, uint8, ``(3, h, w)`` and ``(3, s h, s w)``, RGB.
+
+    Raises:
+        DataError: If a side of a GT image is below four kernel widths (quarters must hold a kernel), or if a colour is
+            black in all LQ or all GT images; it names the colour.
+    """
+    taps = kernel_size(_scale(pairs))
+    if min(min(gt.shape[-2:]) for _, gt in pairs) < 4 * taps:
+        raise DataError(f'a camera fit needs GT images of at least {4 * taps} pixels a side.')
+    for side, images in zip(('LQ', 'GT'), zip(*pairs, strict=True), strict=True):
+        lit = functools.reduce(operator.or_, (image.flatten(1).any(dim=1) for image in images)).tolist()
+        if not all(lit):
+            black = ', '.join(name for name, is_lit in zip(('red', 'green', 'blue'), lit, strict=True) if not is_lit)
+            raise DataError(f'a camera cannot be fitted: all {side} images are black in {black}.')
+
+
 def fit_camera(pairs: Sequence[Pair], photographs: Tensor) -> CameraFit:
     """Fit a camera to aligned pairs.
 
@@ -40,18 +60,11 @@ def fit_camera(pairs: Sequence[Pair], photographs: Tensor) -> CameraFit:
         CameraFit: Its ``warnings()`` say whether to trust it.
 
     Raises:
-        DataError: If a side of a GT image is below four kernel widths (quarters must hold a kernel), or if a colour is
-            black in all LQ or all GT images; it names the colour.
+        DataError: See :func:`check_pairs`.
     """
-    scale = pairs[0][1].shape[-1] // pairs[0][0].shape[-1]
+    check_pairs(pairs)
+    scale = _scale(pairs)
     taps = kernel_size(scale)
-    if min(min(gt.shape[-2:]) for _, gt in pairs) < 4 * taps:
-        raise DataError(f'a camera fit needs GT images of at least {4 * taps} pixels a side.')
-    for side, images in zip(('LQ', 'GT'), zip(*pairs, strict=True), strict=True):
-        lit = functools.reduce(operator.or_, (image.flatten(1).any(dim=1) for image in images)).tolist()
-        if not all(lit):
-            black = ', '.join(name for name, is_lit in zip(('red', 'green', 'blue'), lit, strict=True) if not is_lit)
-            raise DataError(f'a camera cannot be fitted: all {side} images are black in {black}.')
     lqs, gts = zip(*(_middle(lq.double() / 255, gt.double() / 255) for lq, gt in pairs), strict=True)
     shift = torch.zeros(len(pairs), 2, dtype=torch.float64)
     gain, offset = torch.ones(len(pairs), 3).double(), torch.zeros(len(pairs), 3).double()
@@ -91,6 +104,11 @@ def fit_camera(pairs: Sequence[Pair], photographs: Tensor) -> CameraFit:
         explained_left_out=1 - (1 - explained_left_out) * left_of_unseen,
         correction=correction,
     )
+
+
+def _scale(pairs: Sequence[Pair]) -> int:
+    lq, gt = pairs[0]
+    return gt.shape[-1] // lq.shape[-1]
 
 
 def _middle(lq: Tensor, gt: Tensor) -> Pair:
