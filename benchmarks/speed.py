@@ -195,20 +195,18 @@ def accelerated(opt: dict, how: str = '', tasks: int = TASKS) -> Callable[[], No
 
 def recorded(model: DRTLModel) -> Callable[[], None]:
     """A step whose gradients are a CUDA graph; the optimiser's part stays outside."""
-    gradients = model._pretrain_step if model.drtl.pipeline == 'pretrain' else model._meta_step
-    weights = [1.0] * len(model.batch.tasks)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(3):
             model.optimizer_g.zero_grad()
-            gradients(weights)
+            model.backward(1)
     torch.cuda.current_stream().wait_stream(stream)
     # Made anew while recording, gradients are memory of the graph's own, which each play overwrites.
     model.optimizer_g.zero_grad()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        gradients(weights)
+        model.backward(1)
 
     def step() -> None:
         graph.replay()

@@ -58,7 +58,7 @@ class DRTLModel(SRModel):
 
     Args:
         opt (dict): BasicSR's options for ``SRModel``, with a ``drtl`` section
-            (:class:`~drtl_plugin.options.parse.DRTLOptions`) and ``datasets.train`` of type ``DistortionTaskDataset``
+            (:class:`~drtl_plugin.options.sections.DRTLOptions`) and ``datasets.train`` of type ``DistortionTaskDataset``
             or another :class:`~drtl_plugin.data.interface.EpisodeDataset`.
 
     Attributes:
@@ -83,8 +83,6 @@ class DRTLModel(SRModel):
         if not self.is_train:
             self.acceleration = Acceleration(self.device)
             lay_out(self.net_g, torch.channels_last)
-
-    # ---- setting up ------------------------------------------------------------------------------------------- #
 
     def init_training_settings(self) -> None:
         """``SRModel``'s training settings, the losses, the discriminator, the DRN and the hooks."""
@@ -203,8 +201,6 @@ class DRTLModel(SRModel):
                 call_hooks(self.hooks, 'before_train', self)
             self._started = True
 
-    # ---- training --------------------------------------------------------------------------------------------- #
-
     def feed_data(self, data: dict[str, Any]) -> None:
         """Receive a validation image (``lq``, ``gt``), or episodes, for which tasks are drawn and LQ patches made."""
         if 'support_gt' not in data:
@@ -240,16 +236,7 @@ class DRTLModel(SRModel):
         call_hooks(self.hooks, 'before_train_iter', self, batch_idx=self.iter)
         for optimizer in self.optimizers:
             optimizer.zero_grad()
-        sampling = self.drtl.weighting.mode == 'sampling'
-        weights = [1.0 if sampling else self.weights[task].item() for task in self.batch.tasks]
-        common = (self.net_g, self.batch, weights)
-        if self.drtl.pipeline == 'pretrain':
-            are_means = (self.opt['train'].get('pixel_opt') or {}).get('reduction', 'mean') == 'mean'
-            self.losses_of_step = pretrain_step(
-                *common, self._named_losses, self.precision, are_means, self.adversary, current_iter
-            )
-        else:
-            self.losses_of_step = meta_step(*common, self.criterion, self.precision, self.inner_rates, self.drtl.inner)
+        self.losses_of_step = self.backward(current_iter)
         groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
         average_gradients(p for group in groups for p in group['params'])
         self.log_dict = OrderedDict(**self.losses_of_step, effective_tasks=effective_number(self.weights))
@@ -262,6 +249,16 @@ class DRTLModel(SRModel):
             if self.ema_decay > 0:
                 self.model_ema(decay=self.ema_decay)
         call_hooks(self.hooks, 'after_train_iter', self, batch_idx=self.iter, outputs=self.log_dict)
+
+    def backward(self, current_iter: int) -> OrderedDict[str, Tensor]:
+        """Accumulate the gradients of a step; returns its losses by name, on the device."""
+        sampling = self.drtl.weighting.mode == 'sampling'
+        weights = [1.0 if sampling else self.weights[task].item() for task in self.batch.tasks]
+        common = (self.net_g, self.batch, weights)
+        if self.drtl.pipeline == 'meta':
+            return meta_step(*common, self.criterion, self.precision, self.inner_rates, self.drtl.inner)
+        are_means = (self.opt['train'].get('pixel_opt') or {}).get('reduction', 'mean') == 'mean'
+        return pretrain_step(*common, self._named_losses, self.precision, are_means, self.adversary, current_iter)
 
     def get_current_log(self) -> OrderedDict[str, float]:
         """The last step's losses, averaged over the processes, and whatever hooks have added to ``log_dict``.
@@ -283,8 +280,6 @@ class DRTLModel(SRModel):
     def trained_network(self) -> nn.Module:
         """The network to test and to adapt: the moving average, if there is one."""
         return self.net_g_ema if hasattr(self, 'net_g_ema') else self.net_g
-
-    # ---- validation ------------------------------------------------------------------------------------------- #
 
     def test(self) -> None:
         """Restore ``lq`` with the network of the current pass."""
@@ -316,8 +311,6 @@ class DRTLModel(SRModel):
         # Bicubic upsampling has no best iteration.
         getattr(self, 'best_metric_results', {}).pop(dataloader.dataset.opt['name'] + BICUBIC, None)
         call_hooks(self.hooks, 'after_val', self)
-
-    # ---- saving, resuming, ending ----------------------------------------------------------------------------- #
 
     def save(self, epoch: int, current_iter: int) -> None:
         """Save ``net_g`` (and its average), ``net_g_adapted``, ``net_r``, ``net_d``, and the training state last.
