@@ -58,8 +58,8 @@ class DRTLModel(SRModel):
 
     Args:
         opt (dict): BasicSR's options for ``SRModel``, with a ``drtl`` section
-            (:class:`~drtl_plugin.options.sections.DRTLOptions`) and ``datasets.train`` of type ``DistortionTaskDataset``
-            or another :class:`~drtl_plugin.data.interface.EpisodeDataset`.
+            (:class:`~drtl_plugin.options.sections.DRTLOptions`) and ``datasets.train`` of type
+            ``DistortionTaskDataset`` or another :class:`~drtl_plugin.data.interface.EpisodeDataset`.
 
     Attributes:
         takes_steps (bool): Whether the class trains, rather than only adapts.
