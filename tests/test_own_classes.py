@@ -1,6 +1,7 @@
 """Models, datasets, hooks and estimators of one's own, registered by a module that ``--import`` brings in."""
 
 import re
+import subprocess
 import sys
 
 import pytest
@@ -290,3 +291,14 @@ def transfer(question):
     assert "An object named 'transfer' was already registered in 'relation estimator' registry!" in line
     assert re.search(r'own\w*\.py:4\)$', line)
     assert ESTIMATOR_REGISTRY.get('transfer') is transfer and needs_trained_network('transfer')
+
+
+@pytest.mark.parametrize('command', [['upscale', '-i', 'a.png', '-o', 'out'], ['export', '--onnx', 'a.onnx']])
+def test_modules_may_look_up_the_models_by_name(tmp_path, command):
+    base = "MODEL_REGISTRY.get('DRTLModel')"
+    code = f'from basicsr.utils.registry import MODEL_REGISTRY\n\nclass Own({base}):\n    pass\n'
+    (tmp_path / 'own.py').write_text(code)
+    words = [sys.executable, '-m', 'drtl_plugin', *command, '--weights', 'w.pth', '--import', 'own']
+    result = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 2
+    assert 'KeyError' not in result.stderr and 'w.pth' in result.stderr.splitlines()[-1]

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+import drtl_plugin
 from drtl_plugin.errors import OptionError, describe, own_line
 
 
@@ -63,12 +64,13 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
 
 
 def import_modules(modules: Sequence[str]) -> None:
-    """Import the modules named by ``--import``, also from the current folder.
+    """Import the modules named by ``--import``, also from the current folder. They may look our classes up by name.
 
     Raises:
         OptionError: If there is no such module.
     """
     if modules:
+        drtl_plugin.register()
         sys.path.insert(0, os.getcwd())
     for module in modules:
         try:
