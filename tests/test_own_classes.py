@@ -302,3 +302,10 @@ def test_modules_may_look_up_the_models_by_name(tmp_path, command):
     result = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == 2
     assert 'KeyError' not in result.stderr and 'w.pth' in result.stderr.splitlines()[-1]
+
+
+def test_what_a_module_cannot_import_is_named_with_its_line(quick_opt, run, capsys):
+    assert run('\nfrom drtl_plugin.meta import META_HOOK_REGISTRY\n', quick_opt) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("basicsr: error: --import own: cannot import name 'META_HOOK_REGISTRY' from 'drtl_plugin.me")
+    assert re.search(r'own\.py:2\)\.$', line)

@@ -67,7 +67,7 @@ def import_modules(modules: Sequence[str]) -> None:
     """Import the modules named by ``--import``, also from the current folder. They may look our classes up by name.
 
     Raises:
-        OptionError: If there is no such module.
+        OptionError: If there is no such module, or it imports something that does not exist.
     """
     if modules:
         drtl_plugin.register()
@@ -75,7 +75,7 @@ def import_modules(modules: Sequence[str]) -> None:
     for module in modules:
         try:
             importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            raise OptionError(f'--import {module}: {error}.') from None
+        except ImportError as error:
+            raise OptionError(f'--import {module}: {error}{own_line(error)}.') from None
         except AssertionError as error:  # BasicSR's registries refuse a name that is taken
             raise OptionError(f'--import {module}: {describe(error)}{own_line(error)}') from None
