@@ -46,7 +46,7 @@ class DistortionTaskDataset(data.Dataset):
 
     Args:
         opt (dict): Config for train datasets; its keys, with defaults, are
-            :class:`drtl_plugin.options.parse.TaskDatasetOptions`. The most used ones:
+            :class:`drtl_plugin.options.sections.TaskDatasetOptions`. The most used ones:
             dataroot_gt (str): Folder (or .lmdb) of ground-truth images.
             io_backend (dict): IO backend type and other kwarg; disk or lmdb.
             gt_size (int): Side of the ground-truth patches.
@@ -54,7 +54,7 @@ class DistortionTaskDataset(data.Dataset):
             distortions (str | list[dict]): ``'default'`` or the auxiliary tasks;
                 see :class:`drtl_plugin.tasks.library.DistortionLibrary`.
             target (dict): The support set: dataroot_gt, dataroot_lq, num_shot, seed or names, io_backend;
-                see :class:`drtl_plugin.options.parse.TargetOptions`.
+                see :class:`drtl_plugin.options.sections.TargetOptions`.
 
             scale (int): Scale, which will be added automatically.
             phase (str): 'train', which will be added automatically.
@@ -65,8 +65,8 @@ class DistortionTaskDataset(data.Dataset):
             damaged or smaller than ``gt_size``.
 
     Attributes:
-        options_class (type): The dataclass of its options. A subclass with options of its own sets one that derives
-            from :class:`drtl_plugin.options.parse.TaskDatasetOptions`.
+        options_class (type): The section that declares its options. A subclass with options of its own sets one that derives
+            from :class:`drtl_plugin.options.sections.TaskDatasetOptions`.
         options (TaskDatasetOptions): Parsed options.
         library (DistortionLibrary): The auxiliary tasks.
         target_pairs (list[tuple[Tensor, Tensor]] | None): All pairs ``(lq, gt)`` of the target, RGB, uint8,

@@ -210,11 +210,21 @@ def _check_dataset(phase: str, dataset: Any, is_train: bool) -> None:
 
 
 def _options_class(dataset: dict[str, Any]) -> type[Section] | None:
-    """The section that a registered dataset class declares as its ``options_class``; None for other types."""
+    """The section that a registered dataset class declares as its ``options_class``; None for other types.
+
+    Raises:
+        OptionError: If it declares something else, e.g. a dataclass.
+    """
     kind = dataset.get('type')
     if not isinstance(kind, str) or kind not in DATASET_REGISTRY:
         return None
-    return getattr(DATASET_REGISTRY.get(kind), 'options_class', None)
+    options_class = getattr(DATASET_REGISTRY.get(kind), 'options_class', None)
+    if options_class is not None and not (isinstance(options_class, type) and issubclass(options_class, Section)):
+        raise OptionError(
+            f'datasets.train.type: options_class of {kind} must derive from drtl_plugin.options.convert.Section, as '
+            f'drtl_plugin.options.sections.TaskDatasetOptions does; it is {options_class!r}.'
+        )
+    return options_class
 
 
 def _complete_adaptation(opt: dict[str, Any]) -> None:

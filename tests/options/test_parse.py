@@ -1,6 +1,7 @@
 """``parse_options`` against BasicSR's own, and the checks that it adds."""
 
 import argparse
+import dataclasses
 
 import pytest
 import torch
@@ -75,6 +76,14 @@ class TestParseOptions:
         assert opt['datasets']['train']['num_worker_per_gpu'] == 3
         quick_opt['datasets']['train']['num_workers_per_gpu'] = 2
         with pytest.raises(OptionError, match=r"unknown key 'num_workers_per_gpu'; did you mean 'num_w"):
+            parse_options(arguments(write_opt(quick_opt)), str(workdir), is_train=True)
+
+    def test_options_of_a_dataset_that_are_no_section_are_refused(self, workdir, quick_opt, write_opt, monkeypatch):
+        own_options = dataclasses.make_dataclass('OwnOptions', ['name', 'type'])
+        kind = type('OwnDataset', (), {'options_class': own_options})
+        monkeypatch.setattr(DATASET_REGISTRY, '_obj_map', {**DATASET_REGISTRY._obj_map, 'OwnDataset': kind})
+        quick_opt['datasets']['train'] = {'name': 'own', 'type': 'OwnDataset'}
+        with pytest.raises(OptionError, match=r'train\.type: options_class of OwnDataset must derive from .*Section'):
             parse_options(arguments(write_opt(quick_opt)), str(workdir), is_train=True)
 
     def test_gpu_option_files_run_without_gpu(self, workdir, quick_opt, write_opt, monkeypatch, capsys):
