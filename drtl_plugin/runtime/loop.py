@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import itertools
 import time
@@ -56,15 +57,10 @@ def train(opt: dict, option_file: str, datasets: Mapping[str, Dataset] | None = 
         OptionError: If an option is wrong.
         Interrupted: After a signal.
     """
-    loaders, training = LoaderProcesses(), None
     with without_gpu(), StopSignals(opt['dist']) as signals:
-        try:
-            training = _Training(opt, option_file, datasets or {}, signals, loaders)
+        with contextlib.ExitStack() as stack:
+            training = _Training(opt, option_file, datasets or {}, signals, stack)
             training.run()
-        finally:
-            loaders.end()
-            if training is not None and training.tb_logger is not None:
-                training.tb_logger.close()
     return training.model
 
 
@@ -99,6 +95,11 @@ def _validation_loader(opt: dict, phase: str, datasets: Mapping[str, Dataset]) -
 class _Training:
     """One training run; see :func:`train`.
 
+    Args:
+        opt (dict), option_file (str), datasets (Mapping[str, Dataset]): See :func:`train`.
+        signals (StopSignals): Tells the run to stop.
+        stack (contextlib.ExitStack): Closes what the run opens.
+
     Attributes:
         model: BasicSR's or our model.
     """
@@ -109,7 +110,7 @@ class _Training:
         option_file: str,
         datasets: Mapping[str, Dataset],
         signals: StopSignals,
-        loaders: LoaderProcesses,
+        stack: contextlib.ExitStack,
     ) -> None:
         torch.backends.cudnn.benchmark = True
         self.opt, self.signals = opt, signals
@@ -128,11 +129,13 @@ class _Training:
         self.iter: int = 0 if state is None else state['iter']
         self.total_iter = max(int(opt['train']['total_iter']), self.iter)
         self.tb_logger = open_tensorboard(opt, self.iter)
+        if self.tb_logger is not None:
+            stack.callback(self.tb_logger.close)
         self.validated: dict[DataLoader, int] = {}  # iteration of the last validation
 
         train_set = _dataset(opt, 'train', datasets)
         self.sampler = ResumingSampler(train_set, opt, state)
-        self.train_loader = self._build_train_loader(train_set, loaders)
+        self.train_loader = self._build_train_loader(train_set, stack)
         phases = [phase for phase in opt['datasets'] if phase.split('_')[0] == 'val']
         self.val_loaders = [_validation_loader(opt, phase, datasets) for phase in phases]
 
@@ -147,10 +150,12 @@ class _Training:
             if self._is_due('val', 'val_freq'):
                 self._validate()
 
-    def _build_train_loader(self, train_set: Any, loaders: LoaderProcesses) -> DataLoader:
+    def _build_train_loader(self, train_set: Any, stack: contextlib.ExitStack) -> DataLoader:
         opt, section = self.opt, self.opt['datasets']['train']
         arguments = {'num_gpu': opt['num_gpu'], 'dist': opt['dist'], 'sampler': self.sampler}
         loader = build_dataloader(train_set, section, **arguments, seed=opt['manual_seed'])
+        loaders = LoaderProcesses()
+        stack.callback(loaders.end)
         loaders.adopt(loader)
         if self.total_iter > 0:
             if len(loader) == 0:
