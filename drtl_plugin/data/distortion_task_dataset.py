@@ -65,8 +65,8 @@ class DistortionTaskDataset(data.Dataset):
             damaged or smaller than ``gt_size``.
 
     Attributes:
-        options_class (type): The section that declares its options. A subclass with options of its own sets one that derives
-            from :class:`drtl_plugin.options.sections.TaskDatasetOptions`.
+        options_class (type): The section that declares its options. A subclass with options of its own sets one that
+            derives from :class:`drtl_plugin.options.sections.TaskDatasetOptions`.
         options (TaskDatasetOptions): Parsed options.
         library (DistortionLibrary): The auxiliary tasks.
         target_pairs (list[tuple[Tensor, Tensor]] | None): All pairs ``(lq, gt)`` of the target, RGB, uint8,
