@@ -6,7 +6,7 @@ import contextlib
 import datetime
 import itertools
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,12 @@ from drtl_plugin.runtime.signals import Interrupted, StopNow, StopSignals
 from drtl_plugin.runtime.training_log import StepLogger, StepTimer, keep_option_file, open_log, open_tensorboard
 
 
-def train(opt: dict, option_file: str, datasets: Mapping[str, Dataset] | None = None) -> Any:
+def train(
+    opt: dict,
+    option_file: str,
+    datasets: Mapping[str, Dataset] | None = None,
+    finish: Callable[[Any], object] = lambda model: None,
+) -> Any:
     """Train as ``basicsr.train.train_pipeline`` does; weights and optimiser states are bit-identical.
 
     In addition:
@@ -35,7 +40,8 @@ def train(opt: dict, option_file: str, datasets: Mapping[str, Dataset] | None = 
     - A resumed run continues with the samples that it has not seen, and restores the shared random generators.
       It repeats the validation that belongs to the state's iteration.
     - SIGINT and SIGTERM end a run between two iterations, or during validation and adaptation, with its state saved. A
-      second signal (after two seconds), or one before there is anything to save, ends it at once.
+      second signal (after two seconds), or one before there is anything to save, ends it at once. A first one does not
+      interrupt ``finish``.
     - Validation does not change the course of training: it draws from copies of the random generators.
     - The last iteration is validated once. Training continues until ``total_iter``, even if BasicSR's loop counts too
       few epochs because incomplete batches are dropped.
@@ -48,6 +54,7 @@ def train(opt: dict, option_file: str, datasets: Mapping[str, Dataset] | None = 
         opt (dict): Parsed options (:func:`drtl_plugin.options.parse.parse_options`).
         option_file (str): The option file, of which the first process keeps a copy in the experiment's folder.
         datasets (Mapping[str, Dataset] | None): Datasets that are already built, by phase; the others are built here.
+        finish (Callable): Called with the trained model at the end, e.g. to write a report.
 
     Returns:
         The trained model. It had ``train_set`` and ``tb_logger`` set before its first step.
@@ -61,6 +68,8 @@ def train(opt: dict, option_file: str, datasets: Mapping[str, Dataset] | None = 
         with contextlib.ExitStack() as stack:
             training = _Training(opt, option_file, datasets or {}, signals, stack)
             training.run()
+        signals.begin(training.model, 'the run ends in a moment, complete')
+        finish(training.model)
     return training.model
 
 
