@@ -28,6 +28,11 @@ __all__ = ['check_options', 'folder_name', 'is_a', 'number', 'parse_options', 'p
 
 # Keys of ``path`` that parse_options adds.
 COMPUTED_PATHS = frozenset({'experiments_root', 'models', 'training_states', 'log', 'visualization', 'results_root'})
+# All keys that parse_options and the run add, by section. Whoever writes them is not heard.
+_COMPUTED = {
+    '': frozenset({'dist', 'rank', 'world_size', 'auto_resume', 'is_train', 'root_path'}),
+    'path': COMPUTED_PATHS,
+}
 # Keys that models may have for each of their networks.
 _OF_A_NETWORK = ('network_', 'pretrain_', 'strict_load_', 'param_key_', 'optim_')
 _NOT_OF_ADAPTATION = frozenset(
@@ -173,12 +178,14 @@ def _check_section(cls: type[Section], section: Any, where: str, is_closed: bool
         cls (type): Its declaration. Required keys may be missing, since a test needs fewer than training.
         section: The section; anything but a dict is invalid.
         where (str): Its key in the option file.
-        is_closed (bool): Whether only declared keys are valid; otherwise, all but misspelt ones are.
+        is_closed (bool): Whether only declared (and computed) keys are valid; otherwise, all but misspelt ones are.
     """
     fields = declared(cls)
     for key, value in section.items():
         if key in fields:
             section[key] = convert(value, fields[key].type, f'{where}.{key}'.lstrip('.'))
+        elif key in _COMPUTED.get(where, ()):
+            continue
         elif is_closed or key in cls.removed or _is_misspelt(key, list(fields)):
             raise unknown_key(cls, key, where)
 

@@ -138,6 +138,21 @@ class TestParseOptions:
             parse_options(arguments(write_opt(opt)), str(workdir), is_train=False)
 
 
+@pytest.mark.parametrize('model_type', ['DRTLModel', 'SRModel'])
+def test_keys_that_the_run_sets_may_be_in_the_file_and_are_ignored(workdir, quick_opt, write_opt, model_type):
+    computed = {'dist': True, 'rank': 3, 'world_size': 4, 'auto_resume': True, 'is_train': False, 'root_path': 'x'}
+    quick_opt.update(computed, model_type=model_type)
+    keys = ('experiments_root', 'models', 'training_states', 'log', 'visualization', 'results_root')
+    quick_opt['path'].update(dict.fromkeys(keys, 'x'))
+    opt = parse_options(arguments(write_opt(quick_opt)), str(workdir), is_train=True)
+    assert [opt[key] for key in computed if key != 'root_path'] == [False, 0, 1, False, True]
+    assert 'x' not in [opt['path'][key] for key in keys[:-1]]
+    quick_opt['train']['models'] = 'x'
+    if model_type == 'DRTLModel':
+        with pytest.raises(OptionError, match="train: unknown key 'models'"):
+            check_options(quick_opt, 'opt.yml', is_train=True)
+
+
 class TestKeysOfOtherModels:
     """Other models may read keys of their own: only a misspelt declared key is an error."""
 
