@@ -74,6 +74,14 @@ def test_an_adapting_model_needs_no_schedule(workdir, quick_opt, write_opt, run,
     assert (workdir / 'experiments/own/models/net_g_adapted_latest.pth').is_file()
 
 
+def test_a_model_that_takes_no_steps_has_no_schedule(quick_opt, run, capsys):
+    quick_opt.update(name='own', model_type='OwnModel')
+    code = MODEL.format(base='DRTLModel') + '    takes_steps = False\n'
+    assert run(code, quick_opt) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(': OwnModel does not train; its settings are in drtl.adapt.')
+
+
 @pytest.mark.parametrize('base', ['DRTLModel', 'DRTLAdaptModel'])
 def test_options_of_derived_models_are_checked_as_strictly(quick_opt, run, capsys, base):
     quick_opt['model_type'] = 'OwnModel'

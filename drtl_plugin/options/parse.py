@@ -57,7 +57,7 @@ def parse_options(args: argparse.Namespace, root_path: str, is_train: bool) -> d
     opt = load_option_file(args.opt)
     force_yml(opt, args.force_yml or [])
     check_tree(opt, args.opt)
-    if is_train and is_a(MODEL_REGISTRY, opt.get('model_type'), 'DRTLAdaptModel'):
+    if is_train and not _takes_steps(opt.get('model_type')):
         _complete_adaptation(opt)
     check_options(opt, args.opt, is_train)
     _expand_home(opt)
@@ -82,6 +82,13 @@ def parse_options(args: argparse.Namespace, root_path: str, is_train: bool) -> d
 def is_a(registry: Any, name: object, base: str) -> bool:
     """Whether the class that a BasicSR registry has under ``name`` is, or derives from, the one named ``base``."""
     return isinstance(name, str) and name in registry and issubclass(registry.get(name), registry.get(base))
+
+
+def _takes_steps(model_type: object) -> bool:
+    """Whether a model trains: all do but those whose class says ``takes_steps = False``."""
+    if not isinstance(model_type, str) or model_type not in MODEL_REGISTRY:
+        return True
+    return getattr(MODEL_REGISTRY.get(model_type), 'takes_steps', True)
 
 
 def folder_name(value: Any, where: str) -> str:
@@ -240,7 +247,7 @@ def _complete_adaptation(opt: dict[str, Any]) -> None:
     if isinstance(train, dict):
         unread = sorted(set(train) & _NOT_OF_ADAPTATION)
         if unread:
-            raise OptionError(f'train.{unread[0]}: DRTLAdaptModel does not train; its settings are in drtl.adapt.')
+            raise OptionError(f'train.{unread[0]}: {opt["model_type"]} does not train; its settings are in drtl.adapt.')
         schedule = {'type': 'MultiStepLR', 'milestones': [1], 'gamma': 1}
         train.update(total_iter=0, optim_g={'type': 'Adam', 'lr': 0.0}, scheduler=schedule)
     opt['logger'] = {'print_freq': 1, 'save_checkpoint_freq': 1, 'use_tb_logger': False, **(opt.get('logger') or {})}
@@ -312,7 +319,7 @@ def _fit_devices(opt: dict[str, Any]) -> None:
                 dataset.update(prefetch_mode='cpu', persistent_workers=False)
     model_type = opt['model_type']
     if opt['is_train'] and not opt['dist'] and opt['num_gpu'] > 1 and is_a(MODEL_REGISTRY, model_type, 'DRTLModel'):
-        if not is_a(MODEL_REGISTRY, model_type, 'DRTLAdaptModel'):  # which needs only one
+        if _takes_steps(model_type):  # adaptation needs only one
             print(
                 f'num_gpu {opt["num_gpu"]} becomes 1, since each GPU needs a process of its own: '
                 f'torchrun --nproc_per_node={opt["num_gpu"]} -m drtl_plugin train -opt … --launcher pytorch.',

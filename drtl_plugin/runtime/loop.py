@@ -184,7 +184,7 @@ class _Training:
 
     def run(self) -> None:
         """Train, save the last networks and validate."""
-        is_training = int(self.opt['train']['total_iter']) > 0  # DRTLAdaptModel does not train
+        is_training = int(self.opt['train']['total_iter']) > 0  # a model may only adapt
         if is_training:
             self.logger.info(f'Start training from epoch: {self.first_epoch}, iter: {self.iter}')
         started = time.time()
