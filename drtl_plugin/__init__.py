@@ -15,7 +15,10 @@ import importlib.abc
 import importlib.util
 import os
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 # Waiting OpenMP threads spin. If other processes need the cores, spinning threads block them: two runs on two cores
 # were 45 times slower than one run alone, but only 3.5 times with a shorter spin. OpenMP reads this when torch loads.
@@ -43,10 +46,39 @@ def register() -> None:
         importlib.import_module(f'drtl_plugin.{module}').install()
 
 
+def _prepare_import() -> None:
+    importlib.import_module('drtl_plugin.compat').prepare_import()
+
+
 def _repair_and_register() -> None:
     importlib.import_module('drtl_plugin.compat').repair()
     if plug_in.registers:
         register()
+
+
+class _Wrapping(importlib.abc.Loader):
+    """Executes a module by its own loader, which may be that of many modules, and acts before and after.
+
+    Args:
+        loader: The module's own loader. All other attributes are its attributes.
+        before, after (Callable): Called before and after the module is executed.
+    """
+
+    def __init__(self, loader: Any, before: Callable[[], Any], after: Callable[[], Any]) -> None:
+        self._loader, self._before, self._after = loader, before, after
+
+    def create_module(self, spec):
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module):
+        # From now on, the module's loader is its own: readers of resources are chosen by the loader's type.
+        module.__spec__.loader = module.__loader__ = self._loader
+        self._before()
+        self._loader.exec_module(module)
+        self._after()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
 
 
 class PlugIn(importlib.abc.MetaPathFinder):
@@ -58,34 +90,34 @@ class PlugIn(importlib.abc.MetaPathFinder):
 
     def __init__(self) -> None:
         self.registers = True
+        self._local = threading.local()  # names: the modules that this thread is finding
 
     def find_spec(self, name, path=None, target=None):
         """Let the other finders find the module, and wrap its execution."""
         is_room = name.startswith('drtl_plugin.') and name.partition('.')[2] in _ROOMS
-        if name != 'basicsr' and not is_room:
+        names = self._local.__dict__.setdefault('names', set())
+        if (name != 'basicsr' and not is_room) or name in names:
             return None
-        sys.meta_path.remove(self)
+        names.add(name)
         try:
-            spec = importlib.util.find_spec(name)
+            # Not importlib.util.find_spec: for a module that is imported again, it returns the old specification.
+            finders = [finder for finder in sys.meta_path if finder is not self]
+            found = (finder.find_spec(name, path, target) for finder in finders)
+            spec = next((spec for spec in found if spec is not None), None)
         finally:
-            sys.meta_path.insert(0, self)
+            names.remove(name)
         if spec is None or spec.loader is None:
             return spec
-        execute = spec.loader.exec_module
-
-        def execute_basicsr(module):
-            importlib.import_module('drtl_plugin.compat').prepare_import()
-            execute(module)
-            _repair_and_register()
-
-        def execute_room(module):
-            # Else a module that is still incomplete could import BasicSR, and with it register() and itself.
-            if self.registers:
-                importlib.import_module('basicsr')
-            execute(module)
-
-        spec.loader.exec_module = execute_room if is_room else execute_basicsr
+        if is_room:
+            spec.loader = _Wrapping(spec.loader, self._import_basicsr, lambda: None)
+        else:
+            spec.loader = _Wrapping(spec.loader, _prepare_import, _repair_and_register)
         return spec
+
+    def _import_basicsr(self) -> None:
+        # Else a module that is still incomplete could import BasicSR, and with it register() and itself.
+        if self.registers:
+            importlib.import_module('basicsr')
 
 
 plug_in = PlugIn()

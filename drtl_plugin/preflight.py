@@ -41,7 +41,7 @@ from drtl_plugin.hooks import RelationHook
 from drtl_plugin.hooks.base import build_hooks
 from drtl_plugin.hooks.relation_hook import find_estimator
 from drtl_plugin.metrics import calculate_pyiqa, check_pyiqa
-from drtl_plugin.models import DRTLAdaptModel, DRTLModel
+from drtl_plugin.models import DRTLModel
 from drtl_plugin.options.convert import number
 from drtl_plugin.options.parse import COMPUTED_PATHS
 from drtl_plugin.options.sections import DRTLOptions
@@ -88,7 +88,7 @@ def check(opt: dict) -> dict[str, Dataset]:
     if ((opt.get('logger') or {}).get('wandb') or {}).get('project') and importlib.util.find_spec('wandb') is None:
         raise OptionError('logger.wandb: wandb is missing; pip install wandb, or remove this section.')
     if opt['is_train']:
-        _check_schedule(opt['train'], 0 if issubclass(model, DRTLAdaptModel) else 1)
+        _check_schedule(opt['train'], 1 if getattr(model, 'takes_steps', True) else 0)
         if model.get_optimizer is BaseModel.get_optimizer and model.setup_schedulers is BaseModel.setup_schedulers:
             for key, section in opt['train'].items():
                 if key == 'scheduler' or (key.startswith('optim_') and section is not None):

@@ -1,6 +1,7 @@
 """Models, datasets, hooks and estimators of one's own, registered by a module that ``--import`` brings in."""
 
 import re
+import subprocess
 import sys
 
 import pytest
@@ -71,6 +72,14 @@ def test_an_adapting_model_needs_no_schedule(workdir, quick_opt, write_opt, run,
     assert run(MODEL.format(base='DRTLAdaptModel'), quick_opt) == 0
     assert 'adapted by OwnModel' in capsys.readouterr().out
     assert (workdir / 'experiments/own/models/net_g_adapted_latest.pth').is_file()
+
+
+def test_a_model_that_takes_no_steps_has_no_schedule(quick_opt, run, capsys):
+    quick_opt.update(name='own', model_type='OwnModel')
+    code = MODEL.format(base='DRTLModel') + '    takes_steps = False\n'
+    assert run(code, quick_opt) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(': OwnModel does not train; its settings are in drtl.adapt.')
 
 
 @pytest.mark.parametrize('base', ['DRTLModel', 'DRTLAdaptModel'])
@@ -290,3 +299,21 @@ def transfer(question):
     assert "An object named 'transfer' was already registered in 'relation estimator' registry!" in line
     assert re.search(r'own\w*\.py:4\)$', line)
     assert ESTIMATOR_REGISTRY.get('transfer') is transfer and needs_trained_network('transfer')
+
+
+@pytest.mark.parametrize('command', [['upscale', '-i', 'a.png', '-o', 'out'], ['export', '--onnx', 'a.onnx']])
+def test_modules_may_look_up_the_models_by_name(tmp_path, command):
+    base = "MODEL_REGISTRY.get('DRTLModel')"
+    code = f'from basicsr.utils.registry import MODEL_REGISTRY\n\nclass Own({base}):\n    pass\n'
+    (tmp_path / 'own.py').write_text(code)
+    words = [sys.executable, '-m', 'drtl_plugin', *command, '--weights', 'w.pth', '--import', 'own']
+    result = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 2
+    assert 'KeyError' not in result.stderr and 'w.pth' in result.stderr.splitlines()[-1]
+
+
+def test_what_a_module_cannot_import_is_named_with_its_line(quick_opt, run, capsys):
+    assert run('\nfrom drtl_plugin.meta import META_HOOK_REGISTRY\n', quick_opt) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("basicsr: error: --import own: cannot import name 'META_HOOK_REGISTRY' from 'drtl_plugin.me")
+    assert re.search(r'own\.py:2\)\.$', line)

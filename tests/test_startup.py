@@ -109,3 +109,74 @@ def test_importing_the_package_is_cheap_and_registering_twice_harmless():
     script += 'drtl_plugin.register(); drtl_plugin.register()\n'
     result = run(script + REGISTERED)
     assert result.stdout == 'registered\n', result.stderr
+
+
+def test_another_thread_that_imports_basicsr_meanwhile_is_served_too():
+    script = """
+import importlib.machinery, sys, threading
+import drtl_plugin
+drtl_plugin.plug_in.registers = False
+inside, served = threading.Event(), []
+
+class Slow(importlib.machinery.PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if name == 'drtl_plugin.losses':
+            inside.set()
+            other.join()
+        return None
+
+def find():
+    inside.wait()
+    served.append(drtl_plugin.plug_in in sys.meta_path)
+
+sys.meta_path.insert(1, Slow)
+other = threading.Thread(target=find)
+other.start()
+import drtl_plugin.losses
+assert served == [True] and sys.meta_path[0] is drtl_plugin.plug_in
+print('served')
+"""
+    result = run(script)
+    assert result.stdout == 'served\n', result.stderr
+
+
+def test_a_loader_of_many_modules_is_left_as_it_is():
+    script = """
+import importlib, importlib.machinery, importlib.util, inspect, sys
+import drtl_plugin
+drtl_plugin.plug_in.registers = False
+wanted = ('drtl_plugin.hooks', 'drtl_plugin.meta', 'json.tool')
+
+class Shared:
+    executed = []
+    def create_module(self, spec):
+        return None
+    def exec_module(self, module):
+        self.executed.append(module.__name__)
+        loader = importlib.machinery.SourceFileLoader(module.__name__, module.__file__)
+        loader.exec_module(module)
+    def hello(self):
+        return 'hello'
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        spec = importlib.machinery.PathFinder.find_spec(name, path, target) if name in wanted else None
+        if spec is not None:
+            spec.loader = shared
+        return spec
+
+shared = Shared()
+sys.meta_path.insert(1, Finder())
+assert importlib.util.find_spec('drtl_plugin.meta').loader.hello() == 'hello'
+for name in wanted:
+    module = importlib.import_module(name)
+    assert module.__loader__ is module.__spec__.loader is shared
+assert set(vars(shared)) == set() and shared.executed == list(wanted)
+importlib.reload(sys.modules['drtl_plugin.meta'])
+assert shared.executed == [*wanted, 'drtl_plugin.meta']
+assert 'class' in inspect.getsource(importlib.import_module('basicsr.models.base_model'))
+print('left')
+"""
+    result = run(script)
+    assert result.stdout == 'left\n', result.stderr

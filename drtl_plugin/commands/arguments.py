@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+import drtl_plugin
 from drtl_plugin.errors import OptionError, describe, own_line
 
 
@@ -63,17 +64,18 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
 
 
 def import_modules(modules: Sequence[str]) -> None:
-    """Import the modules named by ``--import``, also from the current folder.
+    """Import the modules named by ``--import``, also from the current folder. They may look our classes up by name.
 
     Raises:
-        OptionError: If there is no such module.
+        OptionError: If there is no such module, or it imports something that does not exist.
     """
     if modules:
+        drtl_plugin.register()
         sys.path.insert(0, os.getcwd())
     for module in modules:
         try:
             importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            raise OptionError(f'--import {module}: {error}.') from None
+        except ImportError as error:
+            raise OptionError(f'--import {module}: {error}{own_line(error)}.') from None
         except AssertionError as error:  # BasicSR's registries refuse a name that is taken
             raise OptionError(f'--import {module}: {describe(error)}{own_line(error)}') from None

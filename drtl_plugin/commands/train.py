@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import drtl_plugin
 from drtl_plugin.commands.arguments import add_run as add_arguments
@@ -21,10 +22,13 @@ def run(args: argparse.Namespace) -> None:
 
     opt = read_options(args, is_train=True)
     datasets = check(opt, args.opt, opt['path']['experiments_root'], _resumes(opt))
-    with alone(opt, 'experiments'):
-        model = loop.train(opt, args.opt, datasets)
+
+    def finish(model: Any) -> None:
         if hasattr(model, 'finish') and opt['rank'] == 0:
             print(model.finish(args.modules))
+
+    with alone(opt, 'experiments'):
+        loop.train(opt, args.opt, datasets, finish)
 
 
 def _resumes(opt: dict) -> bool:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, ClassVar, TypeVar, cast
 
 import msgspec
@@ -44,26 +45,49 @@ def parse_section(cls: type[S], mapping: Any, where: str) -> S:
         OptionError: Unknown key (names the closest known one), removed key, missing key, wrong type, value out of
             range.
     """
-    mapping = _without_empty_sections(cls, {} if mapping is None else mapping)
+    mapping = {} if mapping is None else mapping
     try:
-        return msgspec.convert(mapping, cls, strict=False)
+        return msgspec.convert(_prepared(mapping, cls), cls)
     except msgspec.ValidationError:
         _raise_first_fault(cls, mapping, where)
         raise
 
 
-def _without_empty_sections(cls: type[Section], mapping: Any) -> Any:
-    if not isinstance(mapping, dict):
-        return mapping
-    fields, kept = declared(cls), {}
-    for key, value in mapping.items():
-        section = section_class(fields[key].type) if key in fields else None
-        if section is not None:
-            if value is None and not is_optional(fields[key].type):
-                continue
-            value = _without_empty_sections(section, value)
-        kept[key] = value
-    return kept
+def _prepared(value: Any, kind: Any) -> Any:
+    """A value for msgspec's strict conversion: numbers are no longer text, and empty nested sections are left out."""
+    members = _members(kind)
+    if isinstance(value, (str, float)):
+        return _as_number(value, members)
+    for member in members:
+        if isinstance(member, inspect.ListType) and isinstance(value, (list, tuple)):
+            return [_prepared(item, member.item_type) for item in value]
+        if isinstance(member, inspect.DictType) and isinstance(value, dict):
+            return {key: _prepared(item, member.value_type) for key, item in value.items()}
+        if isinstance(member, inspect.StructType) and isinstance(value, dict):
+            fields = declared(cast('type[Section]', member.cls))
+            return {
+                key: _prepared(item, fields[key].type) if key in fields else item
+                for key, item in value.items()
+                if not (item is None and key in fields and _has_all_defaults(fields[key].type))
+            }
+    return value
+
+
+def _as_number(value: str | float, members: Iterable[inspect.Type]) -> int | float | str:
+    """A text, or a float without fraction, as the number that is declared; anything else as it is."""
+    kinds = [_NUMBERS[type(member)] for member in members if type(member) in _NUMBERS]
+    own_type = inspect.FloatType if isinstance(value, float) else inspect.StrType
+    if any(isinstance(member, own_type) for member in members) or value in _choices(members):
+        return value
+    for kind in kinds:
+        with contextlib.suppress(msgspec.ValidationError):
+            return msgspec.convert(value, kind, strict=False)
+    return value
+
+
+def _has_all_defaults(kind: Any) -> bool:
+    """Whether None means a section with all defaults."""
+    return section_class(kind) is not None and not is_optional(kind)
 
 
 def _raise_first_fault(cls: type[Section], mapping: Any, where: str) -> None:
@@ -77,7 +101,9 @@ def _raise_first_fault(cls: type[Section], mapping: Any, where: str) -> None:
     for name, field in fields.items():
         if name in mapping:
             section = section_class(field.type)
-            if section is None or (mapping[name] is None and is_optional(field.type)):
+            if mapping[name] is None and _has_all_defaults(field.type):
+                continue
+            if section is None or mapping[name] is None:
                 convert(mapping[name], field.type, f'{where}.{name}')
             else:
                 _raise_first_fault(section, mapping[name], f'{where}.{name}')
@@ -97,9 +123,23 @@ def convert(value: Any, kind: Any, where: str) -> Any:
         OptionError: Wrong type, value out of range.
     """
     try:
-        return msgspec.convert(value, kind, strict=False)
+        return msgspec.convert(_prepared(value, kind), kind)
     except msgspec.ValidationError:
-        raise OptionError(f'{where}: {_fault(value, kind)}') from None
+        pass
+    items = [member.item_type for member in _members(kind) if isinstance(member, inspect.ListType)]
+    if items and isinstance(value, (list, tuple)):
+        for i, item in enumerate(value):
+            if not _fits([item], kind):
+                raise OptionError(f'{where}[{i}]: {_fault(item, items[0])}')
+    raise OptionError(f'{where}: {_fault(value, kind)}')
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    try:
+        msgspec.convert(_prepared(value, kind), kind)
+    except msgspec.ValidationError:
+        return False
+    return True
 
 
 def number(value: Any, kind: type[N], where: str, low: float = -math.inf, high: float = math.inf) -> N:
@@ -160,17 +200,22 @@ def section_class(kind: Any) -> type[Section] | None:
 
 
 def _members(kind: Any) -> tuple[inspect.Type, ...]:
-    """The members of a union; other types are the only member."""
-    info = inspect.type_info(kind)
+    """The members of a union, given as a type or as msgspec's description of it; other types are the only member."""
+    info = kind if isinstance(kind, inspect.Type) else inspect.type_info(kind)
     while isinstance(info, inspect.Metadata):
         info = info.type
     return info.types if isinstance(info, inspect.UnionType) else (info,)
 
 
+def _choices(members: Iterable[inspect.Type]) -> list[Any]:
+    """The values of those members that are a ``Literal``."""
+    return [value for member in members if isinstance(member, inspect.LiteralType) for value in member.values]
+
+
 def _fault(value: Any, kind: Any) -> str:
     """Why a value does not have a type."""
     members = [member for member in _members(kind) if not isinstance(member, inspect.NoneType)]
-    choices = [str(choice) for member in members if isinstance(member, inspect.LiteralType) for choice in member.values]
+    choices = [str(choice) for choice in _choices(members)]
     if len(members) == 1 and choices:
         return f'{value!r} is not one of {", ".join(choices)}.'
     for member in members:
@@ -182,11 +227,8 @@ def _fault(value: Any, kind: Any) -> str:
 
 def _is_number(value: Any, kind: inspect.IntType | inspect.FloatType) -> bool:
     """Whether a value is a finite number of a kind, whatever its range."""
-    try:
-        converted = msgspec.convert(value, int if isinstance(kind, inspect.IntType) else float, strict=False)
-    except msgspec.ValidationError:
-        return False
-    return abs(converted) <= LARGEST
+    number_class = _NUMBERS[type(kind)]
+    return _fits(value, number_class) and abs(msgspec.convert(_prepared(value, kind), number_class)) <= LARGEST
 
 
 def _range(kind: inspect.IntType | inspect.FloatType) -> str:
@@ -205,6 +247,7 @@ def _name(kind: inspect.Type) -> str:
     return _NAMES.get(type(kind), type(kind).__name__)
 
 
+_NUMBERS: dict[type[inspect.Type], type[int | float]] = {inspect.IntType: int, inspect.FloatType: float}
 _NAMES: dict[type[inspect.Type], str] = {
     inspect.IntType: 'a whole number',
     inspect.FloatType: 'a number',

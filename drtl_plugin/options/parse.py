@@ -28,6 +28,11 @@ __all__ = ['check_options', 'folder_name', 'is_a', 'number', 'parse_options', 'p
 
 # Keys of ``path`` that parse_options adds.
 COMPUTED_PATHS = frozenset({'experiments_root', 'models', 'training_states', 'log', 'visualization', 'results_root'})
+# All keys that parse_options and the run add, by section. Whoever writes them is not heard.
+_COMPUTED = {
+    '': frozenset({'dist', 'rank', 'world_size', 'auto_resume', 'is_train', 'root_path'}),
+    'path': COMPUTED_PATHS,
+}
 # Keys that models may have for each of their networks.
 _OF_A_NETWORK = ('network_', 'pretrain_', 'strict_load_', 'param_key_', 'optim_')
 _NOT_OF_ADAPTATION = frozenset(
@@ -52,7 +57,7 @@ def parse_options(args: argparse.Namespace, root_path: str, is_train: bool) -> d
     opt = load_option_file(args.opt)
     force_yml(opt, args.force_yml or [])
     check_tree(opt, args.opt)
-    if is_train and is_a(MODEL_REGISTRY, opt.get('model_type'), 'DRTLAdaptModel'):
+    if is_train and not _takes_steps(opt.get('model_type')):
         _complete_adaptation(opt)
     check_options(opt, args.opt, is_train)
     _expand_home(opt)
@@ -77,6 +82,13 @@ def parse_options(args: argparse.Namespace, root_path: str, is_train: bool) -> d
 def is_a(registry: Any, name: object, base: str) -> bool:
     """Whether the class that a BasicSR registry has under ``name`` is, or derives from, the one named ``base``."""
     return isinstance(name, str) and name in registry and issubclass(registry.get(name), registry.get(base))
+
+
+def _takes_steps(model_type: object) -> bool:
+    """Whether a model trains: all do but those whose class says ``takes_steps = False``."""
+    if not isinstance(model_type, str) or model_type not in MODEL_REGISTRY:
+        return True
+    return getattr(MODEL_REGISTRY.get(model_type), 'takes_steps', True)
 
 
 def folder_name(value: Any, where: str) -> str:
@@ -173,12 +185,14 @@ def _check_section(cls: type[Section], section: Any, where: str, is_closed: bool
         cls (type): Its declaration. Required keys may be missing, since a test needs fewer than training.
         section: The section; anything but a dict is invalid.
         where (str): Its key in the option file.
-        is_closed (bool): Whether only declared keys are valid; otherwise, all but misspelt ones are.
+        is_closed (bool): Whether only declared (and computed) keys are valid; otherwise, all but misspelt ones are.
     """
     fields = declared(cls)
     for key, value in section.items():
         if key in fields:
             section[key] = convert(value, fields[key].type, f'{where}.{key}'.lstrip('.'))
+        elif key in _COMPUTED.get(where, ()):
+            continue
         elif is_closed or key in cls.removed or _is_misspelt(key, list(fields)):
             raise unknown_key(cls, key, where)
 
@@ -210,11 +224,21 @@ def _check_dataset(phase: str, dataset: Any, is_train: bool) -> None:
 
 
 def _options_class(dataset: dict[str, Any]) -> type[Section] | None:
-    """The section that a registered dataset class declares as its ``options_class``; None for other types."""
+    """The section that a registered dataset class declares as its ``options_class``; None for other types.
+
+    Raises:
+        OptionError: If it declares something else, e.g. a dataclass.
+    """
     kind = dataset.get('type')
     if not isinstance(kind, str) or kind not in DATASET_REGISTRY:
         return None
-    return getattr(DATASET_REGISTRY.get(kind), 'options_class', None)
+    options_class = getattr(DATASET_REGISTRY.get(kind), 'options_class', None)
+    if options_class is not None and not (isinstance(options_class, type) and issubclass(options_class, Section)):
+        raise OptionError(
+            f'datasets.train.type: options_class of {kind} must derive from drtl_plugin.options.convert.Section, as '
+            f'drtl_plugin.options.sections.TaskDatasetOptions does; it is {options_class!r}.'
+        )
+    return options_class
 
 
 def _complete_adaptation(opt: dict[str, Any]) -> None:
@@ -223,7 +247,7 @@ def _complete_adaptation(opt: dict[str, Any]) -> None:
     if isinstance(train, dict):
         unread = sorted(set(train) & _NOT_OF_ADAPTATION)
         if unread:
-            raise OptionError(f'train.{unread[0]}: DRTLAdaptModel does not train; its settings are in drtl.adapt.')
+            raise OptionError(f'train.{unread[0]}: {opt["model_type"]} does not train; its settings are in drtl.adapt.')
         schedule = {'type': 'MultiStepLR', 'milestones': [1], 'gamma': 1}
         train.update(total_iter=0, optim_g={'type': 'Adam', 'lr': 0.0}, scheduler=schedule)
     opt['logger'] = {'print_freq': 1, 'save_checkpoint_freq': 1, 'use_tb_logger': False, **(opt.get('logger') or {})}
@@ -295,7 +319,7 @@ def _fit_devices(opt: dict[str, Any]) -> None:
                 dataset.update(prefetch_mode='cpu', persistent_workers=False)
     model_type = opt['model_type']
     if opt['is_train'] and not opt['dist'] and opt['num_gpu'] > 1 and is_a(MODEL_REGISTRY, model_type, 'DRTLModel'):
-        if not is_a(MODEL_REGISTRY, model_type, 'DRTLAdaptModel'):  # which needs only one
+        if _takes_steps(model_type):  # adaptation needs only one
             print(
                 f'num_gpu {opt["num_gpu"]} becomes 1, since each GPU needs a process of its own: '
                 f'torchrun --nproc_per_node={opt["num_gpu"]} -m drtl_plugin train -opt … --launcher pytorch.',

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import itertools
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,12 @@ from drtl_plugin.runtime.signals import Interrupted, StopNow, StopSignals
 from drtl_plugin.runtime.training_log import StepLogger, StepTimer, keep_option_file, open_log, open_tensorboard
 
 
-def train(opt: dict, option_file: str, datasets: Mapping[str, Dataset] | None = None) -> Any:
+def train(
+    opt: dict,
+    option_file: str,
+    datasets: Mapping[str, Dataset] | None = None,
+    finish: Callable[[Any], object] = lambda model: None,
+) -> Any:
     """Train as ``basicsr.train.train_pipeline`` does; weights and optimiser states are bit-identical.
 
     In addition:
@@ -34,7 +40,8 @@ def train(opt: dict, option_file: str, datasets: Mapping[str, Dataset] | None = 
     - A resumed run continues with the samples that it has not seen, and restores the shared random generators.
       It repeats the validation that belongs to the state's iteration.
     - SIGINT and SIGTERM end a run between two iterations, or during validation and adaptation, with its state saved. A
-      second signal (after two seconds), or one before there is anything to save, ends it at once.
+      second signal (after two seconds), or one before there is anything to save, ends it at once. A first one does not
+      interrupt ``finish``.
     - Validation does not change the course of training: it draws from copies of the random generators.
     - The last iteration is validated once. Training continues until ``total_iter``, even if BasicSR's loop counts too
       few epochs because incomplete batches are dropped.
@@ -47,6 +54,7 @@ def train(opt: dict, option_file: str, datasets: Mapping[str, Dataset] | None = 
         opt (dict): Parsed options (:func:`drtl_plugin.options.parse.parse_options`).
         option_file (str): The option file, of which the first process keeps a copy in the experiment's folder.
         datasets (Mapping[str, Dataset] | None): Datasets that are already built, by phase; the others are built here.
+        finish (Callable): Called with the trained model at the end, e.g. to write a report.
 
     Returns:
         The trained model. It had ``train_set`` and ``tb_logger`` set before its first step.
@@ -56,15 +64,12 @@ def train(opt: dict, option_file: str, datasets: Mapping[str, Dataset] | None = 
         OptionError: If an option is wrong.
         Interrupted: After a signal.
     """
-    loaders, training = LoaderProcesses(), None
     with without_gpu(), StopSignals(opt['dist']) as signals:
-        try:
-            training = _Training(opt, option_file, datasets or {}, signals, loaders)
+        with contextlib.ExitStack() as stack:
+            training = _Training(opt, option_file, datasets or {}, signals, stack)
             training.run()
-        finally:
-            loaders.end()
-            if training is not None and training.tb_logger is not None:
-                training.tb_logger.close()
+        signals.begin(training.model, 'the run ends in a moment, complete')
+        finish(training.model)
     return training.model
 
 
@@ -99,6 +104,11 @@ def _validation_loader(opt: dict, phase: str, datasets: Mapping[str, Dataset]) -
 class _Training:
     """One training run; see :func:`train`.
 
+    Args:
+        opt (dict), option_file (str), datasets (Mapping[str, Dataset]): See :func:`train`.
+        signals (StopSignals): Tells the run to stop.
+        stack (contextlib.ExitStack): Closes what the run opens.
+
     Attributes:
         model: BasicSR's or our model.
     """
@@ -109,7 +119,7 @@ class _Training:
         option_file: str,
         datasets: Mapping[str, Dataset],
         signals: StopSignals,
-        loaders: LoaderProcesses,
+        stack: contextlib.ExitStack,
     ) -> None:
         torch.backends.cudnn.benchmark = True
         self.opt, self.signals = opt, signals
@@ -128,11 +138,13 @@ class _Training:
         self.iter: int = 0 if state is None else state['iter']
         self.total_iter = max(int(opt['train']['total_iter']), self.iter)
         self.tb_logger = open_tensorboard(opt, self.iter)
+        if self.tb_logger is not None:
+            stack.callback(self.tb_logger.close)
         self.validated: dict[DataLoader, int] = {}  # iteration of the last validation
 
         train_set = _dataset(opt, 'train', datasets)
         self.sampler = ResumingSampler(train_set, opt, state)
-        self.train_loader = self._build_train_loader(train_set, loaders)
+        self.train_loader = self._build_train_loader(train_set, stack)
         phases = [phase for phase in opt['datasets'] if phase.split('_')[0] == 'val']
         self.val_loaders = [_validation_loader(opt, phase, datasets) for phase in phases]
 
@@ -147,10 +159,12 @@ class _Training:
             if self._is_due('val', 'val_freq'):
                 self._validate()
 
-    def _build_train_loader(self, train_set: Any, loaders: LoaderProcesses) -> DataLoader:
+    def _build_train_loader(self, train_set: Any, stack: contextlib.ExitStack) -> DataLoader:
         opt, section = self.opt, self.opt['datasets']['train']
         arguments = {'num_gpu': opt['num_gpu'], 'dist': opt['dist'], 'sampler': self.sampler}
         loader = build_dataloader(train_set, section, **arguments, seed=opt['manual_seed'])
+        loaders = LoaderProcesses()
+        stack.callback(loaders.end)
         loaders.adopt(loader)
         if self.total_iter > 0:
             if len(loader) == 0:
@@ -170,7 +184,7 @@ class _Training:
 
     def run(self) -> None:
         """Train, save the last networks and validate."""
-        is_training = int(self.opt['train']['total_iter']) > 0  # DRTLAdaptModel does not train
+        is_training = int(self.opt['train']['total_iter']) > 0  # a model may only adapt
         if is_training:
             self.logger.info(f'Start training from epoch: {self.first_epoch}, iter: {self.iter}')
         started = time.time()

@@ -40,6 +40,7 @@ class StopSignals:
     def __init__(self, dist: bool = False) -> None:
         self._dist = dist
         self._model: Any = None  # set once there is something to save
+        self._what = ''
         self._may_stop_now = False
         self._signal: signal.Signals | None = None
         self._signalled = 0.0
@@ -56,13 +57,14 @@ class StopSignals:
         if kind is not Interrupted:  # otherwise further signals must not change the exit code
             self._restore()
 
-    def begin(self, model: Any) -> None:
+    def begin(self, model: Any, what: str = 'the state is saved after this iteration') -> None:
         """From now on there is something to save.
 
         Args:
             model: Its attribute ``stopping`` is set by a signal.
+            what (str): What follows a signal, for the message on stderr.
         """
-        self._model = model
+        self._model, self._what = model, what
 
     def told(self) -> bool:
         """Whether any process was told to stop; every process has to ask. False before :meth:`begin`."""
@@ -118,9 +120,7 @@ class StopSignals:
             self.end('before there was anything to save')
         # With several processes, the first one validates to the end: it cannot tell the others.
         self._model.stopping = not self._dist
-        to_stderr(
-            f'{self._signal.name}: the state is saved after this iteration; a second signal ends the run at once.'
-        )
+        to_stderr(f'{self._signal.name}: {self._what}; a second signal ends the run at once.')
         if self._may_stop_now:
             self._may_stop_now = False
             raise StopNow

@@ -1,6 +1,7 @@
 """``parse_options`` against BasicSR's own, and the checks that it adds."""
 
 import argparse
+import dataclasses
 
 import pytest
 import torch
@@ -77,6 +78,14 @@ class TestParseOptions:
         with pytest.raises(OptionError, match=r"unknown key 'num_workers_per_gpu'; did you mean 'num_w"):
             parse_options(arguments(write_opt(quick_opt)), str(workdir), is_train=True)
 
+    def test_options_of_a_dataset_that_are_no_section_are_refused(self, workdir, quick_opt, write_opt, monkeypatch):
+        own_options = dataclasses.make_dataclass('OwnOptions', ['name', 'type'])
+        kind = type('OwnDataset', (), {'options_class': own_options})
+        monkeypatch.setattr(DATASET_REGISTRY, '_obj_map', {**DATASET_REGISTRY._obj_map, 'OwnDataset': kind})
+        quick_opt['datasets']['train'] = {'name': 'own', 'type': 'OwnDataset'}
+        with pytest.raises(OptionError, match=r'train\.type: options_class of OwnDataset must derive from .*Section'):
+            parse_options(arguments(write_opt(quick_opt)), str(workdir), is_train=True)
+
     def test_gpu_option_files_run_without_gpu(self, workdir, quick_opt, write_opt, monkeypatch, capsys):
         monkeypatch.setattr('torch.cuda.is_available', lambda: False)
         quick_opt['num_gpu'] = 8
@@ -127,6 +136,21 @@ class TestParseOptions:
         opt['val']['save_img'] = True
         with pytest.raises(OptionError, match=r'val\.suffix is missing'):
             parse_options(arguments(write_opt(opt)), str(workdir), is_train=False)
+
+
+@pytest.mark.parametrize('model_type', ['DRTLModel', 'SRModel'])
+def test_keys_that_the_run_sets_may_be_in_the_file_and_are_ignored(workdir, quick_opt, write_opt, model_type):
+    computed = {'dist': True, 'rank': 3, 'world_size': 4, 'auto_resume': True, 'is_train': False, 'root_path': 'x'}
+    quick_opt.update(computed, model_type=model_type)
+    keys = ('experiments_root', 'models', 'training_states', 'log', 'visualization', 'results_root')
+    quick_opt['path'].update(dict.fromkeys(keys, 'x'))
+    opt = parse_options(arguments(write_opt(quick_opt)), str(workdir), is_train=True)
+    assert [opt[key] for key in computed if key != 'root_path'] == [False, 0, 1, False, True]
+    assert 'x' not in [opt['path'][key] for key in keys[:-1]]
+    quick_opt['train']['models'] = 'x'
+    if model_type == 'DRTLModel':
+        with pytest.raises(OptionError, match="train: unknown key 'models'"):
+            check_options(quick_opt, 'opt.yml', is_train=True)
 
 
 class TestKeysOfOtherModels:

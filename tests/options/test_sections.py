@@ -1,6 +1,6 @@
 """Option sections: defaults, ranges, and errors that name the key."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import pytest
 from msgspec import Meta
@@ -8,7 +8,14 @@ from msgspec import Meta
 from drtl_plugin.errors import OptionError
 from drtl_plugin.options.basicsr import FileOptions, TrainOptions
 from drtl_plugin.options.convert import Section, convert, declared, default, number, parse_section
-from drtl_plugin.options.sections import AdaptOptions, DRTLOptions, InnerOptions, TargetOptions, TaskDatasetOptions
+from drtl_plugin.options.sections import (
+    AdaptOptions,
+    DRTLOptions,
+    InnerOptions,
+    TargetOptions,
+    TaskDatasetOptions,
+    WeightingOptions,
+)
 
 TASKS = {'name': 'n', 'type': 't', 'dataroot_gt': 'x'}
 
@@ -38,11 +45,11 @@ def test_numbers_in_exponent_notation_are_numbers():
         ({'weighting': {'floor': 2}}, r'drtl\.weighting\.floor: 2 is out of range; it must be between 0 and 1'),
         ({'weighting': 'uniform'}, r"drtl\.weighting: expected a section of keys and values, got 'uniform'"),
         ({'hooks': {'type': 'RelationHook'}}, r'drtl\.hooks: expected a list'),
-        (
-            {'hooks': ['RelationHook']},
-            r"drtl\.hooks: expected a list of sections of keys and values, got \['RelationHook'\]",
-        ),
-        ({'inner': {'parameters': [1]}}, r'drtl\.inner\.parameters: expected a list of texts, got \[1\]'),
+        ({'hooks': ['RelationHook']}, r"drtl\.hooks\[0\]: expected a section of keys and values, got 'RelationHook'"),
+        ({'inner': {'parameters': ['*', 1]}}, r'drtl\.inner\.parameters\[1\]: expected text, got 1'),
+        ({'inner': {'checkpoint': 1}}, r'drtl\.inner\.checkpoint: expected true or false, got 1'),
+        ({'inner': {'checkpoint': 'true'}}, r"drtl\.inner\.checkpoint: expected true or false, got 'true'"),
+        ({'weighting': {'temperature': 'null'}}, r"drtl\.weighting\.temperature: expected a number, got 'null'"),
         ({'inner': {'checkpoint': 'often'}}, r"drtl\.inner\.checkpoint: expected true or false, got 'often'"),
         ({'weighting': {'relation': 3}}, r'drtl\.weighting\.relation: expected text, got 3'),
         (
@@ -127,6 +134,9 @@ class OwnOptions(Section):
     ratio: Annotated[float, Meta(gt=0, le=1)] = 0.5
     most: Annotated[int, Meta(le=3)] = 1
     size: int | list[int] = 1
+    way: Literal['up', 'down'] | None = None
+    parts: list[WeightingOptions] = []
+    shares: dict[str, float] = {}
 
 
 @pytest.mark.parametrize(
@@ -136,12 +146,21 @@ class OwnOptions(Section):
         ({'label': 'a', 'ratio': 2}, r'own\.ratio: 2 is out of range; it must be above 0 and at most 1\.'),
         ({'label': 'a', 'most': 4}, r'own\.most: 4 is out of range; it must be at most 3\.'),
         ({'label': 'a', 'size': 'a'}, r"own\.size: expected a whole number or a list of whole numbers, got 'a'"),
+        ({'label': 'a', 'way': 'null'}, r"own\.way: 'null' is not one of down, up\."),
+        ({'label': 'a', 'size': [1, 'b']}, r"own\.size\[1\]: expected a whole number, got 'b'"),
         ({}, r'own\.label is missing\.$'),
     ],
 )
 def test_sections_of_ones_own_have_the_same_messages(section, message):
     with pytest.raises(OptionError, match=message):
         parse_section(OwnOptions, section, 'own')
+
+
+def test_numbers_written_as_text_are_numbers_inside_lists_and_sections_too():
+    section = {'label': '1', 'size': ['2', '3e1'], 'parts': [{'floor': '1e-1'}], 'shares': {'a': '1e-4'}}
+    options = parse_section(OwnOptions, section, 'own')
+    assert (options.label, options.size, options.parts[0].floor) == ('1', [2, 30], 0.1)
+    assert options.shares == {'a': 1e-4}
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from drtl_plugin import cli
+from drtl_plugin.errors import OptionError
 from drtl_plugin.relation import estimators
-from drtl_plugin.runtime import progress
+from drtl_plugin.runtime import loop, progress
 from drtl_plugin.runtime.training_log import StepLogger
 from tests.runtime.runs import equal
 
@@ -151,3 +152,19 @@ class TestWhatTheLogSays:
         name = r'Fitting the camera \(2 pairs\)'
         assert re.search(rf'{name}\.\n.*{name} took \d+\.\d s\.', log, re.DOTALL)
         assert log.count('Fitting the camera (2 pairs).') == 1
+
+
+def test_tensorboard_is_closed_where_the_model_cannot_be_built(workdir, quick_opt, write_opt, monkeypatch):
+    closed = []
+
+    class Writer:
+        def close(self):
+            closed.append(self)
+
+    def fail(opt):
+        raise OptionError('no model')
+
+    monkeypatch.setattr(loop, 'open_tensorboard', lambda opt, first_iter: Writer())
+    monkeypatch.setattr(loop, 'build_model', fail)
+    assert cli.main(['train', '-opt', write_opt(quick_opt)]) == 2
+    assert len(closed) == 1

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import subprocess
 import sys
 import time
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+from drtl_plugin import cli
 from drtl_plugin.runtime.signals import Interrupted, StopSignals
 from tests.runtime.runs import long_opt, start, wait_for  # noqa: F401
 
@@ -83,3 +85,30 @@ def test_a_signal_is_obeyed_where_nobody_reads_the_line(monkeypatch):
     assert exit_info.value.code == 128 + signal.SIGTERM
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+_LATE_SIGNAL = """
+import os, signal
+from drtl_plugin.hooks import META_HOOK_REGISTRY, MetaTrainerHook
+
+@META_HOOK_REGISTRY.register()
+class LateSignalHook(MetaTrainerHook):
+    def after_train(self, runner):
+        os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+@pytest.mark.parametrize('resumes', [False, True])  # without steps, too
+def test_a_signal_does_not_spoil_the_report(workdir, quick_opt, write_opt, resumes):
+    (workdir / 'late.py').write_text(_LATE_SIGNAL)
+    quick_opt['logger']['save_checkpoint_freq'] = 1
+    path = write_opt(quick_opt)
+    if resumes:
+        assert cli.main(['train', '-opt', path]) == 0
+        (workdir / 'experiments/drtl_x4/report.html').unlink()
+    quick_opt['drtl']['hooks'].append({'type': 'LateSignalHook'})
+    command = ['train', '-opt', write_opt(quick_opt), '--import', 'late', '--auto_resume']
+    result = subprocess.run([sys.executable, '-m', 'drtl_plugin', *command], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert 'SIGTERM: the run ends in a moment, complete; a second signal ends the run at once.' in result.stderr
+    assert (workdir / 'experiments/drtl_x4/report.html').is_file()
