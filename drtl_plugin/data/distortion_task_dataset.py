@@ -41,37 +41,37 @@ def build_target(opt: TaskDatasetOptions) -> FewShotPairDataset | None:
 class DistortionTaskDataset(data.Dataset):
     """Episodes: support and query patches of one auxiliary task each.
 
-        As with BasicSR's ``RealESRGANDataset``, an item has only GT patches: the model draws the task of an episode and
-        makes the LQ patches, on its device and in batches. An episode depends only on ``seed`` and its index, not on the
-        number of loader processes.
+    As with BasicSR's ``RealESRGANDataset``, an item has only GT patches: the model draws the task of an episode and
+    makes the LQ patches, on its device and in batches. An episode depends only on ``seed`` and its index, not on the
+    number of loader processes.
 
-        Args:
-            opt (dict): Config for train datasets; its keys, with defaults, are
-                :class:`drtl_plugin.options.sections.TaskDatasetOptions`. The most used ones:
-                dataroot_gt (str): Folder (or .lmdb) of ground-truth images.
-                io_backend (dict): IO backend type and other kwarg; disk or lmdb.
-                gt_size (int): Side of the ground-truth patches.
-                num_support, num_query (int): Patches per episode, for the inner and the outer loop.
-                distortions (str | list[dict]): ``'default'`` or the auxiliary tasks;
-                    see :class:`drtl_plugin.tasks.library.DistortionLibrary`.
-                target (dict): The support set: dataroot_gt, dataroot_lq, num_shot, seed or names, io_backend;
-                    see :class:`drtl_plugin.options.sections.TargetOptions`.
+    Args:
+        opt (dict): Config for train datasets; its keys, with defaults, are
+            :class:`drtl_plugin.options.sections.TaskDatasetOptions`. The most used ones:
+            dataroot_gt (str): Folder (or .lmdb) of ground-truth images.
+            io_backend (dict): IO backend type and other kwarg; disk or lmdb.
+            gt_size (int): Side of the ground-truth patches.
+            num_support, num_query (int): Patches per episode, for the inner and the outer loop.
+            distortions (str | list[dict]): ``'default'`` or the auxiliary tasks;
+                see :class:`drtl_plugin.tasks.library.DistortionLibrary`.
+            target (dict): The support set: dataroot_gt, dataroot_lq, num_shot, seed or names, io_backend;
+                see :class:`drtl_plugin.options.sections.TargetOptions`.
 
-                scale (int): Scale, which will be added automatically.
-                phase (str): 'train', which will be added automatically.
+            scale (int): Scale, which will be added automatically.
+            phase (str): 'train', which will be added automatically.
 
-        Raises:
-            OptionError: If an option is unknown, of the wrong type or out of range.
-            DataError: If a folder is missing or holds no images, or pairs don't fit; when an image is drawn that is
-                damaged or smaller than ``gt_size``.
+    Raises:
+        OptionError: If an option is unknown, of the wrong type or out of range.
+        DataError: If a folder is missing or holds no images, or pairs don't fit; when an image is drawn that is
+            damaged or smaller than ``gt_size``.
 
-        Attributes:
-                options_class (type): The section that declares its options. A subclass with options of its own sets one that
-                derives from :class:`drtl_plugin.options.sections.TaskDatasetOptions`.
-                options (TaskDatasetOptions): Parsed options.
-            library (DistortionLibrary): The auxiliary tasks.
-            target_pairs (list[tuple[Tensor, Tensor]] | None): All pairs ``(lq, gt)`` of the target, RGB, uint8,
-                ``(3, H, W)`` and ``(3, scale H, scale W)``; None without a target.
+    Attributes:
+        options_class (type): The section that declares its options. A subclass with options of its own sets one that
+            derives from :class:`drtl_plugin.options.sections.TaskDatasetOptions`.
+        options (TaskDatasetOptions): Parsed options.
+        library (DistortionLibrary): The auxiliary tasks.
+        target_pairs (list[tuple[Tensor, Tensor]] | None): All pairs ``(lq, gt)`` of the target, RGB, uint8,
+            ``(3, H, W)`` and ``(3, scale H, scale W)``; None without a target.
     """
 
     options_class = TaskDatasetOptions
