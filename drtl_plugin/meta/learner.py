@@ -129,7 +129,7 @@ def _descended(parameters: Parameters, gradients: Parameters, rates: Rates) -> d
     numbers = {rate for rate in rates.values() if not isinstance(rate, Tensor)}
     if len(numbers) == 1 and not any(isinstance(rate, Tensor) for rate in rates.values()):
         theta, g = ([tensors[name] for name in rates] for tensors in (parameters, gradients))
-        return dict(zip(rates, torch._foreach_add(theta, g, alpha=-numbers.pop()), strict=True))
+        return dict(zip(rates, torch._foreach_sub(theta, torch._foreach_mul(g, numbers.pop())), strict=True))
     return {name: parameters[name] - rate * gradients[name] for name, rate in rates.items()}
 
 

@@ -229,6 +229,7 @@ def test_durations(seconds, words):
     assert duration_in_words(seconds) == words
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason='there is no Chromium here')
 def test_the_slider_moves(tmp_path):
     curves = illustrate(Curves('c', 'x', 'y', {'l': [(0, 1), (1, 2)]}, 'caption'))
@@ -242,8 +243,11 @@ def test_the_slider_moves(tmp_path):
     (tmp_path / 'probe.html').write_text(text)
     command = [CHROMIUM, '--headless', '--no-sandbox', '--disable-gpu', '--enable-logging=stderr', '--dump-dom']
     command += ['--window-size=400,800', f'--user-data-dir={tmp_path}/profile', f'file://{tmp_path}/probe.html']
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    probe = json.loads(html.unescape(re.search(r'data-probe="([^"]+)"', result.stdout)[1]))
+    for _ in range(3):  # under load, a headless page does not always have the focus
+        result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        probe = json.loads(html.unescape(re.search(r'data-probe="([^"]+)"', result.stdout)[1]))
+        if probe['focus'][1] == 'solid':
+            break
     assert probe['probe'] == [f'inset(0px {share} 0px 0px)' for share in ('50%', '100%', '70%', '0%')]
     assert probe['dividers'] == [50, 0, 30, 100]
     assert probe['loaded']
