@@ -197,9 +197,8 @@ def _grey(image: np.ndarray, factor: float) -> np.ndarray:
 
 def _correlation(first: np.ndarray, second: np.ndarray) -> float:
     """Correlation of two images, smoothed as in ECC."""
-    smooth = [cv2.GaussianBlur(image, (_SMOOTH, _SMOOTH), 0).ravel() for image in (first, second)]
-    correlations = np.asarray(np.corrcoef(np.stack(smooth)))
-    return float(np.nan_to_num(correlations[0, 1], nan=-1))
+    smooth: np.ndarray = np.stack([cv2.GaussianBlur(image, (_SMOOTH, _SMOOTH), 0).ravel() for image in (first, second)])
+    return float(np.nan_to_num(np.corrcoef(smooth)[0, 1], nan=-1))
 
 
 def register(lq: np.ndarray, gt: np.ndarray, scale: int, alignment: Alignment) -> tuple[np.ndarray, np.ndarray]:
