@@ -49,7 +49,11 @@ def declared() -> set[str]:
 
 
 def test_every_imported_package_is_declared():
-    distributions = importlib.metadata.packages_distributions()
+    # packages_distributions() of Python 3.10 does not read the lists of files.
+    distributions: dict[str, list[str]] = {}
+    for distribution in importlib.metadata.distributions():
+        for file in distribution.files or ():
+            distributions.setdefault(file.parts[0].removesuffix('.py'), []).append(distribution.metadata['Name'])
     missing = {
         name
         for name in imported_packages() - OPTIONAL
