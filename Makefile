@@ -1,7 +1,7 @@
 # make train       set everything up, then train, adapt and report on the sample data
 # make test        set everything up, then lint, and run the quick tests
 # make test-slow   all other tests: whole runs, the wheel in a clean environment, a thousand examples of each property
-# make test-gpu    tests that want a GPU, which the others do not see
+# make test-gpu    tests that need a GPU; all others run without one
 # make test-wheel  of these, only the wheel
 #
 # Everything goes into .venv. PYTHON=python3.11 chooses the interpreter, which must be 3.10 or later.

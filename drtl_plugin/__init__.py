@@ -57,10 +57,12 @@ def _repair_and_register() -> None:
 
 
 class _Wrapping(importlib.abc.Loader):
-    """Executes a module by its own loader, which may be that of many modules, and acts before and after.
+    """Executes a module with its own loader, and calls a function before and another one after.
+
+    The loader itself is not changed, since many modules may share it.
 
     Args:
-        loader: The module's own loader. All other attributes are its attributes.
+        loader: The module's own loader; all other attributes are looked up there.
         before, after (Callable): Called before and after the module is executed.
     """
 
@@ -71,7 +73,7 @@ class _Wrapping(importlib.abc.Loader):
         return self._loader.create_module(spec)
 
     def exec_module(self, module):
-        # From now on, the module's loader is its own: readers of resources are chosen by the loader's type.
+        # Restore the module's own loader: importlib.resources chooses a reader by the loader's type.
         module.__spec__.loader = module.__loader__ = self._loader
         self._before()
         self._loader.exec_module(module)
@@ -115,7 +117,7 @@ class PlugIn(importlib.abc.MetaPathFinder):
         return spec
 
     def _import_basicsr(self) -> None:
-        # Else a module that is still incomplete could import BasicSR, and with it register() and itself.
+        # Otherwise, a half-initialised module could import BasicSR, and register() would import that module again.
         if self.registers:
             importlib.import_module('basicsr')
 

@@ -5,12 +5,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
-import importlib.util
-import runpy
 import sys
 import traceback
 from collections.abc import Sequence
-from pathlib import Path
 
 import drtl_plugin
 from drtl_plugin.errors import DRTLError
@@ -110,10 +107,8 @@ class _Version(argparse.Action):
     """Prints the versions of this package and of BasicSR, without importing BasicSR."""
 
     def __call__(self, parser, *_) -> None:
-        spec = importlib.util.find_spec('basicsr')
-        folder = Path(spec.origin).parent if spec is not None and spec.origin is not None else Path()
-        version = runpy.run_path(str(folder / 'version.py'))['__version__']
-        print(f'drtl_plugin {drtl_plugin.__version__} (basicsr {version})')
+        metadata = importlib.import_module('importlib.metadata')
+        print(f'drtl_plugin {drtl_plugin.__version__} (basicsr {metadata.version("basicsr")})')
         parser.exit()
 
 

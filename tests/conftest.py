@@ -7,7 +7,7 @@ import os
 # Before torch: each of several test processes gets along with one thread, and its threads don't spin while others work.
 if 'PYTEST_XDIST_WORKER' in os.environ:
     os.environ.setdefault('OMP_NUM_THREADS', '1')
-# What tests compare bit for bit is computed on the CPU. Those of tests/test_gpu.py want: make test-gpu.
+# Tests compare bit for bit, so they run on the CPU. make test-gpu runs tests/test_gpu.py on a GPU.
 if not os.environ.get('DRTL_TEST_GPU'):
     os.environ['CUDA_VISIBLE_DEVICES'] = ''
 import drtl_plugin  # noqa: F401  isort: skip

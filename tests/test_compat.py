@@ -220,7 +220,7 @@ print(LooseVersion('0.9.0') < LooseVersion('0.29.2+cpu'), convolve is scipy.ndim
 def test_nothing_that_python_3_14_removed_is_needed():
     """The list is that of "What's New In Python 3.14"; it holds on older versions, where the names are deleted."""
     script = """
-import ast, importlib.abc, importlib.resources, pkgutil  # resources: Python 3.10's own needs what is deleted
+import ast, importlib.abc, importlib.resources, pkgutil  # Python 3.10's importlib.resources needs the deleted names
 for module, names in (
     (ast, ('Bytes', 'Ellipsis', 'NameConstant', 'Num', 'Str')),
     (importlib.abc, ('ResourceReader', 'Traversable', 'TraversableResources')),

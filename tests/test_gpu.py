@@ -20,7 +20,7 @@ from tests.models import test_drtl_model as model_tests
 from tests.models.helpers import feed
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='there is no GPU')
-# Draws from the GPU's shared generator and keeps what came.
+# Draws from the GPU's shared generator and records the numbers.
 _DICE_HOOK = """
 import torch
 from drtl_plugin.hooks import META_HOOK_REGISTRY, MetaTrainerHook
@@ -65,7 +65,7 @@ def test_networks_are_where_num_gpu_says(build, quick_opt, num_gpu):
 
 
 def test_uniform_pretraining_is_srmodel_step_for_step(build, quick_opt):
-    """As on the CPU, once cuDNN is kept to kernels that add in one order."""
+    """As on the CPU, if cuDNN uses deterministic kernels only; the called test has the assertions."""
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=True, deterministic=True):
         for mode in ('sampling', 'gradient'):
             model_tests.test_uniform_pretraining_is_srmodel_step_for_step(build, copy.deepcopy(quick_opt), mode)

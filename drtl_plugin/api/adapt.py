@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -19,6 +20,7 @@ from drtl_plugin.api.adapt_evaluation import Evaluation, evaluation_rows, evalua
 from drtl_plugin.api.adapt_pairs import Pair, aligned, alignment_table, write_pairs
 from drtl_plugin.compat.basicsr import close_basicsr_logs, quiet_basicsr_log
 from drtl_plugin.data.image_files import image_names
+from drtl_plugin.data.interface import EpisodeDataset
 from drtl_plugin.data.photographs import has_16_bits
 from drtl_plugin.errors import DataError, OptionError
 from drtl_plugin.models.drtl_model import DRTLModel
@@ -102,13 +104,13 @@ def adapt(
     with quiet_basicsr_log(logging.INFO):
         try:
             write_pairs(images, target / 'pairs')
-            opt = _write_options(
+            opt, train_set = _write_options(
                 adapt_model.adaptation_options(
                     network, weights, images, target, auxiliary, steps, losses or _PIXEL_LOSS
                 ),
                 target,
             )
-            model = _adapt_to_all(opt, images, target)
+            model = _adapt_to_all(opt, train_set, images, target)
         except BaseException:
             shutil.rmtree(target, ignore_errors=True)
             raise
@@ -139,20 +141,20 @@ def adapt(
     return report
 
 
-def _write_options(options: dict, target: Path) -> dict:
-    """Write ``adapt.yml``; returns the parsed options."""
+def _write_options(options: dict, target: Path) -> tuple[dict, Any]:
+    """Write ``adapt.yml``; returns the parsed options, and the training set that checking them has built."""
     path = target / 'adapt.yml'
     path.write_text(yaml.safe_dump(options, sort_keys=False), encoding='utf-8')
     args = argparse.Namespace(opt=str(path), launcher='none', auto_resume=False, debug=False, force_yml=None)
     opt = parse_options(args, os.getcwd(), is_train=True)
-    preflight.check(opt)
+    train_set = preflight.check(opt)['train']
     opt['path'].update(experiments_root=str(target), models=str(target))
-    return opt
+    return opt, train_set
 
 
-def _adapt_to_all(opt: dict, images: Mapping[str, Pair], target: Path) -> DRTLModel:
+def _adapt_to_all(opt: dict, train_set: EpisodeDataset, images: Mapping[str, Pair], target: Path) -> DRTLModel:
     """Adapt to all pairs; writes weights and knowledge graph."""
-    model = adapt_model.adapted_model(opt, list(images))
+    model = adapt_model.adapted_model(opt, list(images), train_set=train_set)
     model.save_network(model.net_g_adapted, 'net_g_adapted', -1)
     assert model.graph is not None and model.net_g_adapted is not None
     write_graph(model.graph, target / 'knowledge_graph.json', model.weights)

@@ -13,6 +13,7 @@ from torch import nn
 
 from drtl_plugin.api.adapt_pairs import Pair
 from drtl_plugin.data.image_files import image_names, image_size
+from drtl_plugin.data.interface import EpisodeDataset
 from drtl_plugin.models.drtl_model import DRTLModel
 from drtl_plugin.runtime.trained_network import TrainedNetwork
 
@@ -101,6 +102,7 @@ def adapted_model(
     names: Sequence[str],
     auxiliary: str | None = None,
     watch: Callable[[int, nn.Module], None] | None = None,
+    train_set: EpisodeDataset | None = None,
 ) -> DRTLModel:
     """A model adapted to some of the pairs.
 
@@ -109,12 +111,15 @@ def adapted_model(
         names (Sequence[str]): Names of the pairs.
         auxiliary (str | None): Folder of GT images for the auxiliary tasks; None: that of the options.
         watch (Callable | None): Called with step and network; see ``DRTLModel.adapt_to_target``.
+        train_set (EpisodeDataset | None): The data set of these options, if it is built already.
     """
     opt = copy.deepcopy(opt)
     opt['datasets']['train']['target']['names'] = list(names)
     if auxiliary is not None:
         opt['datasets']['train']['dataroot_gt'] = auxiliary
     model = build_model(opt)
+    if train_set is not None:
+        model.train_set = train_set
     model.start()
     model.adapt_to_target(watch)
     return model

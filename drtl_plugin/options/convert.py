@@ -54,7 +54,7 @@ def parse_section(cls: type[S], mapping: Any, where: str) -> S:
 
 
 def _prepared(value: Any, kind: Any) -> Any:
-    """A value for msgspec's strict conversion: numbers are no longer text, and empty nested sections are left out."""
+    """A value for msgspec's strict conversion: numbers as text are converted, empty nested sections left out."""
     members = _members(kind)
     if isinstance(value, (str, float)):
         return _as_number(value, members)
@@ -74,7 +74,7 @@ def _prepared(value: Any, kind: Any) -> Any:
 
 
 def _as_number(value: str | float, members: Iterable[inspect.Type]) -> int | float | str:
-    """A text, or a float without fraction, as the number that is declared; anything else as it is."""
+    """Convert text, or a float without a fraction, to the declared kind of number; return anything else unchanged."""
     kinds = [_NUMBERS[type(member)] for member in members if type(member) in _NUMBERS]
     own_type = inspect.FloatType if isinstance(value, float) else inspect.StrType
     if any(isinstance(member, own_type) for member in members) or value in _choices(members):

@@ -23,12 +23,11 @@ from drtl_plugin.options.basicsr import SECTIONS, FileOptions, PairedDatasetOpti
 from drtl_plugin.options.convert import Section, convert, declared, missing, number, parse_section, unknown_key
 from drtl_plugin.options.file import check_tree, force_yml, load_option_file
 from drtl_plugin.options.sections import DRTLOptions
-
-__all__ = ['check_options', 'folder_name', 'is_a', 'number', 'parse_options', 'parse_section']
+from drtl_plugin.runtime.distributed import of_first_process
 
 # Keys of ``path`` that parse_options adds.
 COMPUTED_PATHS = frozenset({'experiments_root', 'models', 'training_states', 'log', 'visualization', 'results_root'})
-# All keys that parse_options and the run add, by section. Whoever writes them is not heard.
+# All keys that parse_options and the run add, by section; values in the option file are ignored.
 _COMPUTED = {
     '': frozenset({'dist', 'rank', 'world_size', 'auto_resume', 'is_train', 'root_path'}),
     'path': COMPUTED_PATHS,
@@ -275,10 +274,7 @@ def _start_processes(opt: dict[str, Any], launcher: str) -> None:
         init_dist(launcher, **(opt.get('dist_params') or {} if launcher == 'slurm' else {}))
     opt['rank'], opt['world_size'] = get_dist_info()
     if opt.get('manual_seed') is None:
-        seeds = [random.randint(1, 10000)]
-        if opt['dist']:  # the first process's
-            torch.distributed.broadcast_object_list(seeds, src=0)
-        opt['manual_seed'] = seeds[0]
+        opt['manual_seed'] = of_first_process(lambda: random.randint(1, 10000))
     set_random_seed(opt['manual_seed'] + opt['rank'])
     if opt['num_gpu'] == 'auto':
         opt['num_gpu'] = torch.cuda.device_count()
@@ -304,7 +300,7 @@ def _complete_task_dataset(opt: dict[str, Any]) -> None:
     if 'seed' in declared(options_class):
         train.setdefault('seed', opt['manual_seed'])
     options = parse_section(options_class, train, 'datasets.train')
-    values = {name: getattr(options, name) for name in declared(options_class)}
+    values = msgspec.structs.asdict(options)
     train.update({name: value for name, value in values.items() if not isinstance(value, msgspec.Struct)})
 
 

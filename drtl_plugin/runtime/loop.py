@@ -40,8 +40,8 @@ def train(
     - A resumed run continues with the samples that it has not seen, and restores the shared random generators.
       It repeats the validation that belongs to the state's iteration.
     - SIGINT and SIGTERM end a run between two iterations, or during validation and adaptation, with its state saved. A
-      second signal (after two seconds), or one before there is anything to save, ends it at once. A first one does not
-      interrupt ``finish``.
+      second signal (after two seconds), or one before there is anything to save, ends it at once. The first one does
+      not interrupt ``finish``.
     - Validation does not change the course of training: it draws from copies of the random generators.
     - The last iteration is validated once. Training continues until ``total_iter``, even if BasicSR's loop counts too
       few epochs because incomplete batches are dropped.
@@ -68,7 +68,7 @@ def train(
         with contextlib.ExitStack() as stack:
             training = _Training(opt, option_file, datasets or {}, signals, stack)
             training.run()
-        signals.begin(training.model, 'the run ends in a moment, complete')
+        signals.begin(training.model, 'the run is complete and ends in a moment')
         finish(training.model)
     return training.model
 

@@ -178,8 +178,8 @@ def test_a_pair_is_judged_by_networks_that_have_not_seen_it(folder, quick, monke
     adapted = adapt_model.adapted_model
     seen = []
 
-    def watched(opt, names, *arguments):
-        model = adapted(opt, names, *arguments)
+    def watched(opt, names, *arguments, **options):
+        model = adapted(opt, names, *arguments, **options)
         seen.append((list(names), sorted(key.rsplit('/')[-1] for key in model.train_set.keys)))
         return model
 
@@ -202,8 +202,8 @@ def test_what_is_held_out_is_no_auxiliary_photograph(folder, quick, monkeypatch)
     adapted = adapt_model.adapted_model
     seen = []
 
-    def watched(*arguments):
-        model = adapted(*arguments)
+    def watched(*arguments, **options):
+        model = adapted(*arguments, **options)
         seen.append(sorted(key.rsplit('/')[-1] for key in model.train_set.keys))
         return model
 

@@ -32,7 +32,7 @@ from drtl_plugin.report.tables import Gain, duration_in_words, gains_of_results,
 from drtl_plugin.tasks.camera_fit import CameraFit
 
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
-# Moves the slider as a hand does, and writes what came of it where --dump-dom shows it.
+# Moves the slider as a user would, and writes the result where --dump-dom shows it.
 _PROBE = """<script>
 const probe = [], dividers = [];
 const compare = document.querySelector('.compare'), slider = compare.querySelector('input');
@@ -243,7 +243,7 @@ def test_the_slider_moves(tmp_path):
     (tmp_path / 'probe.html').write_text(text)
     command = [CHROMIUM, '--headless', '--no-sandbox', '--disable-gpu', '--enable-logging=stderr', '--dump-dom']
     command += ['--window-size=400,800', f'--user-data-dir={tmp_path}/profile', f'file://{tmp_path}/probe.html']
-    for _ in range(3):  # under load, a headless page does not always have the focus
+    for _ in range(3):  # under load, a headless page does not always get the focus
         result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
         probe = json.loads(html.unescape(re.search(r'data-probe="([^"]+)"', result.stdout)[1]))
         if probe['focus'][1] == 'solid':

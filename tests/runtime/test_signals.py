@@ -110,5 +110,5 @@ def test_a_signal_does_not_spoil_the_report(workdir, quick_opt, write_opt, resum
     command = ['train', '-opt', write_opt(quick_opt), '--import', 'late', '--auto_resume']
     result = subprocess.run([sys.executable, '-m', 'drtl_plugin', *command], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert 'SIGTERM: the run ends in a moment, complete; a second signal ends the run at once.' in result.stderr
+    assert 'SIGTERM: the run is complete and ends in a moment; a second signal ends the run at once.' in result.stderr
     assert (workdir / 'experiments/drtl_x4/report.html').is_file()
