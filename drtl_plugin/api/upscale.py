@@ -15,6 +15,7 @@ from tqdm import tqdm
 from drtl_plugin.data.image_files import IMAGE_SUFFIXES, how_to_convert, image_names, is_unread, shortened
 from drtl_plugin.data.photographs import TIFF_SUFFIXES, read_photograph, write_photograph
 from drtl_plugin.errors import DataError, OptionError, describe, own_line
+from drtl_plugin.runtime.device import current
 from drtl_plugin.runtime.progress import Pulse, progress
 from drtl_plugin.runtime.tiles import parts, restore
 from drtl_plugin.runtime.trained_network import TrainedNetwork
@@ -39,7 +40,8 @@ def upscale(
     Results keep colour profile, EXIF and XMP; one warning names what their formats cannot hold.
 
     Args:
-        network (TrainedNetwork): The network; moved to the GPU if there is one.
+        network (TrainedNetwork): The network; moved to the device of this process, see
+            :func:`drtl_plugin.runtime.device.current`.
         source (str): Image or folder.
         target (str): Folder to write, or, for a single image, also a file.
         tile (int), overlap (int): See :func:`~drtl_plugin.runtime.tiles.restore`.
@@ -62,9 +64,9 @@ def upscale(
     if os.sep in suffix or '/' in suffix:
         raise OptionError(f'--suffix: {suffix!r} must be part of a name, not a path.')
     pairs = _pairs(source, target, suffix, ext)
-    device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    device = current()
     net = network.net.to(device)
-    half = device.type == 'cuda' and not full_precision
+    half = device.type != 'cpu' and not full_precision
 
     def restored(lq: Tensor) -> Tensor:
         with torch.autocast(device.type, torch.float16, enabled=half):

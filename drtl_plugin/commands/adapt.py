@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 import drtl_plugin
-from drtl_plugin.commands.arguments import add_weights, import_modules
+from drtl_plugin.commands.arguments import add_device, add_weights, choose_device, import_modules
 
 SUMMARY = 'adapt trained weights to your camera'
 DESCRIPTION = (
@@ -41,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         'discriminator; default: a new one), e.g. pixel=1 msssim=0.2 or pixel=1 frequency=1 gan=0.1; default: pixel=1',
     )
     parser.add_argument('--register', action='store_true', help='align the images of each pair first')
+    add_device(parser)
     parser.add_argument(
         '--no-evaluation',
         action='store_true',
@@ -50,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Adapt, and print the report."""
+    choose_device(args)
     drtl_plugin.register()
     import_modules(args.modules)
     from drtl_plugin.api.adapt import adapt

@@ -13,7 +13,7 @@ from drtl_plugin.errors import OptionError, describe, own_line
 
 
 def add_option_file(parser: argparse.ArgumentParser) -> None:
-    """Add ``-opt``, ``--force_yml`` and ``--import``."""
+    """Add ``-opt``, ``--force_yml``, ``--import`` and ``--device``."""
     parser.add_argument('-opt', required=True, metavar='FILE', help='option file (YAML)')
     parser.add_argument(
         '--force_yml',
@@ -23,6 +23,7 @@ def add_option_file(parser: argparse.ArgumentParser) -> None:
         '(values are read as YAML; a number in KEY is a list index)',
     )
     _add_import(parser)
+    add_device(parser)
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
@@ -49,6 +50,21 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
         '-opt', dest='opt', metavar='FILE', help='option file with network_g and scale, for weights from elsewhere'
     )
     _add_import(parser)
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add ``--device``."""
+    parser.add_argument(
+        '--device',
+        default='auto',
+        help='auto, cpu, cuda, cuda:N or mps; default: auto, a GPU if CUDA reports one, else the CPU',
+    )
+
+
+def choose_device(args: argparse.Namespace) -> None:
+    """Make ``--device`` the device of this process; called before the command imports what may ask for a GPU."""
+    if args.device != 'auto':
+        importlib.import_module('drtl_plugin.runtime.device').choose(args.device)
 
 
 def _add_import(parser: argparse.ArgumentParser) -> None:

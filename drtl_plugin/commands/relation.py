@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 import drtl_plugin
-from drtl_plugin.commands.arguments import add_option_file
+from drtl_plugin.commands.arguments import add_option_file, choose_device
 from drtl_plugin.errors import OptionError
 
 SUMMARY = 'show which synthetic distortions resemble your camera'
@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Measure the relation, write the knowledge graph, print the table."""
+    choose_device(args)
     drtl_plugin.register()
     from basicsr.models import build_model
     from basicsr.utils import mkdir_and_rename

@@ -6,6 +6,7 @@ import argparse
 
 import drtl_plugin
 from drtl_plugin.commands.arguments import add_run as add_arguments
+from drtl_plugin.commands.arguments import choose_device
 
 SUMMARY = 'test with an option file'
 DESCRIPTION = 'Test with an option file. Metrics go to the log, images to results/.'
@@ -14,6 +15,7 @@ __all__ = ['DESCRIPTION', 'SUMMARY', 'add_arguments', 'run']
 
 def run(args: argparse.Namespace) -> None:
     """Test, and say where the results are."""
+    choose_device(args)
     drtl_plugin.register()
     from drtl_plugin.commands.runs import alone, check, read_options
     from drtl_plugin.runtime import loop

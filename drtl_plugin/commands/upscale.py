@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from drtl_plugin.commands.arguments import add_weights, import_modules
+from drtl_plugin.commands.arguments import add_device, add_weights, choose_device, import_modules
 from drtl_plugin.errors import DataError
 
 SUMMARY = 'restore images with trained weights'
@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--overlap', type=int, default=32, help='tile overlap in input pixels; default: 32')
     parser.add_argument('--suffix', default='', help='text to append to the output file names')
     parser.add_argument('--ext', default='auto', help='output format, e.g. png; default: that of each image')
+    add_device(parser)
     parser.add_argument('--fp32', action='store_true', help='on a GPU, compute in single instead of half precision')
 
 
@@ -35,6 +36,7 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         DataError: If images could not be restored.
     """
+    choose_device(args)
     import_modules(args.modules)
     from drtl_plugin.api.upscale import upscale
     from drtl_plugin.runtime.trained_network import load_trained

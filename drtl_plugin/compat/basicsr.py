@@ -22,6 +22,7 @@ from basicsr.utils.misc import make_exp_dirs as make_all_dirs
 from torch.nn.parallel import DistributedDataParallel
 
 from drtl_plugin.errors import DataError
+from drtl_plugin.runtime.device import current
 
 
 def let_filter2d_take_any_layout() -> bool:
@@ -161,6 +162,28 @@ def make_swinir_masks_on_its_device() -> bool:
     return True
 
 
+def let_models_use_other_devices() -> bool:
+    """Let ``BaseModel`` compute on the device that ``--device`` names.
+
+    Fault: it knows CUDA and the CPU only.
+
+    Returns:
+        bool: Whether it was not replaced before.
+    """
+    init = BaseModel.__init__
+    if init.__module__ == __name__:
+        return False
+
+    def init_on_device(self, opt):
+        init(self, opt)
+        if opt['num_gpu'] == 0 and current().type != 'cuda':
+            self.device = current()
+
+    init_on_device.__module__ = __name__
+    BaseModel.__init__ = init_on_device
+    return True
+
+
 def distribute_without_gpu() -> bool:
     """Let BasicSR's models run in several processes without GPUs.
 
@@ -259,3 +282,4 @@ def repair() -> None:
     name_unreadable_images()
     raise_errors_of_prefetching()
     distribute_without_gpu()
+    let_models_use_other_devices()

@@ -1,4 +1,8 @@
-"""Replaces BasicSR's ``init_dist``, which needs a GPU and passes SLURM's node list to a shell (CVE-2024-27763)."""
+"""Replaces BasicSR's ``init_dist``, which needs a GPU and passes SLURM's node list to a shell (CVE-2024-27763).
+
+Fault of torch 2.13, too: processes restarted by ``torchrun --max-restarts`` find the addresses of those that failed in
+the store which torchrun keeps, and wait for them forever (Gloo).
+"""
 
 from __future__ import annotations
 
@@ -51,7 +55,9 @@ def init_dist(launcher: str, backend: str | None = None, port: int | None = None
         backend = 'cpu:gloo,cuda:nccl' if torch.cuda.is_available() else 'gloo'
     # Forked loader processes can't communicate.
     multiprocessing.set_start_method('spawn', force=True)
-    distributed.init_process_group(backend, timeout=_TIMEOUT)
+    store, rank, world_size = next(distributed.rendezvous('env://', timeout=_TIMEOUT))
+    store = distributed.PrefixStore(f'restart {os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)}', store)
+    distributed.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=_TIMEOUT)
 
 
 def _first_host(node_list: str) -> str:

@@ -141,7 +141,8 @@ class Adapter:
         gt = self.episodes.auxiliary_gt(num, patches)
         drawn = torch.multinomial(weights, num, replacement=True, generator=patches).tolist()
         tasks = self.episodes.library.tasks
-        return torch.cat([tasks[task](gt[i : i + 1], distortions) for i, task in enumerate(drawn)]), gt
+        lq = torch.cat([tasks[task](gt[i : i + 1], distortions) for i, task in enumerate(drawn)])
+        return self.episodes.on_network_device(lq, gt)
 
 
 def _watched(course: Iterator[nn.Module], watch: Watch) -> Iterator[nn.Module]:

@@ -13,6 +13,7 @@ from drtl_plugin.data.interface import EpisodeBatch, EpisodeDataset
 from drtl_plugin.errors import OptionError
 from drtl_plugin.options.sections import DRTLOptions
 from drtl_plugin.relation.estimators import RelationEvidence
+from drtl_plugin.runtime.device import synthesis_device
 from drtl_plugin.tasks.camera_fit import CameraFit
 from drtl_plugin.tasks.patches import paired_patches
 
@@ -51,12 +52,12 @@ class Episodes:
     Args:
         train_set (EpisodeDataset): The training set.
         camera_fit (CameraFit | None): The fitted camera, which becomes the last task.
-        device (torch.device): Where LQ patches are made.
+        device (torch.device): The network's; all patches are returned there, except :meth:`auxiliary_gt`.
         seed (int): ``manual_seed``.
 
     Attributes:
         library (DistortionLibrary): The N tasks.
-        device (torch.device): As above.
+        device (torch.device): Where LQ patches are made.
 
     Raises:
         OptionError: If a task already has the camera fit's label.
@@ -68,7 +69,8 @@ class Episodes:
         self.library = train_set.library if camera_fit is None else train_set.library.with_task(camera_fit)
         self._train_set = train_set
         self._camera_fit = camera_fit
-        self.device = device
+        self.device = synthesis_device(device)
+        self._network_device = device
         self._seed = seed
 
     def draw(self, data: dict[str, Any], weights: Tensor | None, num_update: int) -> EpisodeBatch:
@@ -89,7 +91,11 @@ class Episodes:
         lq = torch.stack(
             [self.library.tasks[task](*episode) for task, *episode in zip(tasks, gt, generators, strict=True)]
         )
-        return EpisodeBatch(tasks, lq, gt, data['support_gt'].shape[1])
+        return EpisodeBatch(tasks, *self.on_network_device(lq, gt), data['support_gt'].shape[1])
+
+    def on_network_device(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        """Both tensors on the device of the network."""
+        return first.to(self._network_device, non_blocking=True), second.to(self._network_device, non_blocking=True)
 
     def draw_task(self, generator: torch.Generator, weights: Tensor | None) -> int:
         """Draw a task with probabilities proportional to ``weights``; None: uniformly."""
@@ -116,7 +122,7 @@ class Episodes:
         return [int(word) >> 1 for word in sequence.generate_state(2, np.uint64)]
 
     def auxiliary_gt(self, num: int, generator: torch.Generator) -> Tensor:
-        """GT patches ``(num, 3, H, W)`` on the device, as soft as the target's GT if there is a camera fit."""
+        """GT patches ``(num, 3, H, W)`` on :attr:`device`, as soft as the target's GT if there is a camera fit."""
         return self._as_soft_as_target(self._train_set.gt_patches(num, generator))
 
     def _as_soft_as_target(self, gt: Tensor) -> Tensor:
@@ -136,7 +142,8 @@ class Episodes:
             tuple[Tensor, Tensor]: gt ``(P, 3, s h, s w)`` and lq ``(N, P, 3, h, w)``.
         """
         gt = self.auxiliary_gt(num, patch_generator)
-        return gt, torch.stack([task(gt, distortion_generator) for task in self.library.tasks])
+        lq = torch.stack([task(gt, distortion_generator) for task in self.library.tasks])
+        return self.on_network_device(gt, lq)
 
     def target_patches(
         self, num: int, generator: torch.Generator, pairs: Sequence[tuple[Tensor, Tensor]] | None = None
@@ -149,7 +156,7 @@ class Episodes:
         lq_size = options.gt_size // self.library.scale
         pairs = self._train_set.target_pairs if pairs is None else pairs
         lq, gt = paired_patches(pairs or (), num, lq_size, generator, options.use_hflip, options.use_rot)
-        return lq.to(self.device, non_blocking=True), gt.to(self.device, non_blocking=True)
+        return self.on_network_device(lq, gt)
 
     def relation_evidence(self, num: int, num_update: int) -> RelationEvidence:
         """``num`` auxiliary and ``num`` target patches for the relation estimators."""

@@ -23,6 +23,7 @@ from drtl_plugin.options.basicsr import SECTIONS, FileOptions, PairedDatasetOpti
 from drtl_plugin.options.convert import Section, convert, declared, missing, number, parse_section, unknown_key
 from drtl_plugin.options.file import check_tree, force_yml, load_option_file
 from drtl_plugin.options.sections import DRTLOptions
+from drtl_plugin.runtime import device
 from drtl_plugin.runtime.distributed import of_first_process
 
 # Keys of ``path`` that parse_options adds.
@@ -306,7 +307,16 @@ def _complete_task_dataset(opt: dict[str, Any]) -> None:
 
 def _fit_devices(opt: dict[str, Any]) -> None:
     """Let an option file that was written for several GPUs run on one, or on the CPU if there is none."""
-    if not torch.cuda.is_available():
+    chosen = device.chosen()
+    if chosen is not None:
+        if chosen.index is not None and opt['dist']:
+            raise OptionError(f'--device {chosen}: each of several processes has a GPU of its own; use --device cuda.')
+        # BasicSR counts CUDA's GPUs only.
+        num_gpu = 0 if chosen.type != 'cuda' else 1 if chosen.index is not None else max(opt['num_gpu'], 1)
+        if opt['num_gpu'] != num_gpu:
+            print(f'--device {chosen}: num_gpu {opt["num_gpu"]} becomes {num_gpu}.', file=sys.stderr)
+            opt['num_gpu'] = num_gpu
+    if device.current().type != 'cuda':
         if opt['num_gpu'] != 0:
             print(f'No GPU found: num_gpu {opt["num_gpu"]} becomes 0.', file=sys.stderr)
             opt['num_gpu'] = 0

@@ -22,7 +22,7 @@ from drtl_plugin.compat.basicsr import make_exp_dirs, without_gpu
 from drtl_plugin.errors import DataError, OptionError
 from drtl_plugin.runtime.loaders import LoaderProcesses
 from drtl_plugin.runtime.progress import Pulse, aside
-from drtl_plugin.runtime.resume import ResumingSampler, load_resume_state, restoring_random_state
+from drtl_plugin.runtime.resume import ResumingSampler, load_resume_state, record_launch, restoring_random_state
 from drtl_plugin.runtime.signals import Interrupted, StopNow, StopSignals
 from drtl_plugin.runtime.training_log import StepLogger, StepTimer, keep_option_file, open_log, open_tensorboard
 
@@ -32,6 +32,7 @@ def train(
     option_file: str,
     datasets: Mapping[str, Dataset] | None = None,
     finish: Callable[[Any], object] = lambda model: None,
+    keeps_folder: bool = False,
 ) -> Any:
     """Train as ``basicsr.train.train_pipeline`` does; weights and optimiser states are bit-identical.
 
@@ -55,6 +56,7 @@ def train(
         option_file (str): The option file, of which the first process keeps a copy in the experiment's folder.
         datasets (Mapping[str, Dataset] | None): Datasets that are already built, by phase; the others are built here.
         finish (Callable): Called with the trained model at the end, e.g. to write a report.
+        keeps_folder (bool): Whether the folder of the run's name is its own, even if there is no state to resume from.
 
     Returns:
         The trained model. It had ``train_set`` and ``tb_logger`` set before its first step.
@@ -66,7 +68,7 @@ def train(
     """
     with without_gpu(), StopSignals(opt['dist']) as signals:
         with contextlib.ExitStack() as stack:
-            training = _Training(opt, option_file, datasets or {}, signals, stack)
+            training = _Training(opt, option_file, datasets or {}, signals, stack, keeps_folder)
             training.run()
         signals.begin(training.model, 'the run is complete and ends in a moment')
         finish(training.model)
@@ -108,6 +110,7 @@ class _Training:
         opt (dict), option_file (str), datasets (Mapping[str, Dataset]): See :func:`train`.
         signals (StopSignals): Tells the run to stop.
         stack (contextlib.ExitStack): Closes what the run opens.
+        keeps_folder (bool): See :func:`train`.
 
     Attributes:
         model: BasicSR's or our model.
@@ -120,6 +123,7 @@ class _Training:
         datasets: Mapping[str, Dataset],
         signals: StopSignals,
         stack: contextlib.ExitStack,
+        keeps_folder: bool,
     ) -> None:
         torch.backends.cudnn.benchmark = True
         self.opt, self.signals = opt, signals
@@ -128,10 +132,11 @@ class _Training:
             if phase.split('_')[0] not in ('train', 'val'):
                 raise OptionError(f'datasets.{phase}: training has the phases train, val, val_2, …')
         state = load_resume_state(opt)
-        if state is None:
+        if state is None and not keeps_folder:
             make_exp_dirs(opt)
             if opt['logger'].get('use_tb_logger') and 'debug' not in opt['name'] and opt['rank'] == 0:
                 mkdir_and_rename(str(Path(opt['root_path'], 'tb_logger', opt['name'])))
+        record_launch(opt)
         if opt['rank'] == 0:
             keep_option_file(option_file, opt['path']['experiments_root'])
         self.logger = open_log(opt, 'train')

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +16,10 @@ from torch.utils.data import Dataset
 from drtl_plugin.errors import DataError
 from drtl_plugin.runtime import checkpoints
 from drtl_plugin.runtime.checkpoints import random_state, set_random_state
+from drtl_plugin.runtime.distributed import of_first_process
+
+# File in a run's folder that names the torchrun process which has started the run.
+_LAUNCH = '.torchrun'
 
 
 def load_resume_state(opt: dict) -> dict | None:
@@ -57,6 +63,41 @@ def load_resume_state(opt: dict) -> dict | None:
         if key.startswith('pretrain_network_') and network and Path(network).exists():
             checkpoints.read(network, f'path.{key}')
     return state
+
+
+def record_launch(opt: dict) -> None:
+    """Record in the run's folder which torchrun process has started the run, if one has."""
+    if 'TORCHELASTIC_RUN_ID' in os.environ and opt['rank'] == 0:
+        Path(opt['path']['experiments_root'], _LAUNCH).write_text(_launch(), encoding='utf-8')
+
+
+def continue_if_restarted(opt: dict) -> bool:
+    """Go on with a run that torchrun has restarted (``--max-restarts``) after one of its processes failed.
+
+    Args:
+        opt (dict): Parsed options. ``auto_resume`` is set if the run has saved a training state, unless
+            ``path.resume_state`` names one: then the run starts from that one again.
+
+    Returns:
+        bool: Whether this run was restarted; the folder of its name is its own then. The same in all processes.
+    """
+    if int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) == 0:
+        return False
+
+    def restarted() -> bool:
+        record = Path(opt['path']['experiments_root'], _LAUNCH)
+        # Otherwise, it failed before it had a folder; the folder of its name is that of an older run.
+        return record.is_file() and record.read_text(encoding='utf-8') == _launch()
+
+    if not of_first_process(restarted):
+        return False
+    if not opt['path'].get('resume_state'):
+        opt['auto_resume'] = True
+    return True
+
+
+def _launch() -> str:
+    return f'{os.environ["TORCHELASTIC_RUN_ID"]}, process {os.getppid()} of {socket.gethostname()}'
 
 
 def install() -> bool:

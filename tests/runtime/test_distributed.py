@@ -12,6 +12,7 @@ import yaml
 from drtl_plugin.compat.distributed import init_dist
 from drtl_plugin.errors import DataError, OptionError
 from drtl_plugin.runtime.distributed import average_gradients, of_first_process
+from tests.runtime.runs import equal
 
 
 def start(*arguments: str, processes: int = 1, cwd: Path) -> subprocess.CompletedProcess:
@@ -202,3 +203,59 @@ class TestSlurm:
         monkeypatch.setenv('SLURM_NODELIST', '')
         with pytest.raises(OptionError, match='names no host'):
             init_dist('slurm')
+
+
+_KILLING_HOOK = """
+import os
+import signal
+from pathlib import Path
+from drtl_plugin.hooks import META_HOOK_REGISTRY, MetaTrainerHook
+
+@META_HOOK_REGISTRY.register()
+class KillingHook(MetaTrainerHook):
+    def kill_once(self, runner, moment, rank):
+        mark = Path(f'killed_{moment}_{runner.opt["name"]}')
+        if runner.opt['name'] == 'killed' and runner.opt['rank'] == rank and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if runner.num_update == 1:
+            self.kill_once(runner, 'before_a_checkpoint', rank=1)
+        if runner.num_update == 5:
+            self.kill_once(runner, 'in_training', rank=0)
+
+    def before_save_checkpoint(self, runner, checkpoint):
+        if runner.num_update == 8:
+            self.kill_once(runner, 'at_the_end', rank=0)
+"""
+
+
+@pytest.mark.slow
+def test_torchrun_restarts_a_run_that_ends_as_one_that_was_not_killed(workdir, quick_opt):
+    """Workers are killed before the first checkpoint, in training and at the end; an older run has the same name."""
+    (workdir / 'killing.py').write_text(_KILLING_HOOK, encoding='utf-8')
+    quick_opt['train']['total_iter'] = 8
+    quick_opt['drtl']['hooks'].append({'type': 'KillingHook'})
+    quick_opt['datasets']['train'].update(batch_size_per_gpu=2, num_worker_per_gpu=0, num_episodes=12)
+    quick_opt['logger'].update(save_checkpoint_freq=2, use_tb_logger=False)
+    older = workdir / 'experiments/killed/training_states/99.state'
+    older.parent.mkdir(parents=True)
+    older.write_text('of an older run')
+    for name in ('whole', 'killed'):
+        path = workdir / f'{name}.yml'
+        path.write_text(yaml.safe_dump({**quick_opt, 'name': name}), encoding='utf-8')
+        arguments = ['-m', 'drtl_plugin', 'train', '-opt', str(path), '--launcher', 'pytorch', '--import', 'killing']
+        done = start('--max-restarts=3', *arguments, processes=2, cwd=workdir)
+        assert done.returncode == 0, done.stderr
+    assert len(list(workdir.glob('killed_*_killed'))) == 3
+    whole, killed = workdir / 'experiments/whole', workdir / 'experiments/killed'
+    files = sorted(path.relative_to(whole) for path in whole.glob('*/*') if path.suffix in ('.pth', '.state'))
+    assert {'net_g_latest.pth', 'net_g_adapted_latest.pth', '8.state'} <= {path.name for path in files}
+    for name in files:
+        assert equal(*(torch.load(folder / name, weights_only=True) for folder in (whole, killed))), name
+    for name in ('weights.csv', 'knowledge_graph.json'):
+        assert (whole / name).read_text() == (killed / name).read_text()
+    archived = list((workdir / 'experiments').glob('killed_archived_*'))
+    assert len(archived) == 1
+    assert (archived[0] / 'training_states/99.state').read_text() == 'of an older run'
