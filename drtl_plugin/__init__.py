@@ -10,13 +10,15 @@ losses, metrics and models::
 
 __version__ = '0.2.0'
 
+import contextlib
 import importlib
 import importlib.abc
 import importlib.util
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +48,11 @@ def register() -> None:
         importlib.import_module(f'drtl_plugin.{module}').install()
 
 
-def _prepare_import() -> None:
-    importlib.import_module('drtl_plugin.compat').prepare_import()
+@contextlib.contextmanager
+def _repairing() -> Iterator[None]:
+    with importlib.import_module('drtl_plugin.compat').preparing_import():
+        yield
+    _repair_and_register()
 
 
 def _repair_and_register() -> None:
@@ -57,17 +62,17 @@ def _repair_and_register() -> None:
 
 
 class _Wrapping(importlib.abc.Loader):
-    """Executes a module with its own loader, and calls a function before and another one after.
+    """Executes a module with its own loader, in a context.
 
     The loader itself is not changed, since many modules may share it.
 
     Args:
         loader: The module's own loader; all other attributes are looked up there.
-        before, after (Callable): Called before and after the module is executed.
+        context (Callable): Makes the context.
     """
 
-    def __init__(self, loader: Any, before: Callable[[], Any], after: Callable[[], Any]) -> None:
-        self._loader, self._before, self._after = loader, before, after
+    def __init__(self, loader: Any, context: Callable[[], AbstractContextManager[Any]]) -> None:
+        self._loader, self._context = loader, context
 
     def create_module(self, spec):
         return self._loader.create_module(spec)
@@ -75,9 +80,8 @@ class _Wrapping(importlib.abc.Loader):
     def exec_module(self, module):
         # Restore the module's own loader: importlib.resources chooses a reader by the loader's type.
         module.__spec__.loader = module.__loader__ = self._loader
-        self._before()
-        self._loader.exec_module(module)
-        self._after()
+        with self._context():
+            self._loader.exec_module(module)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loader, name)
@@ -111,15 +115,17 @@ class PlugIn(importlib.abc.MetaPathFinder):
         if spec is None or spec.loader is None:
             return spec
         if is_room:
-            spec.loader = _Wrapping(spec.loader, self._import_basicsr, lambda: None)
+            spec.loader = _Wrapping(spec.loader, self._with_basicsr)
         else:
-            spec.loader = _Wrapping(spec.loader, _prepare_import, _repair_and_register)
+            spec.loader = _Wrapping(spec.loader, _repairing)
         return spec
 
-    def _import_basicsr(self) -> None:
+    @contextlib.contextmanager
+    def _with_basicsr(self) -> Iterator[None]:
         # Otherwise, a half-initialised module could import BasicSR, and register() would import that module again.
         if self.registers:
             importlib.import_module('basicsr')
+        yield
 
 
 plug_in = PlugIn()

@@ -16,7 +16,7 @@ from basicsr.data.paired_image_dataset import PairedImageDataset
 from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, METRIC_REGISTRY
 
 from drtl_plugin import cli, preflight
-from drtl_plugin.data.image_files import image_size
+from drtl_plugin.data.distortion_task_dataset import DistortionTaskDataset
 from drtl_plugin.errors import OptionError
 from drtl_plugin.options.parse import parse_options
 from drtl_plugin.sources.sample import SAMPLE_ROOT
@@ -196,13 +196,32 @@ class TestManyAuxiliaryImages:
         quick_opt['datasets']['train']['dataroot_gt'] = 'many'
         return quick_opt
 
-    def test_not_all_are_looked_at_before_training(self, many_opt, write_opt, monkeypatch):
-        read = []
+    def test_only_those_that_are_drawn_are_opened(self, many_opt, write_opt, monkeypatch):
+        many_opt['datasets']['train'].update(num_episodes=8)
+        opened, drawn = set(), set()
+        watching = True
+
+        def watch(event, arguments):
+            if watching and event == 'open' and str(arguments[0]).startswith('many'):
+                opened.add(arguments[0])
+
+        sys.addaudithook(watch)  # for the rest of this process
+        read = DistortionTaskDataset._read_image
         monkeypatch.setattr(
-            'drtl_plugin.data.distortion_task_dataset.image_size', lambda path: read.append(path) or image_size(path)
+            DistortionTaskDataset, '_read_image', lambda self, index: drawn.add(self.keys[index]) or read(self, index)
         )
-        assert cli.main(['train', '-opt', write_opt(many_opt)]) == 0
-        assert 0 < len(read) <= 64
+        try:
+            assert cli.main(['train', '-opt', write_opt(many_opt)]) == 0
+        finally:
+            watching = False
+        assert opened == drawn
+        assert 0 < len(opened) < 200
+
+    def test_one_of_them_tells_that_patches_are_too_large(self, many_opt, workdir, write_opt, capsys):
+        many_opt['datasets']['train']['gt_size'] = 1024
+        assert cli.main(['train', '-opt', write_opt(many_opt)]) == 2
+        assert 'is smaller than gt_size 1024' in capsys.readouterr().err
+        assert not (workdir / 'experiments').exists()
 
     @pytest.mark.parametrize(
         ('content', 'message'),

@@ -5,7 +5,9 @@ Each fix names the fault that it works around, and leaves a working installation
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+from collections.abc import Iterator
 
 
 def prepare_import() -> None:
@@ -14,6 +16,17 @@ def prepare_import() -> None:
     torchvision.define_missing_operators()
     torchvision.restore_functional_tensor()
     importlib.import_module('drtl_plugin.compat.modules').restore_modules()
+
+
+@contextlib.contextmanager
+def preparing_import() -> Iterator[None]:
+    """The context for importing BasicSR.
+
+    Fault: it imports ``scipy.stats``, which takes a second, for a function that one degradation calls.
+    """
+    prepare_import()
+    with importlib.import_module('drtl_plugin.compat.deferred').deferred('scipy.stats', 'multivariate_normal'):
+        yield
 
 
 def repair() -> None:

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from drtl_plugin.compat.deferred import deferred
+
 # Operators for which torchvision registers fake kernels while it is imported: nms (since about 0.17), qnms (0.28).
 _SCHEMAS = {
     'nms': 'nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor',
@@ -33,26 +35,40 @@ def define_missing_operators() -> bool:
         RuntimeError: If torchvision still cannot be imported; names both versions.
     """
     try:
-        importlib.import_module('torchvision')
+        _import_torchvision()
         return False
     except RuntimeError as error:
         if 'operator torchvision::' not in str(error):
             raise
-    for name in [name for name in sys.modules if name.partition('.')[0] == 'torchvision']:
-        del sys.modules[name]
+    _forget_torchvision()
     library = torch.library.Library('torchvision', 'FRAGMENT')
     _libraries.append(library)
     for name, schema in _SCHEMAS.items():
         if not hasattr(torch.ops.torchvision, name):
             library.define(schema)
     try:
-        importlib.import_module('torchvision')
+        _import_torchvision()
     except RuntimeError as error:
         raise RuntimeError(
             f'torchvision cannot be imported with torch {torch.__version__} ({error}): '
             'install the torchvision release that belongs to this torch.'
         ) from error
     return True
+
+
+def _import_torchvision() -> None:
+    """Import torchvision without torch's compiler.
+
+    Fault: torchvision 0.28 imports ``torch._dynamo``, which takes as long as the rest of torchvision, for a function
+    that only ``roi_align`` calls.
+    """
+    with deferred('torch._dynamo.utils', 'is_compile_supported'):
+        importlib.import_module('torchvision')
+
+
+def _forget_torchvision() -> None:
+    for name in [name for name in sys.modules if name.partition('.')[0] == 'torchvision']:
+        del sys.modules[name]
 
 
 def restore_functional_tensor() -> bool:

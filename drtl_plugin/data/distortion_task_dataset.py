@@ -24,8 +24,8 @@ from drtl_plugin.options.sections import TaskDatasetOptions
 from drtl_plugin.tasks.library import DistortionLibrary
 from drtl_plugin.tasks.patches import augment, random_crop
 
-# Image headers that are read before training.
-_NUM_CHECKED = 64
+# Up to this number of images, all headers are read before training.
+_FEW = 64
 
 
 def build_target(opt: TaskDatasetOptions) -> FewShotPairDataset | None:
@@ -150,17 +150,21 @@ class DistortionTaskDataset(data.Dataset):
             )
 
     def check_image_sizes(self) -> None:
-        """Check the headers of the first images, or an LMDB's list, before training.
+        """Check an LMDB's list, or the headers of the images in a small folder, before training.
 
-        Reading the headers of thousands of images takes minutes; a bad one of these is reported when it is drawn.
+        Reading the headers of thousands of images takes minutes. Of a large folder, one episode is drawn instead; the
+        other images are checked when they are drawn.
 
         Raises:
             DataError: Names the first image that cannot be read or is smaller than ``gt_size``.
         """
         if self.options.io_backend['type'] == 'lmdb':
             sizes = lmdb_sizes(self.options.dataroot_gt)
+        elif len(self.keys) <= _FEW:
+            sizes = {key: image_size(key) for key in self.keys}
         else:
-            sizes = {key: image_size(key) for key in self.keys[:_NUM_CHECKED]}
+            self[0]
+            return
         for key, size in sizes.items():
             self._check_size(key, size)
 
