@@ -51,6 +51,7 @@ setup(
         'dev': [
             *('pytest>=8', 'pytest-cov', 'pytest-xdist', 'hypothesis', 'ruff==0.17.6', 'mypy', 'import-linter'),
             *('higher', 'torchopt', 'spandrel', 'jsonschema', 'build', 'twine', 'check-jsonschema', *EXPORT),
+            *('nbclient', 'nbformat', 'ipykernel'),  # run docs/your_camera.ipynb
         ],
         'export': EXPORT,
         'pyiqa': ['pyiqa'],
