@@ -185,12 +185,12 @@ def transfer(question: RelationQuestion) -> KnowledgeGraph:
 
     The gain of task i on task j is ``log L_j(θ) - log L_j(θ_i)``, centred over i. Edges between auxiliary tasks are the
     mean of both directions; all edges are divided by the largest in absolute value. Training uses half of the GT
-    patches; losses are measured on the target's pairs and up to 8 patches of the other half.
+    patches; losses are measured on the target's pairs and two patches of the other half.
     """
     evidence = question.draw_evidence()
     gt, half = evidence.auxiliary_gt, len(evidence.auxiliary_gt) // 2
     # The N² losses between tasks are only drawn; weights follow from the N on the target.
-    other = slice(half, half + 8)
+    other = slice(half, half + 2)
     judged = [(lq[other], gt[other]) for lq in evidence.auxiliary_lq] + [(evidence.target_lq, evidence.target_gt)]
     rows = []
     for lq in _by_task(evidence):
