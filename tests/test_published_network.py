@@ -9,6 +9,7 @@ import pytest
 import yaml
 from basicsr.metrics import calculate_psnr
 from basicsr.utils.matlab_functions import imresize
+from basicsr.utils.registry import ARCH_REGISTRY
 
 from drtl_plugin import cli
 
@@ -22,6 +23,7 @@ def test_bsrn_restores_set5_as_published(real_data, workdir, monkeypatch, scale,
     if not weights.is_file():
         pytest.skip('needs the published weights of BSRN')
     monkeypatch.chdir(workdir)
+    monkeypatch.setattr(ARCH_REGISTRY, '_obj_map', dict(ARCH_REGISTRY._obj_map))
     shutil.copy(ARCH, workdir / 'bsrn_arch.py')
     network = {'type': 'BSRN', 'num_feat': 64, 'num_block': 8, 'upscale': scale}
     (workdir / 'bsrn.yml').write_text(yaml.safe_dump({'network_g': network, 'scale': scale}))

@@ -55,8 +55,12 @@ def init_dist(launcher: str, backend: str | None = None, port: int | None = None
         backend = 'cpu:gloo,cuda:nccl' if torch.cuda.is_available() else 'gloo'
     # Forked loader processes can't communicate.
     multiprocessing.set_start_method('spawn', force=True)
+    restarts = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0))
+    if not restarts:
+        distributed.init_process_group(backend, timeout=_TIMEOUT)
+        return
     store, rank, world_size = next(distributed.rendezvous('env://', timeout=_TIMEOUT))
-    store = distributed.PrefixStore(f'restart {os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)}', store)
+    store = distributed.PrefixStore(f'restart {restarts}', store)
     distributed.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=_TIMEOUT)
 
 
