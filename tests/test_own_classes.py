@@ -35,8 +35,8 @@ from drtl_plugin.models import {base}
 
 @MODEL_REGISTRY.register()
 class OwnModel({base}):
-    def adapt_to_target(self, watch=None):
-        super().adapt_to_target(watch)
+    def adapt_to_target(self):
+        super().adapt_to_target()
         print('adapted by OwnModel')
 """
 

@@ -13,16 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from basicsr.models import build_model
 
 from drtl_plugin import preflight
 from drtl_plugin.api import adapt_model
-from drtl_plugin.api.adapt_evaluation import Evaluation, evaluation_rows, evaluation_table, leave_one_out, mean_gain
-from drtl_plugin.api.adapt_pairs import Pair, aligned, alignment_table, write_pairs
+from drtl_plugin.api.adapt_evaluation import Evaluation, evaluate_folds, evaluation_rows, evaluation_table, mean_gain
+from drtl_plugin.api.adapt_pairs import aligned, alignment_table, write_pairs
 from drtl_plugin.compat.basicsr import close_basicsr_logs, quiet_basicsr_log
 from drtl_plugin.data.image_files import image_names
 from drtl_plugin.data.interface import EpisodeDataset
 from drtl_plugin.data.photographs import has_16_bits
-from drtl_plugin.errors import DataError, OptionError
+from drtl_plugin.errors import DataError
 from drtl_plugin.models.drtl_model import DRTLModel
 from drtl_plugin.options.parse import parse_options
 from drtl_plugin.report.figures import draw_graph
@@ -38,7 +39,7 @@ from drtl_plugin.report.tables import (
 from drtl_plugin.runtime.trained_network import TrainedNetwork, load_trained
 from drtl_plugin.sources.alignment import find_pairs
 
-_PIXEL_LOSS = {'train': {'pixel_opt': {'type': 'L1Loss', 'loss_weight': 1.0}}, 'path': {}}
+_PIXEL_LOSS = {'train': {'pixel_opt': {'type': 'MSELoss', 'loss_weight': 1.0}}, 'path': {}}
 
 
 def adapt(
@@ -47,13 +48,12 @@ def adapt(
     output: str,
     option_file: str | None = None,
     auxiliary: str | None = None,
-    steps: int = 200,
+    budget: int | None = None,
     registers: bool = False,
-    evaluates: bool = True,
     modules: Sequence[str] = (),
     losses: Mapping[str, dict] | None = None,
 ) -> str:
-    """Check the pairs, adapt the network to them, evaluate it by leaving each pair out, and write a report.
+    """Check the pairs, adapt the network to them with settings chosen on held-out pairs, and write a report.
 
     ``output`` receives ``pairs/gt`` and ``pairs/lq``, ``adapt.yml`` (``basicsr train -opt`` repeats the adaptation),
     ``net_g_adapted_latest.pth``, ``knowledge_graph.png`` and ``.json``, and ``report.md`` and ``.html``.
@@ -63,9 +63,9 @@ def adapt(
         weights (str), option_file (str | None): See :func:`~drtl_plugin.runtime.trained_network.load_trained`.
         output (str): Folder to write; must be empty or not exist yet.
         auxiliary (str | None): Folder of GT images for the auxiliary tasks; None: the GT images of the pairs.
-        steps (int): Adaptation steps.
+        budget (int | None): The most training steps; None: as many as
+            :func:`~drtl_plugin.api.adapt_model.adaptation_options` finds good.
         registers (bool): Align each GT image to its LQ image first.
-        evaluates (bool): For each pair, also adapt to the others and evaluate on it.
         modules (Sequence[str]): Modules imported by ``--import``; the commands in the report need them, too.
         losses (Mapping[str, dict] | None): Sections ``train``, ``path`` and possibly ``network_d`` of an option file
             that declare the losses; None: the pixel loss, with a warning if the weights may be those of a GAN.
@@ -77,8 +77,6 @@ def adapt(
         DataError: If there are no pairs, or they don't fit.
         OptionError: If weights or arguments are wrong.
     """
-    if steps < 1:
-        raise OptionError('--steps must be at least 1.')
     began = time.monotonic()
     target = Path(output)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -106,29 +104,21 @@ def adapt(
             write_pairs(images, target / 'pairs')
             opt, train_set = _write_options(
                 adapt_model.adaptation_options(
-                    network, weights, images, target, auxiliary, steps, losses or _PIXEL_LOSS
+                    network, weights, images, target, auxiliary, budget, losses or _PIXEL_LOSS
                 ),
                 target,
             )
-            model = _adapt_to_all(opt, train_set, images, target)
+            model = _adapted_model(opt, train_set, target)
         except BaseException:
             shutil.rmtree(target, ignore_errors=True)
             raise
-        lines += ['', '## Which synthetic distortions the camera resembles', '', '```']
-        assert model.graph is not None
-        lines += [relation_table(model.graph, model.weights), '```', '', '## How much adaptation gains', '']
-        evaluations, unmeasured = [], ''
-        if evaluates and len(images) > 1:
-            try:
-                evaluations = list(leave_one_out(opt, images, network))
-            except BaseException:  # the adapted network is complete
-                lines.append('Not measured: the evaluation failed.')
-                (target / 'report.md').write_text('\n'.join([*lines, '']), encoding='utf-8')
-                raise
-            lines += evaluation_table(evaluations)
-        else:
-            unmeasured = 'there is only one pair' if len(images) == 1 else '--no-evaluation'
-            lines.append(f'Not measured: {unmeasured}.')
+        chosen = model.adapter.cross_validation
+        assert model.graph is not None and chosen is not None
+        evaluations = list(evaluate_folds(chosen, images, network))
+    lines += ['', '## How much adaptation gains', '', chosen.in_words(), '']
+    lines += evaluation_table(evaluations, chosen.share)
+    lines += ['', '## Which synthetic distortions the camera resembles', '', '```']
+    lines += [relation_table(model.graph, model.weights), '```']
     lines += ['', '## What to do next', '']
     adapted = target / 'net_g_adapted_latest.pth'
     restoring = command_line('upscale', '-i', 'IN', '-o', 'OUT', '--weights', adapted, modules=modules)
@@ -137,7 +127,7 @@ def adapt(
     report = '\n'.join(lines) + '\n'
     (target / 'report.md').write_text(report, encoding='utf-8')
     duration = duration_in_words(time.monotonic() - began)
-    _write_page(target, report, evaluations, unmeasured, network, model, duration)
+    _write_page(target, report, evaluations, network, model, duration)
     return report
 
 
@@ -152,11 +142,13 @@ def _write_options(options: dict, target: Path) -> tuple[dict, Any]:
     return opt, train_set
 
 
-def _adapt_to_all(opt: dict, train_set: EpisodeDataset, images: Mapping[str, Pair], target: Path) -> DRTLModel:
-    """Adapt to all pairs; writes weights and knowledge graph."""
-    model = adapt_model.adapted_model(opt, list(images), train_set=train_set)
+def _adapted_model(opt: dict, train_set: EpisodeDataset, target: Path) -> DRTLModel:
+    """Adapt to the pairs; writes weights and knowledge graph."""
+    model = build_model(opt)
+    model.train_set = train_set
+    model.start()
+    model.adapt_to_target()
     model.save_network(model.net_g_adapted, 'net_g_adapted', -1)
-    assert model.graph is not None and model.net_g_adapted is not None
     write_graph(model.graph, target / 'knowledge_graph.json', model.weights)
     draw_graph(model.graph, target / 'knowledge_graph.png', model.weights, model.fit_share)
     return model
@@ -166,35 +158,39 @@ def _write_page(
     target: Path,
     report: str,
     evaluations: Sequence[Evaluation],
-    unmeasured: str,
     network: TrainedNetwork,
     model: DRTLModel,
     duration: str,
 ) -> None:
     """Write ``report.html``."""
-    gains, tables, illustrations = [], [], []
-    if evaluations:
-        against = f'after adaptation, compared with before (mean of {len(evaluations)} pairs)'
-        gains = [Gain(f'{mean_gain(evaluations):+.2f} dB PSNR-Y', against)]
-        columns = ['pair', 'PSNR-Y before (dB)', 'PSNR-Y after (dB)', 'SSIM-Y before', 'SSIM-Y after']
-        title = 'Each pair, restored by a network adapted to the others'
-        tables = [Table(title, columns, evaluation_rows(evaluations))]
-        caption = 'Each line is a pair, restored by a network adapted to the other pairs only.'
-        courses = {evaluation.name: evaluation.course for evaluation in evaluations}
-        curves = Curves('PSNR during adaptation', 'steps', 'PSNR-Y of the crop in dB', courses, caption)
-        illustrations = [illustrate(curves)]
+    chosen = model.adapter.cross_validation
+    assert chosen is not None
+    against = f'after adaptation, compared with before (mean of {len(evaluations)} held-out images)'
+    gains = [Gain(f'{mean_gain(evaluations):+.2f} dB PSNR-Y', against)]
+    columns = ['pair', 'PSNR-Y before (dB)', 'PSNR-Y after (dB)', 'SSIM-Y before', 'SSIM-Y after']
+    table = Table('Each pair, restored by a network adapted to the others', columns, evaluation_rows(evaluations))
+    curves = Curves(
+        'What held-out pairs chose',
+        'share of the way from the old weights to the adapted ones',
+        'loss on held-out pairs, relative to the old weights',
+        {
+            **{f'rate {trial.lr:g}, first fold': sorted(trial.losses.items()) for trial in chosen.trials},
+            f'rate {chosen.lr:g}, mean of all folds': sorted(chosen.losses.items()),
+        },
+        chosen.in_words(),
+    )
     page = Page(
         target.absolute().name,
         gains,
-        unmeasured,
+        '',
         {
             'Network': network_in_words(network.options, network.net),
-            'Adaptation': f'{model.drtl.adapt.steps} steps on {len(model.target_pairs or ())} pairs',
+            'Adaptation': model.adapter.in_words(),
             'Duration': duration,
         },
-        tables,
+        [table],
         [evaluation.comparison for evaluation in evaluations],
-        [*illustrations, *illustrations_of_folder(target, {}, model.fit_share)],
+        [illustrate(curves), *illustrations_of_folder(target, {}, model.fit_share)],
         {
             'Report as text: report.md': report,
             'Options: adapt.yml': (target / 'adapt.yml').read_text(encoding='utf-8'),

@@ -1,14 +1,9 @@
-"""Leave-one-out evaluation: each pair is restored by a network that was adapted to the others."""
+"""Evaluation on held-out pairs: each is restored by a network that was adapted to the others."""
 
 from __future__ import annotations
 
-import copy
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,96 +11,65 @@ from basicsr.metrics import calculate_metric
 from basicsr.utils import tensor2img
 from torch import nn
 
-from drtl_plugin.api import adapt_model
 from drtl_plugin.api.adapt_pairs import Pair
-from drtl_plugin.data.image_files import image_names, image_size, read_image
+from drtl_plugin.models.cross_validation import CrossValidation, Part
 from drtl_plugin.report.html import Comparison
-from drtl_plugin.report.pictures import busiest, compared_crop
+from drtl_plugin.report.pictures import compared_crop
 from drtl_plugin.runtime.progress import progress
 from drtl_plugin.runtime.tiles import restore
 from drtl_plugin.runtime.trained_network import TrainedNetwork
 
 _TILE = 512
-# Side of the LQ crop on which the course of adaptation is measured, and how often.
-_DETAIL, _LOOKS = 64, 9
 _METRICS = {'psnr_y': 'calculate_psnr', 'ssim_y': 'calculate_ssim'}
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A held-out pair, restored before and after adaptation to the others.
+    """A held-out pair, or part of one, restored before and after adaptation to the others.
 
     Attributes:
-        name (str): Name of the pair.
+        name (str): Name of the pair, and number of the part.
         before, after (dict[str, float]): ``psnr_y`` (dB) and ``ssim_y``.
         comparison (Comparison): Crops of the restored images.
-        course (list[tuple[float, float]]): Adaptation steps, and PSNR-Y (dB) of the most detailed crop after them.
     """
 
     name: str
     before: dict[str, float]
     after: dict[str, float]
     comparison: Comparison
-    course: list[tuple[float, float]]
 
 
-def leave_one_out(opt: dict, images: Mapping[str, Pair], network: TrainedNetwork) -> Iterator[Evaluation]:
-    """Adapt to all pairs but one, and restore that one; its GT is not used as an auxiliary image either.
-
-    The relation, which takes most of the time, is not measured again: the camera fit keeps its share of the weight, and
-    the other tasks have equal weights.
+def evaluate_folds(
+    cross_validation: CrossValidation, images: Mapping[str, Pair], network: TrainedNetwork
+) -> Iterator[Evaluation]:
+    """Restore each pair, or part of one, by the network of the fold that held it out.
 
     Args:
-        opt (dict): Parsed options of the adaptation.
+        cross_validation (CrossValidation): The adaptation.
         images (Mapping[str, Pair]): The pairs, by name.
         network (TrainedNetwork): The network before adaptation.
     """
-    opt = copy.deepcopy(opt)
-    opt['drtl']['weighting']['relation'] = 'uniform'
-    steps = opt['drtl']['adapt']['steps']
-    looks = {round(steps * share**2) for share in np.linspace(0, 1, _LOOKS)}  # most changes come early
-    for name in progress(images, 'leaving one out', len(images), 'pair'):
-        others = [other for other in images if other != name]
-        gt, lq = images[name]
-        detail = _detail(gt, lq, network.scale)
-        course: list[tuple[float, float]] = []
-
-        def watch(step: int, net: nn.Module, detail=detail, course=course) -> None:
-            if step in looks:
-                course.append((step, _metrics(_restored(net, detail[1], network), detail[0], network)['psnr_y']))
-
-        with tempfile.TemporaryDirectory() as folder:
-            auxiliary = Path(folder, 'auxiliary')
-            auxiliary.mkdir()
-            _link_others(Path(opt['datasets']['train']['dataroot_gt']), auxiliary, gt)
-            path = {**opt['path'], 'experiments_root': folder, 'models': folder}
-            model = adapt_model.adapted_model({**opt, 'path': path}, others, str(auxiliary), watch)
-        assert model.net_g_adapted is not None
-        before = _restored(network.net.to(model.device), lq, network)
-        after = _restored(model.net_g_adapted, lq, network)
+    nets = cross_validation.networks
+    parts = [(part, net) for fold, net in zip(cross_validation.folds, nets, strict=True) for part in fold]
+    parts.sort(key=lambda item: (item[0].pair, item[0].top, item[0].left))
+    names = _names([part for part, _ in parts], list(images))
+    pairs = list(images.values())
+    before_net = network.net.to(next(nets[0].parameters()).device)
+    for name, (part, net) in progress(zip(names, parts, strict=True), 'evaluation', len(parts), 'image'):
+        gt, lq = pairs[part.pair]
+        gt, lq = gt[part.region(network.scale)], lq[part.region(1)]
+        before, after = (_restored(each, lq, network) for each in (before_net, net))
         crops = [compared_crop(name, restored, gt) for restored in (before, after)]
         comparison = Comparison(name, crops[0].result, crops[1].result, crops[0].gt)
-        yield Evaluation(name, _metrics(before, gt, network), _metrics(after, gt, network), comparison, course)
+        yield Evaluation(name, _metrics(before, gt, network), _metrics(after, gt, network), comparison)
 
 
-def _link_others(source: Path, target: Path, held_out: np.ndarray) -> None:
-    """Link all images of a folder into another one, except those identical to the held-out one."""
-    for name in image_names(str(source), '--auxiliary'):
-        path = source / name
-        if image_size(str(path)) == held_out.shape[:2] and np.array_equal(read_image(path), held_out):
-            continue
-        try:
-            os.symlink(path, target / name)
-        except OSError:  # Windows requires a privilege
-            shutil.copy(path, target / name)
-
-
-def _detail(gt: np.ndarray, lq: np.ndarray, scale: int) -> Pair:
-    """The most detailed crop of a pair."""
-    side = _DETAIL * scale
-    top, left = (corner // scale for corner in busiest(gt, side))
-    part = gt[top * scale : top * scale + side, left * scale : left * scale + side]
-    return part, lq[top : top + _DETAIL, left : left + _DETAIL]
+def _names(parts: Sequence[Part], pairs: Sequence[str]) -> list[str]:
+    """The names of the pairs, numbered where a pair has several parts."""
+    if len(parts) == len(pairs):
+        return [pairs[part.pair] for part in parts]
+    numbers = [1 + sum(other.pair == part.pair for other in parts[:i]) for i, part in enumerate(parts)]
+    return [f'{pairs[part.pair]} ({number})' for part, number in zip(parts, numbers, strict=True)]
 
 
 def _restored(net: nn.Module, lq: np.ndarray, network: TrainedNetwork) -> np.ndarray:
@@ -140,14 +104,22 @@ def mean_gain(evaluations: Sequence[Evaluation]) -> float:
     return float(np.mean([e.after['psnr_y'] - e.before['psnr_y'] for e in evaluations]))
 
 
-def evaluation_table(evaluations: Sequence[Evaluation]) -> list[str]:
-    """Markdown lines: the table, and whether adaptation helps."""
-    lines = ['Each pair, restored by a network adapted to the others (luma; PSNR in dB):', '']
+def evaluation_table(evaluations: Sequence[Evaluation], share: float) -> list[str]:
+    """Markdown lines: the table, and whether adaptation helps.
+
+    Args:
+        evaluations (Sequence[Evaluation]): The pairs.
+        share (float): The share that cross-validation chose.
+    """
+    lines = ['Each pair, or part of a pair, restored by a network adapted to the others (luma; PSNR in dB):', '']
     lines += ['| pair | PSNR before | PSNR after | SSIM before | SSIM after |', '|---|---|---|---|---|']
     *rows, mean = evaluation_rows(evaluations)
     lines += [f'| {" | ".join(row)} |' for row in [*rows, ['**mean**', *mean[1:]]]]
     gain = mean_gain(evaluations)
-    verdict = f'Adapting gains {gain:.2f} dB.'
-    if gain <= 0:
-        verdict = f'Adapting to these pairs loses {-gain:.2f} dB; keep the old weights.'
+    if share == 0:
+        verdict = 'Adapting gains nothing on held-out pairs, so the weights stay as they were.'
+    elif gain > 0:
+        verdict = f'Adapting gains {gain:.2f} dB.'
+    else:
+        verdict = f'Adapting loses {-gain:.2f} dB of PSNR, although the loss that it was trained with falls.'
     return [*lines, '', verdict]

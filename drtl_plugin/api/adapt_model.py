@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-
-from basicsr.models import build_model
-from torch import nn
 
 from drtl_plugin.api.adapt_pairs import Pair
 from drtl_plugin.data.image_files import image_names, image_size
-from drtl_plugin.data.interface import EpisodeDataset
-from drtl_plugin.models.drtl_model import DRTLModel
+from drtl_plugin.errors import OptionError
+from drtl_plugin.models.cross_validation import folds_of
 from drtl_plugin.runtime.trained_network import TrainedNetwork
 
-# Side of the LQ patches, where the images are large enough.
-_LQ_SIZE = 48
+# Steps of each adaptation, the learning rates to choose from, and the most folds: seven adaptations for five pairs.
+_STEPS, _RATES, _FOLDS = 400, [3e-4, 1e-3, 3e-3], 5
+# Side of the LQ patches, where the images are large enough, up to the next size that suits the network.
+_LQ_SIZE = 24
 # Patch sides must be multiples of this for a U-Net discriminator, which halves them three times.
 _HALVED = 8
 
@@ -29,7 +27,7 @@ def adaptation_options(
     images: Mapping[str, Pair],
     target: Path,
     auxiliary: str | None,
-    steps: int,
+    budget: int | None,
     losses: Mapping[str, dict],
 ) -> dict:
     """The option file of an adaptation.
@@ -40,10 +38,14 @@ def adaptation_options(
         images (Mapping[str, Pair]): The pairs, by name.
         target (Path): Folder whose ``pairs/gt`` and ``pairs/lq`` hold the pairs.
         auxiliary (str | None): Folder of GT images for the auxiliary tasks; None: those of the pairs.
-        steps (int): Adaptation steps.
+        budget (int | None): The most steps of all adaptations together; None: no limit.
         losses (Mapping[str, dict]): ``train``, ``path`` and possibly ``network_d``, for the losses.
     """
     scale = network.scale
+    folds = folds_of([lq.shape[:2] for _, lq in images.values()], _FOLDS)
+    runs = len(_RATES) + len(folds) - 1
+    if budget is not None and budget < runs:
+        raise OptionError(f'--budget must be at least {runs}, a step of each adaptation.')
     pairs = target.absolute() / 'pairs'
     auxiliary_gt = pairs / 'gt' if auxiliary is None else Path(auxiliary).absolute()
     sizes = [image_size(str(auxiliary_gt / name)) for name in image_names(str(auxiliary_gt), '--auxiliary')]
@@ -51,7 +53,10 @@ def adaptation_options(
     if 'network_d' in losses:
         multiple = math.lcm(scale, _HALVED)
         sizes += [gt.shape[:2] for gt, _ in images.values()]
-    gt_size = min(_LQ_SIZE * scale, min(min(size) for size in sizes)) // multiple * multiple
+    lq_size = network.window * math.ceil(_LQ_SIZE / network.window)
+    gt_size = min(lq_size * scale, min(min(size) for size in sizes)) // multiple * multiple
+    # Colours and textures of mixtures are not those that a discriminator or VGG should learn or judge.
+    augments = not {'gan_opt', 'perceptual_opt'} & set(losses['train'])
     return {
         'name': _free_name(target.absolute().name),
         'model_type': 'DRTLAdaptModel',
@@ -75,8 +80,19 @@ def adaptation_options(
         },
         'network_g': network.options,
         'drtl': {
+            'camera_fit': False,
             'weighting': {'relation': 'transfer', 'effective_tasks': 6, 'floor': 0.2},
-            'adapt': {'steps': steps, 'lr': 3e-4, 'batch_size': 8, 'replay': 0.5},
+            'adapt': {
+                'folds': _FOLDS,
+                'steps': _STEPS if budget is None else min(_STEPS, budget // runs),
+                'lr': _RATES,
+                'schedule': 'linear',
+                'warmup': 20,
+                'batch_size': 16,
+                'replay': 0,
+                'ema_decay': 0,
+                **({'mixup': 0.7, 'rgb_permutation': 0.5} if augments else {}),
+            },
         },
         'path': {
             'pretrain_network_g': str(Path(weights).absolute()),
@@ -95,31 +111,3 @@ def _free_name(name: str) -> str:
     """
     names = itertools.chain([name], (f'{name}_{number}' for number in itertools.count(2)))
     return next(free for free in names if not Path('experiments', free).exists())
-
-
-def adapted_model(
-    opt: dict,
-    names: Sequence[str],
-    auxiliary: str | None = None,
-    watch: Callable[[int, nn.Module], None] | None = None,
-    train_set: EpisodeDataset | None = None,
-) -> DRTLModel:
-    """A model adapted to some of the pairs.
-
-    Args:
-        opt (dict): Parsed options.
-        names (Sequence[str]): Names of the pairs.
-        auxiliary (str | None): Folder of GT images for the auxiliary tasks; None: that of the options.
-        watch (Callable | None): Called with step and network; see ``DRTLModel.adapt_to_target``.
-        train_set (EpisodeDataset | None): The data set of these options, if it is built already.
-    """
-    opt = copy.deepcopy(opt)
-    opt['datasets']['train']['target']['names'] = list(names)
-    if auxiliary is not None:
-        opt['datasets']['train']['dataroot_gt'] = auxiliary
-    model = build_model(opt)
-    if train_set is not None:
-        model.train_set = train_set
-    model.start()
-    model.adapt_to_target(watch)
-    return model

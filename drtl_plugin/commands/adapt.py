@@ -9,9 +9,10 @@ from drtl_plugin.commands.arguments import add_device, add_weights, choose_devic
 
 SUMMARY = 'adapt trained weights to your camera'
 DESCRIPTION = (
-    "Adapt trained weights to a camera from pairs of its images. Checks the alignment, fits the camera's degradation, "
-    'measures its relation to the synthetic distortions, adapts the network, and evaluates the adaptation by leaving '
-    'out each pair in turn. Writes to OUT the weights, a report, and an option file that repeats the run.'
+    'Adapt trained weights to a camera from pairs of its images. Checks the alignment, measures the relation of the '
+    'camera to the synthetic distortions, holds out each pair in turn to choose learning rate and strength of the '
+    'adaptation, and averages the adapted networks. Where held-out pairs show no gain, the weights stay as they are. '
+    'Writes to OUT the weights, a report, and an option file that repeats the run.'
 )
 
 
@@ -31,7 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar='DIR',
         help='folder of GT images for the auxiliary tasks; default: the GT images of the pairs',
     )
-    parser.add_argument('--steps', type=int, default=200, help='adaptation steps; default: 200')
+    parser.add_argument(
+        '--budget',
+        type=int,
+        metavar='STEPS',
+        help='the most training steps in all; default: 2800 for five pairs or more, fewer for fewer pairs',
+    )
     parser.add_argument(
         '--loss',
         nargs='+',
@@ -42,11 +48,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument('--register', action='store_true', help='align the images of each pair first')
     add_device(parser)
-    parser.add_argument(
-        '--no-evaluation',
-        action='store_true',
-        help='skip the leave-one-out evaluation, which adapts once for each pair',
-    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -60,8 +61,7 @@ def run(args: argparse.Namespace) -> None:
 
     with without_gpu():
         report = adapt(
-            *(args.pairs, args.weights, args.output, args.opt, args.auxiliary, args.steps, args.register),
-            evaluates=not args.no_evaluation,
+            *(args.pairs, args.weights, args.output, args.opt, args.auxiliary, args.budget, args.register),
             modules=args.modules,
             losses=loss_sections(args.loss) if args.loss else None,
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -32,6 +32,7 @@ def adaptation(
     ema_decay: float = 0.0,
     rates: Rates | None = None,
     warmup: int = 0,
+    decay_steps: int = 0,
     precision: Precision = nullcontext,
     backward: Backward = lambda loss, output, gt: loss.backward(),
 ) -> Iterator[nn.Module]:
@@ -48,9 +49,12 @@ def adaptation(
             loop of meta-learning continued. Parameters that are not named do not change.
         warmup (int): Steps over which Adam's learning rate rises linearly to ``lr``. Adam's first steps depend on
             the gradient's sign only: they are as large as ``lr`` for every weight, however small the gradient.
+        decay_steps (int): Steps over which Adam's learning rate falls linearly to 0; 0: it does not fall.
         precision (Precision): Makes the context in which each step is computed, e.g. autocast.
         backward (Backward): Called with the loss, a scalar, the output and its ground truth ``(B, C, H, W)``, for the
             gradients of the step; a GAN adds its own and trains its discriminator.
+
+    A step whose gradient is not finite is skipped: the norms inside some networks have none where a patch is flat.
 
     Yields:
         nn.Module: The adapted copy in evaluation mode, before the first and after each step: always the same object,
@@ -68,8 +72,13 @@ def adaptation(
             output = student(lq)
             loss = criterion(output, gt)
         backward(loss, output, gt)
+        # With an infinite maximum, this only computes the norm.
+        if not nn.utils.clip_grad_norm_(learned.values(), math.inf).isfinite():
+            yield averaged
+            continue
         if rates is None:
-            optimizer.param_groups[0]['lr'] = lr * min(1, (step + 1) / max(warmup, 1))
+            share_left = 1 - step / decay_steps if decay_steps else 1
+            optimizer.param_groups[0]['lr'] = lr * min(1, (step + 1) / max(warmup, 1)) * share_left
             optimizer.step()
         decay = min(ema_decay, (1 + step) / (10 + step))
         with torch.no_grad():
@@ -82,6 +91,32 @@ def adaptation(
             for kept, new in zip(averaged.buffers(), student.buffers(), strict=True):
                 kept.copy_(new)
         yield averaged
+
+
+def blend(net: nn.Module, adapted: Sequence[nn.Module], share: float) -> nn.Module:
+    """A step from a network towards the average of adapted ones: ``θ + share · (mean(θ_k) - θ)``.
+
+    Averages of fine-tuned networks: "Model soups" (Wortsman et al., ICML 2022, arXiv 2203.05482). The step:
+    "Robust fine-tuning of zero-shot models" (Wortsman et al., CVPR 2022, arXiv 2109.01903).
+
+    Args:
+        net (nn.Module): The network before adaptation; not changed.
+        adapted (Sequence[nn.Module]): Adapted copies of it.
+        share (float): 0 gives the network itself, 1 the average.
+
+    Returns:
+        nn.Module: A new network in evaluation mode. Buffers of whole numbers stay as they were.
+    """
+    result = copy.deepcopy(net).eval()
+    if share == 0:  # whatever the adapted ones have come to
+        return result
+    states = [other.state_dict() for other in adapted]
+    with torch.no_grad():
+        for name, value in result.state_dict().items():
+            if value.is_floating_point():
+                mean = torch.stack([state[name] for state in states]).mean(0)
+                value.copy_(torch.lerp(value, mean, share))
+    return result
 
 
 def last(course: Iterable[nn.Module]) -> nn.Module:

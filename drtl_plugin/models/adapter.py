@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,16 +11,22 @@ from torch import Tensor, nn
 
 from drtl_plugin.meta.adaptation import Backward, adaptation, best_step, last
 from drtl_plugin.meta.learner import Batch, Criterion, Precision, Rates
+from drtl_plugin.models.cross_validation import CrossValidation, Pairs, Part, cross_validate, folds_of
 from drtl_plugin.models.episode_synthesis import Episodes
 from drtl_plugin.options.sections import AdaptOptions
 from drtl_plugin.runtime.progress import progress, stage
+from drtl_plugin.tasks.patches import mixed_up, paired_patches, with_channels_permuted
 
 # Patches of the held-out pairs that early stopping judges by.
 _NUM_HELD_OUT = 32
+# Patches of a fold that cross-validation judges by, and the most that their side may exceed that of training patches.
+# Larger ones have less of the border, where every network is worse.
+_NUM_JUDGED, _LARGER = 16, 4
 
-Pairs = Sequence[tuple[Tensor, Tensor]]
-# Called with the number of steps and the adapted network, which it must not change.
-Watch = Callable[[int, nn.Module], None]
+
+def _ticks(name: str, steps: int) -> Iterator[int]:
+    """Progress that is shown as it is iterated over."""
+    return progress(range(steps), name, steps)
 
 
 def _plain_backward(loss: Tensor, output: Tensor, gt: Tensor) -> None:
@@ -44,6 +50,7 @@ class Adapter:
         stopped (Callable[[], bool]): Whether the run was told to stop, which ends an adaptation early.
         make_backward (Callable[[], Backward]): Makes the backward pass of an adaptation; a GAN's includes a
             discriminator.
+        cross_validation (CrossValidation | None): What the last adaptation has chosen, with ``drtl.adapt.folds``.
     """
 
     episodes: Episodes
@@ -55,27 +62,82 @@ class Adapter:
     rates: Rates | None
     stopped: Callable[[], bool] = lambda: False
     make_backward: Callable[[], Backward] = lambda: _plain_backward
+    cross_validation: CrossValidation | None = None
 
     def in_words(self) -> str:
         """Steps and pairs, for the report."""
+        if self.cross_validation is not None:
+            runs = len(self.cross_validation.trials) + len(self.cross_validation.folds) - 1
+            return f'{runs} times {self.options.steps} steps on {len(self.pairs)} pairs'
         most = 'up to ' if self.options.early_stop else ''
         return f'{most}{self.options.steps} steps on {len(self.pairs)} pairs'
 
-    def adapt(self, net: nn.Module, weights: Tensor, watch: Watch | None = None) -> nn.Module:
+    def adapt(self, net: nn.Module, weights: Tensor) -> nn.Module:
         """Adapt a copy of a network to all pairs.
 
         Args:
             net (nn.Module): Trained network; not changed.
             weights (Tensor): ``(N,)``: replay draws tasks in proportion to them.
-            watch (Watch | None): Called before the first step and after each.
 
         Returns:
             nn.Module: The adapted copy in evaluation mode.
         """
+        if self.options.folds:
+            self.cross_validation = self._cross_validate(net, weights)
+            return self.cross_validation.result
         steps = self._best_steps(net, weights) if self.options.early_stop else self.options.steps
-        course = self._shown(self.course(net, weights, self.pairs, steps), 'adaptation', steps)
+        ticks = _ticks('adaptation', steps)
+        course = self._until_stopped(self.course(net, weights, self.pairs, steps), ticks)
         with stage(f'Adapting to the target ({len(self.pairs)} pairs, {steps} steps)'):
-            return last(course if watch is None else _watched(course, watch))
+            adapted = last(course)
+            next(ticks, None)  # shows the last step
+        return adapted
+
+    def _cross_validate(self, net: nn.Module, weights: Tensor) -> CrossValidation:
+        """Choose the learning rate, and how far to go, on pairs that were held out."""
+        folds = folds_of([(lq.shape[-2], lq.shape[-1]) for lq, _ in self.pairs], self.options.folds)
+        images = [[self._images(part) for part in fold] for fold in folds]
+        judged_by = [self._judged_by(fold, seed) for seed, fold in enumerate(images)]
+        total = (len(self.options.rates) + len(folds) - 1) * self.options.steps
+        ticks = _ticks('adaptation', total)
+
+        def adapted(fold: int, lr: float) -> nn.Module:
+            others = [pair for other, parts in enumerate(images) if other != fold for pair in parts]
+            course = self.course(net, weights, others, self.options.steps, lr, fold)
+            return last(self._until_stopped(course, ticks))
+
+        def loss(other: nn.Module, fold: int) -> float:
+            lq, gt = judged_by[fold]
+            with torch.no_grad(), self.precision():
+                return self.criterion(other(lq), gt).item()
+
+        with stage(f'Adapting to the target ({len(self.pairs)} pairs, {len(folds)} folds, {total} steps)'):
+            result = cross_validate(net, folds, self.options.rates, adapted, loss)
+            next(ticks, None)
+        get_root_logger().info(result.in_words())
+        return result
+
+    def _until_stopped(self, course: Iterator[nn.Module], ticks: Iterator[int]) -> Iterator[nn.Module]:
+        """A course, each step of which is a tick of the progress."""
+        yield next(course)  # before the first step
+        for net in course:
+            next(ticks)
+            yield net
+            if self.stopped():
+                return
+
+    def _images(self, part: Part) -> tuple[Tensor, Tensor]:
+        """LQ and GT of a part of a pair."""
+        lq, gt = self.pairs[part.pair]
+        scale = gt.shape[-1] // lq.shape[-1]
+        return lq[(..., *part.region(1))], gt[(..., *part.region(scale))]
+
+    def _judged_by(self, fold: Pairs, seed: int) -> Batch:
+        """Patches of a fold that networks are judged by, as large as the images allow."""
+        unit = self.episodes.lq_size
+        side = min(_LARGER * unit, *(extent for lq, _ in fold for extent in lq.shape[-2:])) // unit * unit or unit
+        lq, gt = paired_patches(fold, _NUM_JUDGED, side, torch.Generator().manual_seed(seed))
+        return self.episodes.on_network_device(lq, gt)
 
     def _best_steps(self, net: nn.Module, weights: Tensor) -> int:
         """The number of steps that restores a held-out fifth of the pairs best after adapting to the others."""
@@ -85,38 +147,33 @@ class Adapter:
         num_held_out = max(1, len(pairs) // 5)
         lq, gt = self.episodes.target_patches(_NUM_HELD_OUT, generator, pairs[:num_held_out])
         course = self.course(net, weights, pairs[num_held_out:], most)
-        course = self._shown(course, 'finding the number of adaptation steps', most)
+        course = self._until_stopped(course, _ticks('finding the number of adaptation steps', most))
         with stage(f'Finding the number of adaptation steps ({num_held_out} of {len(pairs)} pairs held out)'):
             steps = best_step(course, lambda adapted: self.criterion(adapted(lq), gt).item(), most)
         get_root_logger().info(f'Held-out pairs are restored best after {steps} of {most} steps.')
         return steps
 
-    def _shown(self, course: Iterator[nn.Module], name: str, steps: int) -> Iterator[nn.Module]:
-        """A course with its progress shown."""
-        yield next(course)  # before the first step
-        for net in progress(course, name, steps):
-            yield net
-            if self.stopped():
-                return
-
-    def course(self, net: nn.Module, weights: Tensor, pairs: Pairs, steps: int) -> Iterator[nn.Module]:
+    def course(
+        self, net: nn.Module, weights: Tensor, pairs: Pairs, steps: int, lr: float | None = None, fold: int = 0
+    ) -> Iterator[nn.Module]:
         """The course of an adaptation to some of the pairs; see :func:`drtl_plugin.meta.adaptation.adaptation`."""
         return adaptation(
             net,
             self.criterion,
-            self._batches(pairs, weights, steps),
-            self.options.lr,
+            self._batches(pairs, weights, steps, self.seed + fold),
+            self.options.rates[0] if lr is None else lr,
             self.options.ema_decay,
             self.rates,
             self.options.warmup,
+            steps if self.options.schedule == 'linear' else 0,
             self.precision,
             self.make_backward(),
         )
 
-    def _batches(self, pairs: Pairs, weights: Tensor, steps: int) -> Iterator[Batch]:
-        """A batch for each step: target patches, and replayed ones."""
-        patches = torch.Generator().manual_seed(self.seed)
-        distortions = torch.Generator(self.episodes.device).manual_seed(self.seed)
+    def _batches(self, pairs: Pairs, weights: Tensor, steps: int, seed: int) -> Iterator[Batch]:
+        """A batch for each step: target patches, and replayed ones, augmented."""
+        patches = torch.Generator().manual_seed(seed)
+        distortions = torch.Generator(self.episodes.device).manual_seed(seed)
         size, share = self.options.batch_size, self.options.replay
         num_replayed = round(share * size)
         if 0 < share < 1:  # some of both
@@ -129,10 +186,15 @@ class Adapter:
                 batch.append(self.replayed_patches(num_replayed, weights, patches, distortions))
             # Pairs may be smaller than gt_size.
             lq_side, gt_side = (min(images[i].shape[-1] for images in batch) for i in range(2))
-            yield (
+            joined = (
                 torch.cat([lq[..., :lq_side, :lq_side] for lq, _ in batch]),
                 torch.cat([gt[..., :gt_side, :gt_side] for _, gt in batch]),
             )
+            if self.options.mixup:
+                joined = mixed_up(joined, self.options.mixup, patches)
+            if self.options.rgb_permutation:
+                joined = with_channels_permuted(joined, self.options.rgb_permutation, patches)
+            yield joined
 
     def replayed_patches(
         self, num: int, weights: Tensor, patches: torch.Generator, distortions: torch.Generator
@@ -143,9 +205,3 @@ class Adapter:
         tasks = self.episodes.library.tasks
         lq = torch.cat([tasks[task](gt[i : i + 1], distortions) for i, task in enumerate(drawn)])
         return self.episodes.on_network_device(lq, gt)
-
-
-def _watched(course: Iterator[nn.Module], watch: Watch) -> Iterator[nn.Module]:
-    for step, net in enumerate(course):
-        watch(step, net)
-        yield net

@@ -21,7 +21,7 @@ from drtl_plugin.errors import OptionError
 from drtl_plugin.hooks.base import build_hooks, call_hooks
 from drtl_plugin.hooks.relation_hook import find_estimator
 from drtl_plugin.models.acceleration import Acceleration, accelerate
-from drtl_plugin.models.adapter import Adapter, Watch
+from drtl_plugin.models.adapter import Adapter
 from drtl_plugin.models.adversary import adversarial_backward, build_discriminator, make_adversary
 from drtl_plugin.models.camera import check_target, fit_to_target, load_camera
 from drtl_plugin.models.episode_synthesis import Episodes, check_training_set
@@ -267,15 +267,10 @@ class DRTLModel(SRModel):
         """
         return OrderedDict({**self.log_dict, **self.reduce_loss_dict(self.losses_of_step)})
 
-    def adapt_to_target(self, watch: Watch | None = None) -> None:
-        """Adapt a copy of the network to the target's pairs; it becomes ``net_g_adapted``.
-
-        Args:
-            watch (Watch | None): Called with the number of steps and the adapted network, before the first step and
-                after each; it must not change the network.
-        """
+    def adapt_to_target(self) -> None:
+        """Adapt a copy of the network to the target's pairs; it becomes ``net_g_adapted``."""
         self.prepare()
-        self.net_g_adapted = self.adapter.adapt(self.trained_network(), self.weights, watch)
+        self.net_g_adapted = self.adapter.adapt(self.trained_network(), self.weights)
 
     def trained_network(self) -> nn.Module:
         """The network to test and to adapt: the moving average, if there is one."""

@@ -58,6 +58,7 @@ class Episodes:
     Attributes:
         library (DistortionLibrary): The N tasks.
         device (torch.device): Where LQ patches are made.
+        lq_size (int): Side of the LQ patches.
 
     Raises:
         OptionError: If a task already has the camera fit's label.
@@ -70,6 +71,7 @@ class Episodes:
         self._train_set = train_set
         self._camera_fit = camera_fit
         self.device = synthesis_device(device)
+        self.lq_size = train_set.options.gt_size // self.library.scale
         self._network_device = device
         self._seed = seed
 
@@ -153,9 +155,8 @@ class Episodes:
         Pairs that are smaller than ``gt_size`` give smaller patches.
         """
         options = self._train_set.options
-        lq_size = options.gt_size // self.library.scale
         pairs = self._train_set.target_pairs if pairs is None else pairs
-        lq, gt = paired_patches(pairs or (), num, lq_size, generator, options.use_hflip, options.use_rot)
+        lq, gt = paired_patches(pairs or (), num, self.lq_size, generator, options.use_hflip, options.use_rot)
         return self.on_network_device(lq, gt)
 
     def relation_evidence(self, num: int, num_update: int) -> RelationEvidence:

@@ -106,7 +106,13 @@ class AdaptOptions(Section, frozen=True, kw_only=True):
     }
 
     steps: Annotated[int, Meta(ge=0, description='Steps on the support set; with early_stop, the maximum.')] = 50
-    lr: Annotated[float, Meta(ge=0, le=LARGEST, description='Learning rate of Adam.')] = 3e-4
+    lr: Annotated[
+        Annotated[float, Meta(ge=0, le=LARGEST)] | list[Annotated[float, Meta(ge=0, le=LARGEST)]],
+        Meta(description='Learning rate of Adam; with folds, possibly a list, of which held-out pairs choose one.'),
+    ] = 3e-4
+    schedule: Annotated[
+        Literal['constant', 'linear'], Meta(description='linear: the learning rate falls to 0 over the steps.')
+    ] = 'constant'
     warmup: Annotated[
         int,
         Meta(
@@ -128,6 +134,26 @@ class AdaptOptions(Section, frozen=True, kw_only=True):
         bool,
         Meta(description='Choose the number of steps on a held-out fifth of the pairs, then adapt to all of them.'),
     ] = False
+    folds: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description='Cross-validation: the most parts of the pairs to hold out in turn. The result is the average '
+            'of the networks adapted without each of them, or lies between it and the network before adaptation, '
+            'whichever is best on held-out pairs. 0: one adaptation to all pairs.',
+        ),
+    ] = 0
+    mixup: Annotated[
+        float, Meta(ge=0, le=1, description='Probability that a patch is mixed with another one (mixup).')
+    ] = 0.0
+    rgb_permutation: Annotated[
+        float, Meta(ge=0, le=1, description='Probability that the colours of a patch are permuted.')
+    ] = 0.0
+
+    @property
+    def rates(self) -> list[float]:
+        """The learning rates of Adam to choose from."""
+        return self.lr if isinstance(self.lr, list) else [self.lr]
 
 
 class DRTLOptions(Section, frozen=True, kw_only=True):
@@ -175,6 +201,19 @@ class DRTLOptions(Section, frozen=True, kw_only=True):
                 raise OptionError(
                     'drtl.inner.parameters: reptile trains only what its inner loop adapts; remove this or use maml.'
                 )
+        if not adapt.rates:
+            raise OptionError('drtl.adapt.lr: the list is empty.')
+        if not adapt.folds and len(adapt.rates) > 1:
+            raise OptionError('drtl.adapt.lr: only with drtl.adapt.folds can a list be chosen from; give one rate.')
+        if adapt.folds == 1:
+            raise OptionError('drtl.adapt.folds: at least 2 parts are needed to hold out one; 0 turns it off.')
+        for key, is_given, reason in (
+            ('early_stop', adapt.early_stop, 'folds choose how far to adapt; remove one of the two.'),
+            ('replay', adapt.replay > 0, 'it replays GT and camera fit of pairs that folds hold out; set it to 0.'),
+            ('optimizer', adapt.optimizer == 'inner', 'folds choose a learning rate of Adam; set adam.'),
+        ):
+            if adapt.folds and is_given:
+                raise OptionError(f'drtl.adapt.{key}: {reason}')
         if 0 < adapt.replay < 1 and adapt.batch_size < 2:
             raise OptionError(
                 'drtl.adapt.batch_size: replay needs at least 2 patches per step, or drtl.adapt.replay: 0.'

@@ -82,3 +82,40 @@ def paired_patches(
         patches.append(augment(crop, generator, hflip, rot))
     lq, gt = (torch.stack(images) / 255 for images in zip(*patches, strict=True))
     return lq, gt
+
+
+def mixed_up(batch: tuple[Tensor, Tensor], probability: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Mixup: replace each patch, with a probability, by a random mixture of it and another one of the batch.
+
+    Zhang et al. (ICLR 2018, arXiv 1710.09412); for restoration, Yoo et al. (CVPR 2020, arXiv 2004.00448). Mixing
+    coefficients are uniform in [0, 1]; here, the other patch is the one before.
+
+    Args:
+        batch (tuple[Tensor, Tensor]): ``lq`` and ``gt``, ``(B, C, H, W)``.
+        probability (float): Of a patch to be mixed.
+        generator (torch.Generator): On the CPU.
+    """
+    num = len(batch[0])
+    coefficients = torch.rand(num, 1, 1, 1, generator=generator)
+    is_kept = torch.rand(num, 1, 1, 1, generator=generator) >= probability
+    coefficients = coefficients.masked_fill(is_kept, 1)
+    lq, gt = (images.roll(1, 0).lerp(images, coefficients.to(images.device)) for images in batch)
+    return lq, gt
+
+
+def with_channels_permuted(
+    batch: tuple[Tensor, Tensor], probability: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Permute the colours of each patch, with a probability (Yoo et al., CVPR 2020, arXiv 2004.00448).
+
+    Args:
+        batch (tuple[Tensor, Tensor]): ``lq`` and ``gt``, ``(B, C, H, W)``.
+        probability (float): Of a patch to have its colours drawn in random order, which may be the old one.
+        generator (torch.Generator): On the CPU.
+    """
+    num, channels = batch[0].shape[:2]
+    orders = torch.rand(num, channels, generator=generator).argsort(1)
+    is_kept = torch.rand(num, 1, generator=generator) >= probability
+    orders = torch.where(is_kept, torch.arange(channels), orders)[:, :, None, None]
+    lq, gt = (images.gather(1, orders.to(images.device).expand_as(images)) for images in batch)
+    return lq, gt

@@ -60,7 +60,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_from_pairs_to_weights(folder, quick, capsys):
-    command = ['adapt', '--pairs', 'pairs', '--weights', 'w.pth', '-o', 'mine', '--steps', '5']
+    command = ['adapt', '--pairs', 'pairs', '--weights', 'w.pth', '-o', 'mine', '--budget', '50']
     assert cli.main(command) == 0
     report = (folder / 'mine/report.md').read_text()
     assert report in capsys.readouterr().out
@@ -114,7 +114,7 @@ def commands_in(report: str) -> dict[str, list[str]]:
 
 @pytest.mark.parametrize('output', ['experiments/cam', 'my camera'])
 def test_the_printed_commands_work_wherever_the_output_is(folder, quick, capsys, output):
-    command = ['adapt', '--pairs', 'pairs', '--weights', 'w.pth', '-o', output, '--steps', '1', '--no-evaluation']
+    command = ['adapt', '--pairs', 'pairs', '--weights', 'w.pth', '-o', output, '--budget', '5']
     assert cli.main(command) == 0
     commands = commands_in(capsys.readouterr().out)
     before = {path: path.read_bytes() for path in (folder / output).rglob('*') if path.is_file()}
@@ -163,7 +163,7 @@ def test_networks_of_ones_own(folder, quick, capsys, monkeypatch):
     mine = ('--import', 'my_network')
     assert call(*upscale, *mine) == 0
     assert call('export', '--weights', 'w.pth', '--spandrel', 'mine.pth', *mine) == 0
-    adapt = ('adapt', '--pairs', 'pairs', '--weights', 'w.pth', '-o', 'mine', '--steps', '1', '--no-evaluation')
+    adapt = ('adapt', '--pairs', 'pairs', '--weights', 'w.pth', '-o', 'mine', '--budget', '5')
     assert call(*adapt, *mine) == 0
     commands = commands_in(capsys.readouterr().out)
     assert call(*commands['train']) == 0
@@ -174,57 +174,14 @@ def test_networks_of_ones_own(folder, quick, capsys, monkeypatch):
     sys.modules.pop('my_network')
 
 
-def test_a_pair_is_judged_by_networks_that_have_not_seen_it(folder, quick, monkeypatch):
-    adapted = adapt_model.adapted_model
-    seen = []
-
-    def watched(opt, names, *arguments, **options):
-        model = adapted(opt, names, *arguments, **options)
-        seen.append((list(names), sorted(key.rsplit('/')[-1] for key in model.train_set.keys)))
-        return model
-
-    monkeypatch.setattr(adapt_model, 'adapted_model', watched)
-    module.adapt('pairs', 'w.pth', 'mine', steps=1)
-    whole, *folds = seen
-    assert whole == (['a', 'b', 'c'], ['a.png', 'b.png', 'c.png'])
-    assert folds == [(list(names), [f'{name}.png' for name in names]) for names in ('bc', 'ac', 'ab')]
-
-
-def test_what_is_held_out_is_no_auxiliary_photograph(folder, quick, monkeypatch):
-    """Nor under another name, in a folder of its own; and names may be any."""
-    (folder / 'good').mkdir()
-    _, scene = pair()
-    cv2.imwrite('good/scene.png', scene)
-    for old in (folder / 'pairs').glob('c_*'):
-        old.rename(old.with_name(old.name.replace('c_', 'Screenshot 2024-01-01 at 10.15.31 AM_')))
-    for i, path in enumerate(sorted((folder / 'pairs').glob('*_HR.png'))):
-        cv2.imwrite(f'good/copy_{i}.png', cv2.imread(str(path)))
-    adapted = adapt_model.adapted_model
-    seen = []
-
-    def watched(*arguments, **options):
-        model = adapted(*arguments, **options)
-        seen.append(sorted(key.rsplit('/')[-1] for key in model.train_set.keys))
-        return model
-
-    monkeypatch.setattr(adapt_model, 'adapted_model', watched)
-    module.adapt('pairs', 'w.pth', 'mine', steps=1, auxiliary='good')
-    whole, *folds = seen
-    assert whole == ['copy_0.png', 'copy_1.png', 'copy_2.png', 'scene.png']
-    names = ('Screenshot 2024-01-01 at 10.15.31 AM', 'a', 'b')
-    assert [path.stem for path in sorted((folder / 'mine/pairs/gt').iterdir())] == list(names)
-    assert folds == [[name for name in whole if name != f'copy_{i}.png'] for i in range(3)]
-
-
 def test_a_failed_evaluation_leaves_what_was_adapted(folder, quick, monkeypatch):
     def fail(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, 'leave_one_out', fail)
+    monkeypatch.setattr(module, 'evaluate_folds', fail)
     with pytest.raises(KeyboardInterrupt):
-        module.adapt('pairs', 'w.pth', 'mine', steps=1)
+        module.adapt('pairs', 'w.pth', 'mine', budget=5)
     assert (folder / 'mine/net_g_adapted_latest.pth').is_file()
-    assert 'Not measured: the evaluation failed.' in (folder / 'mine/report.md').read_text()
 
 
 def test_pairs_that_lie_apart(folder, quick):
@@ -234,11 +191,9 @@ def test_pairs_that_lie_apart(folder, quick):
     with pytest.raises(DataError, match=r'd_HR\.png and .*d_LR\.png are misaligned by up to 5\.9 LQ pixels; .*--reg'):
         module.adapt('pairs', 'w.pth', 'mine')
     assert not (folder / 'mine').exists()
-    report = module.adapt('pairs', 'w.pth', 'mine', steps=1, registers=True, evaluates=False)
-    (row,) = (line for line in report.splitlines() if line.startswith('| d |'))
+    report = module.adapt('pairs', 'w.pth', 'mine', budget=6, registers=True)
+    row, _ = (line for line in report.splitlines() if line.startswith('| d |'))  # of alignment, and of evaluation
     assert [float(cell) for cell in row.split('|')[2:5]] == pytest.approx([5, 3, 1], abs=0.03)
-    assert 'Not measured: --no-evaluation.' in report
-    assert 'The gain was not measured: --no-evaluation.' in (folder / 'mine/report.html').read_text()
     poor, good = (cv2.imread(f'mine/pairs/{side}/d.png') for side in ('lq', 'gt'))
     reduced = cv2.resize(good, poor.shape[1::-1], interpolation=cv2.INTER_AREA).astype(float)
     assert np.abs(reduced - poor).mean() < 3
@@ -246,10 +201,10 @@ def test_pairs_that_lie_apart(folder, quick):
 
 def test_pairs_of_16_bits(folder, quick):
     note = '16-bit images were reduced to 8 bits, since BasicSR trains on 8 bits.'
-    assert note not in module.adapt('pairs', 'w.pth', 'other', steps=1, evaluates=False)
+    assert note not in module.adapt('pairs', 'w.pth', 'other', budget=5)
     for path in (folder / 'pairs').iterdir():
         cv2.imwrite(str(path), cv2.imread(str(path)).astype(np.uint16) * 257)
-    assert note in module.adapt('pairs', 'w.pth', 'mine', steps=1, evaluates=False)
+    assert note in module.adapt('pairs', 'w.pth', 'mine', budget=5)
     for side in ('gt', 'lq'):
         images = (cv2.imread(f'{output}/pairs/{side}/a.png', cv2.IMREAD_UNCHANGED) for output in ('other', 'mine'))
         assert np.array_equal(*images)
@@ -304,8 +259,8 @@ def test_cropped_photographs_are_registered(folder, quick):
     lq, gt = pair()
     cv2.imwrite('pairs/d_LR.png', lq[:160, :160])
     cv2.imwrite('pairs/d_HR.png', gt[:480, :480])
-    report = module.adapt('pairs', 'w.pth', 'mine', steps=1, registers=True, evaluates=False)
-    (row,) = (line for line in report.splitlines() if line.startswith('| d |'))
+    report = module.adapt('pairs', 'w.pth', 'mine', budget=6, registers=True)
+    row, _ = (line for line in report.splitlines() if line.startswith('| d |'))  # of alignment, and of evaluation
     assert float(row.split('|')[4]) == pytest.approx(1, abs=1e-3)
 
 
@@ -316,24 +271,29 @@ def test_the_folder_of_the_weights_scale_is_found(folder, quick):
         for path in Path('pairs').glob(f'*_{suffix}.png'):
             path.rename(Path('pairs', side, path.name.replace(f'_{suffix}', '')))
     Path('pairs/lr_x3').mkdir()
-    module.adapt('pairs', 'w.pth', 'mine', steps=1, evaluates=False)
+    module.adapt('pairs', 'w.pth', 'mine', budget=5)
     assert np.array_equal(cv2.imread('mine/pairs/lq/a.png'), cv2.imread('pairs/lr_x4/a.png'))
 
 
 def test_progress_is_shown_without_a_terminal(folder, quick, monkeypatch, capsys):
     monkeypatch.setattr(progress, '_FIRST', 0)
     monkeypatch.setattr(progress, '_INTERVAL', 0)
-    module.adapt('pairs', 'w.pth', 'mine', steps=1)
+    module.adapt('pairs', 'w.pth', 'mine', budget=5)
     error = capsys.readouterr().err
-    for work in ('alignment', 'leaving one out'):
-        assert re.findall(rf': {work}: (\d) of 3 pairs\n', error) == ['1', '2', '3']
-    assert ': Adapting to the target (3 pairs, 1 steps).\n' in error
+    assert re.findall(r': alignment: (\d) of 3 pairs\n', error) == ['1', '2', '3']
+    assert re.findall(r': adaptation: (\d) of 5 steps\n', error) == ['1', '2', '3', '4', '5']
+    assert re.findall(r': evaluation: (\d) of 3 images\n', error) == ['1', '2', '3']
+    assert ': Adapting to the target (3 pairs, 3 folds, 5 steps).\n' in error
 
 
-def test_one_pair_is_not_judged(folder, quick):
-    for name in ('b_LR', 'b_HR', 'c_LR', 'c_HR'):
-        (folder / f'pairs/{name}.png').unlink()
-    assert 'Not measured: there is only one pair.' in module.adapt('pairs', 'w.pth', 'mine', steps=1)
+@pytest.mark.parametrize(('num', 'parts'), [(1, 4), (2, 4)])
+def test_few_pairs_are_judged_in_parts(folder, quick, num, parts):
+    for name in 'abc'[num:]:
+        for side in ('LR', 'HR'):
+            (folder / f'pairs/{name}_{side}.png').unlink()
+    report = module.adapt('pairs', 'w.pth', 'mine', budget=6)
+    rows = re.findall(r'^\| ([abc]) \((\d)\) \|', report, re.MULTILINE)
+    assert rows == [(name, str(i)) for name in 'abc'[:num] for i in range(1, parts // num + 1)]
 
 
 @pytest.mark.parametrize(
@@ -354,7 +314,7 @@ def test_one_pair_is_not_judged(folder, quick):
         (lambda: open('pairs/a_HR.png', 'wb').close(), {}, DataError, r'a_HR\.png: cannot be read as an image'),
         (lambda: damaged_png(Path('pairs/a_LR.png')), {}, DataError, r'^pairs/a_LR\.png: cannot be read as an image'),
         (lambda: damaged_png(Path('pairs/b_HR.png')), {}, DataError, r'^pairs/b_HR\.png: cannot be read as an image'),
-        (lambda: None, {'steps': 0}, OptionError, '--steps must be at least 1'),
+        (lambda: None, {'budget': 4}, OptionError, '--budget must be at least 5, a step of each adaptation'),
         (lambda: None, {'auxiliary': 'none'}, DataError, '--auxiliary: there is no folder none'),
     ],
 )

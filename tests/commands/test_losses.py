@@ -12,7 +12,7 @@ from tests.commands.test_adapt import commands_in, folder, quick  # noqa: F401
 from tests.losses.test_losses import vgg_weights  # noqa: F401
 
 NETWORK = {'type': 'RRDBNet', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 1, 'num_grow_ch': 4}
-ADAPT = ['adapt', '--pairs', 'pairs', '--weights', 'w.pth', '-o', 'mine', '--steps', '3', '--no-evaluation']
+ADAPT = ['adapt', '--pairs', 'pairs', '--weights', 'w.pth', '-o', 'mine', '--budget', '15']
 
 
 def adapted(path: str) -> dict:
@@ -72,13 +72,13 @@ def test_the_default_warns_where_weights_may_be_of_a_gan(folder, quick, capsys):
 
 
 def test_sizes_that_a_discriminator_takes(folder, quick, monkeypatch):  # noqa: F811
-    """Photographs of 100 pixels a side, of which a U-Net cannot make halves of halves of halves."""
+    """Photographs of 92 pixels a side, of which a U-Net cannot make halves of halves of halves."""
     import cv2
 
     monkeypatch.undo()
     monkeypatch.chdir(folder)
     for name in 'abc':
-        for suffix, side in (('LR', 25), ('HR', 100)):
+        for suffix, side in (('LR', 23), ('HR', 92)):
             image = cv2.imread(f'pairs/{name}_{suffix}.png')[:side, :side]
             cv2.imwrite(f'pairs/{name}_{suffix}.png', image)
     from drtl_plugin.api.adapt_model import adaptation_options
@@ -89,9 +89,9 @@ def test_sizes_that_a_discriminator_takes(folder, quick, monkeypatch):  # noqa: 
     for name in 'abc':
         images[name] = (cv2.imread(f'pairs/{name}_HR.png'), cv2.imread(f'pairs/{name}_LR.png'))
         cv2.imwrite(f'mine/pairs/gt/{name}.png', images[name][0])
-    for losses, size in ((['pixel=1'], 100), (['pixel=1', 'gan=1'], 96)):
+    for losses, size in ((['pixel=1'], 92), (['pixel=1', 'gan=1'], 88)):
         opt = adaptation_options(
-            load_trained('w.pth'), 'w.pth', images, folder / 'mine', None, 1, loss_sections(losses)
+            load_trained('w.pth'), 'w.pth', images, folder / 'mine', None, None, loss_sections(losses)
         )
         assert opt['datasets']['train']['gt_size'] == size
 

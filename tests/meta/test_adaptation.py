@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from drtl_plugin.meta.adaptation import adaptation, best_step, last
+from drtl_plugin.meta.adaptation import adaptation, best_step, blend, last
 from tests.meta.test_learner import batches, small_net
 
 
@@ -46,6 +46,37 @@ def test_the_rate_warms_up():
     path = [net.theta.item() for net in course]
     steps = [before - after for before, after in pairwise(path)]
     assert steps == pytest.approx([0.25e-2, 0.5e-2, 0.75e-2, 1e-2, 1e-2, 1e-2], rel=1e-3)
+
+
+def test_the_rate_falls_to_nothing():
+    course = adaptation(Scalar(), output_alone, [ONE] * 5, lr=1e-2, warmup=2, decay_steps=5)
+    path = [net.theta.item() for net in course]
+    steps = [before - after for before, after in pairwise(path)]
+    assert steps == pytest.approx([0.5e-2, 0.8e-2, 0.6e-2, 0.4e-2, 0.2e-2], rel=1e-3)
+
+
+@pytest.mark.parametrize('rates', [None, {'theta': 0.1}])
+def test_a_gradient_that_is_not_finite_is_skipped(rates):
+    flat = (torch.tensor(float('nan')), torch.zeros(()))
+    nets = [net.theta.item() for net in adaptation(Scalar(), output_alone, [ONE, flat, ONE], lr=0.1, rates=rates)]
+    assert nets[1] == nets[2] != nets[3]
+    assert nets == [
+        *[net.theta.item() for net in adaptation(Scalar(), output_alone, [ONE], 0.1, rates=rates)],
+        *nets[2:],
+    ]
+
+
+def test_a_blend_lies_between_a_network_and_the_average():
+    net, first, second = (small_net() for _ in range(3))
+    for other, change in ((first, 1.0), (second, 3.0)):
+        with torch.no_grad():
+            for parameter in other.parameters():
+                parameter.add_(change)
+    for share, expected in ((0, 0), (0.5, 1), (1, 2)):
+        between = blend(net, [first, second], share)
+        assert not between.training
+        for a, b in zip(between.parameters(), net.parameters(), strict=True):
+            assert torch.equal(a, b) if share == 0 else torch.allclose(a, b + expected, rtol=1e-12)
 
 
 def test_inner_rates_are_plain_gradient_descent_on_what_they_name():

@@ -1,0 +1,159 @@
+"""Adaptation by cross-validation: pairs that were held out choose the settings, and weigh the result.
+
+The scheme is ours. It needs no run that judges itself by what it has seen, and each run does double duty: it judges on
+the pairs held out from it, and takes part in the average.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from drtl_plugin.meta.adaptation import blend
+
+# Pairs of images (lq, gt).
+Pairs = Sequence[tuple[Tensor, Tensor]]
+# How far to go from the network before adaptation to the average of the adapted ones. 0 keeps it as it is.
+SHARES = (0.0, 0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+# Fewer pairs than this are cut into _NUM_CUTS parts.
+_FEW, _NUM_CUTS = 3, 4
+
+
+@dataclass(frozen=True)
+class Part:
+    """A pair, or a part of one.
+
+    Attributes:
+        pair (int): Its index.
+        top, left, height, width (int): Where it is, in LQ pixels.
+    """
+
+    pair: int
+    top: int
+    left: int
+    height: int
+    width: int
+
+    def region(self, factor: int) -> tuple[slice, slice]:
+        """Its rows and columns in the LQ image (``factor`` 1) or in the GT image (``factor``: the scale)."""
+        top, left, height, width = (factor * extent for extent in (self.top, self.left, self.height, self.width))
+        return slice(top, top + height), slice(left, left + width)
+
+
+def folds_of(sizes: Sequence[tuple[int, int]], num: int) -> list[list[Part]]:
+    """Divide pairs into folds: whole pairs, or, of one or two pairs, their quarters or halves.
+
+    Args:
+        sizes (Sequence[tuple[int, int]]): Height and width of each LQ image.
+        num (int): The most folds.
+
+    Returns:
+        list[list[Part]]: At least two folds, whose parts together cover all pairs once.
+    """
+    if len(sizes) >= _FEW:
+        parts = [Part(pair, 0, 0, *size) for pair, size in enumerate(sizes)]
+        return [parts[fold::num] for fold in range(min(num, len(parts)))]
+    parts = []
+    for pair, (height, width) in enumerate(sizes):
+        rows = 2 if len(sizes) == 1 or height > width else 1
+        columns = _NUM_CUTS // len(sizes) // rows
+        tall, wide = height // rows, width // columns
+        parts += [Part(pair, row * tall, column * wide, tall, wide) for row in range(rows) for column in range(columns)]
+    return [[part] for part in parts]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A learning rate that was tried on the first fold.
+
+    Attributes:
+        lr (float): The rate.
+        losses (Mapping[float, float]): Loss on held-out patches by share, relative to that before adaptation.
+    """
+
+    lr: float
+    losses: Mapping[float, float]
+
+    @property
+    def loss(self) -> float:
+        """The lowest of its losses."""
+        return min(self.losses.values())
+
+
+@dataclass(frozen=True, eq=False)
+class CrossValidation:
+    """What held-out pairs have chosen, and the networks that it was chosen by.
+
+    Attributes:
+        trials (Sequence[Trial]): All rates that were tried.
+        lr (float): The rate chosen.
+        losses (Mapping[float, float]): Mean over folds of the loss on held-out patches by share, relative to that
+            before adaptation.
+        share (float): The share chosen.
+        folds (Sequence[Sequence[Part]]): What was held out from each network.
+        networks (Sequence[nn.Module]): The network of each fold, a step of ``share`` towards the adapted one.
+        result (nn.Module): A step of ``share`` towards the average of the adapted networks.
+    """
+
+    trials: Sequence[Trial]
+    lr: float
+    losses: Mapping[float, float]
+    share: float
+    folds: Sequence[Sequence[Part]]
+    networks: Sequence[nn.Module]
+    result: nn.Module
+
+    def in_words(self) -> str:
+        """What was chosen, in a sentence."""
+        if self.share == 0:
+            return 'On held-out pairs, no adaptation was better than none: the weights stay as they were.'
+        return (
+            f'Chosen on held-out pairs: learning rate {self.lr:g}, and {self.share:.0%} of the way to the average of '
+            f'{len(self.folds)} adapted networks (held-out loss: {self.losses[self.share]:.3f} of that before).'
+        )
+
+
+def cross_validate(
+    net: nn.Module,
+    folds: Sequence[Sequence[Part]],
+    rates: Sequence[float],
+    adapted: Callable[[int, float], nn.Module],
+    loss: Callable[[nn.Module, int], float],
+) -> CrossValidation:
+    """Choose the rate on the first fold, adapt once for each fold, and average.
+
+    Args:
+        net (nn.Module): The network before adaptation; not changed.
+        folds (Sequence[Sequence[Part]]): From :func:`folds_of`.
+        rates (Sequence[float]): Learning rates to try; of equally good ones, the first is taken.
+        adapted (Callable): ``adapted(fold, lr)``: the network adapted to all pairs but those of the fold.
+        loss (Callable): ``loss(net, fold)``: the loss of a network in evaluation mode on patches of the fold, not
+            negative.
+    """
+    unadapted = blend(net, [net], 0)
+
+    def relative_losses(other: nn.Module, fold: int) -> dict[float, float]:
+        before = loss(unadapted, fold)
+        losses = {share: loss(blend(net, [other], share), fold) / max(before, 1e-12) for share in SHARES if share}
+        # An adaptation that ends in NaN, which compares with nothing, must not be chosen.
+        return {0.0: 1.0, **{share: math.inf if math.isnan(value) else value for share, value in losses.items()}}
+
+    first = {lr: adapted(0, lr) for lr in rates}
+    trials = [Trial(lr, relative_losses(other, 0)) for lr, other in first.items()]
+    lr = min(trials, key=lambda trial: trial.loss).lr
+    networks = [first[lr], *(adapted(fold, lr) for fold in range(1, len(folds)))]
+    judged = [relative_losses(other, fold) for fold, other in enumerate(networks)]
+    losses = {share: sum(each[share] for each in judged) / len(judged) for share in SHARES}
+    share = min(losses, key=lambda candidate: losses[candidate])
+    return CrossValidation(
+        trials,
+        lr,
+        losses,
+        share,
+        folds,
+        [blend(net, [other], share) for other in networks],
+        blend(net, networks, share),
+    )
