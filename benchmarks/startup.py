@@ -72,7 +72,7 @@ def upscale_rows(last: Path | None, repeats: int) -> list[list[str]]:
     return [row('`upscale` of a small image, CPU time', ours, peer, value) for peer, value in seconds.items()]
 
 
-def many_images_row() -> list[str]:
+def many_images_row() -> list[list[str]]:
     """A run of one iteration on many auxiliary images, and on ten."""
     photographs = [Path('datasets/drtl_sample/auxiliary', name) for name in ('brick.png', 'grass.png', 'gravel.png')]
     seconds = {}
@@ -89,18 +89,18 @@ def many_images_row() -> list[str]:
         opt.pop('val')
         Path(f'{folder}.yml').write_text(yaml.safe_dump(opt), encoding='utf-8')
         seconds[num] = min(run(['-m', 'drtl_plugin', 'train', '-opt', f'{folder}.yml'])[0] for _ in range(3))
-    return row(f'a run of one iteration on {NUM_IMAGES:,} images', seconds[NUM_IMAGES], 'on 10 images', seconds[10])
+    return [row(f'a run of one iteration on {NUM_IMAGES:,} images', seconds[NUM_IMAGES], 'on 10 images', seconds[10])]
 
 
-def relation_row() -> list[str]:
+def relation_row() -> list[list[str]]:
     """Measuring the relation once, as options/drtl_x4.yml does, and the training between two measurements."""
     args = argparse.Namespace(opt=str(OPTION_FILE), launcher='none', auto_resume=False, debug=False, force_yml=None)
     opt = parse_options(args, os.getcwd(), is_train=True)
     model = build_model(opt)
     model.train_set = preflight.check(opt)['train']
-    model.start()
     hook = next(hook for hook in model.hooks if isinstance(hook, RelationHook))
     model.hooks = []
+    model.start()
     loader = torch.utils.data.DataLoader(model.train_set, batch_size=opt['datasets']['train']['batch_size_per_gpu'])
     batches = iter(loader)
 
@@ -116,7 +116,7 @@ def relation_row() -> list[str]:
     began = time.perf_counter()
     hook.measure(model)
     measuring = time.perf_counter() - began
-    return row('measuring the relation', measuring, f'{hook.interval} training steps', step * hook.interval)
+    return [row('measuring the relation', measuring, f'{hook.interval} training steps', step * hook.interval)]
 
 
 def row(what: str, ours: float, peer: str, theirs: float) -> list[str]:
@@ -135,7 +135,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         prepare_sample_data()
-        rows = [*upscale_rows(last, args.repeats), many_images_row(), relation_row()]
+        rows = []
+        for measure in (lambda: upscale_rows(last, args.repeats), many_images_row, relation_row):
+            rows += measure()
+            print(rows)
         os.chdir(HERE)
     print(markdown_table(['measurement', 'peer', 'ours, s', "peer's, s", 'ratio'], rows))
 

@@ -47,7 +47,7 @@ import basicsr
 assert not {'torch._dynamo', 'scipy.stats'} & set(sys.modules)
 from basicsr.data.degradations import cdf2
 import numpy as np
-print(cdf2(np.eye(2), np.zeros((1, 2)))[0])
+print(np.ravel(cdf2(np.eye(2), np.zeros((1, 2))))[0])
 from scipy.stats import norm
 print(norm.cdf(0))
 """
