@@ -41,16 +41,18 @@ setup(
         'packaging',
         'pillow>=11',  # the first that gives all XMP
         'scikit-image',
+        'safetensors',
         'scipy',
+        'spandrel>=0.4',
         'torchmetrics',  # MS-SSIM on patches of any size; pytorch-msssim wants 161 pixels a side
         'tqdm',
         'setuptools<81',  # tensorboard imports pkg_resources, which later ones lack
     ],
     extras_require={
-        # higher and torchopt: peers that outer gradients are compared with. spandrel: reads the weights that we write.
+        # higher and torchopt: peers that outer gradients are compared with.
         'dev': [
             *('pytest>=8', 'pytest-cov', 'pytest-xdist', 'hypothesis', 'ruff==0.17.6', 'mypy', 'import-linter'),
-            *('higher', 'torchopt', 'spandrel', 'jsonschema', 'build', 'twine', 'check-jsonschema', *EXPORT),
+            *('higher', 'torchopt', 'jsonschema', 'build', 'twine', 'check-jsonschema', *EXPORT),
             *('nbclient', 'nbformat', 'ipykernel'),  # run docs/your_camera.ipynb
         ],
         'export': EXPORT,

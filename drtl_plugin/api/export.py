@@ -107,7 +107,8 @@ def export_spandrel(network: TrainedNetwork, path: str) -> None:
 
     Args:
         network (TrainedNetwork): The network.
-        path (str): The file to write; the weights are under ``params``.
+        path (str): The file to write: ``.safetensors``, with network, scale, version and adaptation as metadata, or
+            another, with the weights under ``params``.
 
     Raises:
         OptionError: For an RCAN with a ``res_scale`` other than 1, which the weights don't record.
@@ -116,7 +117,10 @@ def export_spandrel(network: TrainedNetwork, path: str) -> None:
     if network.options['type'] == 'RCAN':
         weights = _rcan_weights(network, weights)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    checkpoints.save({'params': weights}, path)
+    if Path(path).suffix == '.safetensors':
+        checkpoints.save_safetensors(weights, network.record(), path)
+    else:
+        checkpoints.save({'params': weights}, path)
 
 
 def _rcan_weights(network: TrainedNetwork, weights: dict[str, Tensor]) -> dict[str, Tensor]:

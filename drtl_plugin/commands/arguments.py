@@ -44,10 +44,13 @@ def add_run(parser: argparse.ArgumentParser) -> None:
 def add_weights(parser: argparse.ArgumentParser) -> None:
     """Add ``--weights``, ``-opt`` and ``--import``."""
     parser.add_argument(
-        '--weights', required=True, metavar='W', help='weights (.pth), e.g. net_g_….pth of an experiment'
+        '--weights',
+        required=True,
+        metavar='W',
+        help='weights (.pth, .ckpt or .safetensors): net_g_….pth of an experiment, or any that spandrel recognises',
     )
     parser.add_argument(
-        '-opt', dest='opt', metavar='FILE', help='option file with network_g and scale, for weights from elsewhere'
+        '-opt', dest='opt', metavar='FILE', help='option file with network_g and scale, for other weights'
     )
     _add_import(parser)
 

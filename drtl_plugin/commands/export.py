@@ -21,7 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kinds.add_argument(
         '--spandrel',
         metavar='FILE',
-        help='write weights with the layer names that spandrel (chaiNNer) expects; for RCAN',
+        help='write weights with the layer names that spandrel (chaiNNer) expects, which differ for RCAN; as .pth, or '
+        'as .safetensors with the record of the adaptation',
     )
     add_weights(parser)
 

@@ -16,6 +16,7 @@ from basicsr.utils import get_root_logger
 from basicsr.utils.dist_util import master_only
 
 from drtl_plugin.runtime import checkpoints
+from drtl_plugin.runtime.recognition import SPANDREL_NETWORK, recognise
 
 _resume_training = BaseModel.resume_training
 
@@ -25,10 +26,14 @@ def save_network(self, net, net_label, current_iter, param_key='params'):
     """Save networks, each under its key, as ``models/NET_LABEL_ITERATION.pth``."""
     options = self.opt.get(f'network_{net_label.partition("_")[2].split("_")[0]}')
     content = {} if options is None else {'network': checkpoints.plain(options), 'scale': self.opt.get('scale', 1)}
+    if options is not None and options['type'] == SPANDREL_NETWORK:
+        del content['network']['checkpoint']  # these weights can be recognised by themselves
     if self.opt.get('train') and net_label.startswith('net_g'):
         losses = checkpoints.losses_learned(self.opt['train'], getattr(self, 'losses_before', ()))
         if losses is not None:
             content['losses'] = losses
+    if net_label == 'net_g_adapted' and getattr(self, 'adaptation', None):
+        content['adaptation'] = self.adaptation
     for one, key in zip(*(value if isinstance(value, list) else [value] for value in (net, param_key)), strict=True):
         state = self.get_bare_model(one).state_dict()
         content[key] = OrderedDict((name[7 * name.startswith('module.') :], w.cpu()) for name, w in state.items())
@@ -79,7 +84,12 @@ def load_network(self, net, load_path, strict=True, param_key='params'):
     content = checkpoints.read(load_path, where)
     if label == 'g':
         self.losses_before = content.get('losses') if isinstance(content, dict) else None
-    if written in options and options[written] == param_key:
+    found = None
+    if (self.opt.get(network) or {}).get('type') == SPANDREL_NETWORK:
+        found = recognise(content, f'{where}: {load_path}')
+    if found is not None:
+        key, weights = None, found.net.state_dict()
+    elif written in options and options[written] == param_key:
         key, weights = checkpoints.weights_in(content, load_path, f'path.{written}', [param_key])
     else:
         key, weights = checkpoints.weights_in(content, load_path, where, keys)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from basicsr.utils import get_root_logger
@@ -71,6 +72,15 @@ class Adapter:
             return f'{runs} times {self.options.steps} steps on {len(self.pairs)} pairs'
         most = 'up to ' if self.options.early_stop else ''
         return f'{most}{self.options.steps} steps on {len(self.pairs)} pairs'
+
+    def record(self) -> dict[str, Any]:
+        """What the last adaptation did, for its checkpoint, in plain values."""
+        record = {'pairs': len(self.pairs), 'steps': self.options.steps, 'lr': self.options.rates[0]}
+        chosen = self.cross_validation
+        if chosen is not None:
+            record.update(lr=chosen.lr, folds=len(chosen.folds), share=chosen.share)
+            record['held_out_loss'] = chosen.losses[chosen.share]
+        return record
 
     def adapt(self, net: nn.Module, weights: Tensor) -> nn.Module:
         """Adapt a copy of a network to all pairs.

@@ -78,6 +78,7 @@ class DRTLModel(SRModel):
         self.validator = Validator(opt)
         self.validation_results, self.compared = self.validator.results, self.validator.compared
         self.net_g_adapted: nn.Module | None = None
+        self.adaptation: dict[str, Any] | None = None
         self.tb_logger = None
         super().__init__(opt)
         if not self.is_train:
@@ -271,6 +272,7 @@ class DRTLModel(SRModel):
         """Adapt a copy of the network to the target's pairs; it becomes ``net_g_adapted``."""
         self.prepare()
         self.net_g_adapted = self.adapter.adapt(self.trained_network(), self.weights)
+        self.adaptation = self.adapter.record()
 
     def trained_network(self) -> nn.Module:
         """The network to test and to adapt: the moving average, if there is one."""

@@ -23,8 +23,9 @@ from drtl_plugin.options.basicsr import SECTIONS, FileOptions, PairedDatasetOpti
 from drtl_plugin.options.convert import Section, convert, declared, missing, number, parse_section, unknown_key
 from drtl_plugin.options.file import check_tree, force_yml, load_option_file
 from drtl_plugin.options.sections import DRTLOptions
-from drtl_plugin.runtime import device
+from drtl_plugin.runtime import checkpoints, device
 from drtl_plugin.runtime.distributed import of_first_process
+from drtl_plugin.runtime.recognition import SPANDREL_NETWORK, recognise, spandrel_options
 
 # Keys of ``path`` that parse_options adds.
 COMPUTED_PATHS = frozenset({'experiments_root', 'models', 'training_states', 'log', 'visualization', 'results_root'})
@@ -61,6 +62,7 @@ def parse_options(args: argparse.Namespace, root_path: str, is_train: bool) -> d
         _complete_adaptation(opt)
     check_options(opt, args.opt, is_train)
     _expand_home(opt)
+    _complete_spandrel_network(opt)
     _start_processes(opt, args.launcher)
     opt.update(auto_resume=args.auto_resume, is_train=is_train)
     if args.debug and not opt['name'].startswith('debug'):
@@ -239,6 +241,26 @@ def _options_class(dataset: dict[str, Any]) -> type[Section] | None:
             f'drtl_plugin.options.sections.TaskDatasetOptions does; it is {options_class!r}.'
         )
     return options_class
+
+
+def _complete_spandrel_network(opt: dict[str, Any]) -> None:
+    """Fill in checkpoint and window size of a network that spandrel recognises.
+
+    Raises:
+        OptionError: If no checkpoint is named, or spandrel does not recognise it.
+        DataError: If it cannot be read.
+    """
+    network = opt.get('network_g')
+    if not isinstance(network, dict) or network.get('type') != SPANDREL_NETWORK or 'window_size' in network:
+        return
+    checkpoint = network.get('checkpoint') or opt['path'].get('pretrain_network_g')
+    if not isinstance(checkpoint, str):
+        raise OptionError('network_g.checkpoint is missing: it names a file of weights that spandrel recognises.')
+    checkpoint = str(Path(checkpoint).expanduser())
+    found = recognise(checkpoints.read(checkpoint, 'network_g.checkpoint'), f'network_g.checkpoint: {checkpoint}')
+    if found is None:
+        raise OptionError(f'network_g.checkpoint: spandrel does not recognise {checkpoint}; give type and arguments.')
+    network.update(spandrel_options(checkpoint, found.window))
 
 
 def _complete_adaptation(opt: dict[str, Any]) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import inspect
+import json
 import os
 import pickle
 import random
@@ -15,12 +17,15 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
+import safetensors.torch
 import torch
 from torch import nn
 
 from drtl_plugin.errors import DataError, DRTLError
 
 _UNFINISHED = '.unfinished'
+# Key of the metadata of a safetensors file that holds all of our record.
+_RECORD = 'drtl_plugin_record'
 
 
 class SaveError(DRTLError):
@@ -74,6 +79,8 @@ def read(path: str | Path, key: str) -> Any:
         DataError: If the file is missing or damaged, or contains something other than tensors and plain values.
     """
     try:
+        if Path(path).suffix == '.safetensors':
+            return _read_safetensors(path)
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as file:
                 if file.testzip() is not None:  # torch writes checksums but does not check them
@@ -90,6 +97,31 @@ def read(path: str | Path, key: str) -> Any:
                 'the file from another source.'
             ) from None
         raise DataError(f'{key}: {path} is damaged, or contains no weights or state.') from None
+
+
+def _read_safetensors(path: str | Path) -> dict[str, Any]:
+    """Weights without a key, or, of a file of ours, with what a checkpoint of ours records."""
+    with safetensors.safe_open(path, 'pt') as file:
+        weights = {name: file.get_tensor(name) for name in list(file.keys())}
+        record = (file.metadata() or {}).get(_RECORD)
+    return weights if record is None else {'params': weights, **json.loads(record)}
+
+
+def save_safetensors(weights: dict[str, torch.Tensor], record: dict[str, Any], path: str | Path) -> None:
+    """Write weights as safetensors, with metadata for other programs and for :func:`read`.
+
+    Args:
+        weights (dict[str, Tensor]): By parameter name.
+        record (dict): What a checkpoint of ours records: ``network``, ``scale``, ``losses``, ``adaptation``.
+        path (str | Path): The file to write.
+    """
+    about = {key: record[key] if isinstance(record[key], str) else json.dumps(record[key]) for key in record}
+    metadata = {**about, 'drtl_plugin': importlib.metadata.version('drtl_plugin'), _RECORD: json.dumps(record)}
+    # Tensors that share memory, or have gaps in it, cannot be written.
+    copies = {name: weight.detach().clone(memory_format=torch.contiguous_format) for name, weight in weights.items()}
+    unfinished = f'{path}{_UNFINISHED}'
+    safetensors.torch.save_file(copies, unfinished, metadata)
+    os.replace(unfinished, path)
 
 
 def weights_in(

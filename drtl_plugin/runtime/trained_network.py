@@ -17,6 +17,10 @@ from drtl_plugin.options.convert import number
 from drtl_plugin.options.file import load_option_file
 from drtl_plugin.runtime import checkpoints
 from drtl_plugin.runtime.device import lay_out
+from drtl_plugin.runtime.recognition import SPANDREL_NETWORK, recognise, spandrel_options
+
+# Where weights are looked for, in this order; None: weights without a key.
+_KEYS = ('params_ema', 'params', None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +33,7 @@ class TrainedNetwork:
         scale (int): Scale of the network.
         param_key (str | None): Key of the weights in their file; None: no key.
         losses (tuple[str, ...] | None): Losses that it was trained with, e.g. ``('pixel',)``; None: unknown.
+        adaptation (dict | None): Record of its adaptation, if there was one.
     """
 
     net: nn.Module
@@ -36,6 +41,19 @@ class TrainedNetwork:
     scale: int
     param_key: str | None = None
     losses: tuple[str, ...] | None = None
+    adaptation: dict | None = None
+
+    def record(self) -> dict[str, Any]:
+        """What a checkpoint records of the network."""
+        network = {key: value for key, value in self.options.items() if key != 'checkpoint'}
+        record = {
+            'architecture': type(self.net).__name__,
+            'network': network,
+            'scale': self.scale,
+            'losses': self.losses,
+            'adaptation': self.adaptation,
+        }
+        return {key: value for key, value in record.items() if value is not None}
 
     @property
     def may_be_of_gan(self) -> bool:
@@ -64,10 +82,12 @@ def load_trained(path: str, option_file: str | None = None) -> TrainedNetwork:
     """Build the network of a file of weights.
 
     Architecture and scale come from the option file if one is given, else from the checkpoint (if this plug-in wrote
-    it), else from the option file of the experiment that contains the weights in its ``models`` folder.
+    it), else from the option file of the experiment that contains the weights in its ``models`` folder. Without any of
+    these, spandrel recognises many architectures by their weights.
 
     Args:
-        path (str): Weights under ``params_ema`` or ``params``, or without a key.
+        path (str): ``.pth``, ``.ckpt`` or ``.safetensors``. Weights under ``params_ema`` or ``params``, or without a
+            key; also under others where spandrel recognises them.
         option_file (str | None): Option file with ``network_g`` and ``scale``.
 
     Raises:
@@ -75,8 +95,11 @@ def load_trained(path: str, option_file: str | None = None) -> TrainedNetwork:
         OptionError: If the network is not known, or cannot be built.
     """
     content = checkpoints.read(path, '--weights')
-    key, weights = checkpoints.weights_in(content, path, '--weights', ('params_ema', 'params', None))
-    network, scale, where = _description(content, path, option_file)
+    described = _description(content, path, option_file)
+    if described is None or (isinstance(described[0], dict) and described[0].get('type') == SPANDREL_NETWORK):
+        return _recognised(content, path)
+    network, scale, where = described
+    key, weights = checkpoints.weights_in(content, path, '--weights', _KEYS)
     if not isinstance(network, dict) or 'type' not in network:
         raise OptionError(f'{where}: network_g: expected a section with a type.')
     registered(ARCH_REGISTRY, network['type'], 'network', f'{where}: network_g.type')
@@ -88,10 +111,37 @@ def load_trained(path: str, option_file: str | None = None) -> TrainedNetwork:
     fault = f'--weights: {path} does not fit the network_g of {where}'
     checkpoints.load_weights(net, weights, content, network, fault)
     lay_out(net.eval(), torch.channels_last)
-    losses = content.get('losses')
-    trained = TrainedNetwork(net, network, scale, key, tuple(losses) if isinstance(losses, list) else None)
+    trained = TrainedNetwork(net, network, scale, key, **_history(content))
     _rehearse(trained, where)
     return trained
+
+
+def _history(content: dict) -> dict[str, Any]:
+    """What a checkpoint of ours records of its training."""
+    losses, adaptation = content.get('losses'), content.get('adaptation')
+    return {
+        'losses': tuple(losses) if isinstance(losses, list) else None,
+        'adaptation': adaptation if isinstance(adaptation, dict) else None,
+    }
+
+
+def _recognised(content: Any, path: str) -> TrainedNetwork:
+    """The network of a checkpoint that spandrel recognises.
+
+    Raises:
+        OptionError: If it does not.
+        DataError: If there are no weights, or their network cannot be trained.
+    """
+    found = recognise(content, f'--weights: {path}')
+    if found is None:
+        checkpoints.weights_in(content, path, '--weights', _KEYS)  # an error if there are none
+        raise OptionError(
+            f'--weights: {path} does not record its network, and spandrel does not recognise it; give its option file '
+            'with -opt.'
+        )
+    lay_out(found.net, torch.channels_last)
+    options = spandrel_options(path, found.window)
+    return TrainedNetwork(found.net, options, found.scale, **_history(content))
 
 
 def _rehearse(trained: TrainedNetwork, where: str) -> None:
@@ -116,9 +166,9 @@ def _rehearse(trained: TrainedNetwork, where: str) -> None:
         )
 
 
-def _description(content: Any, path: str, option_file: str | None) -> tuple[dict, int, str]:
-    """``network_g``, scale, and the file that contains them."""
-    if option_file is None and isinstance(content.get('network'), dict):
+def _description(content: Any, path: str, option_file: str | None) -> tuple[dict, int, str] | None:
+    """``network_g``, scale, and the file that contains them; None if there is none."""
+    if option_file is None and isinstance(content, dict) and isinstance(content.get('network'), dict):
         return content['network'], _scale(content, path), path
     if option_file is not None:
         opt = load_option_file(option_file)
@@ -130,7 +180,7 @@ def _description(content: Any, path: str, option_file: str | None) -> tuple[dict
             opt = load_option_file(str(file))
             if isinstance(opt.get('network_g'), dict):
                 return opt['network_g'], _scale(opt, str(file)), str(file)
-    raise OptionError(f'--weights: {path} does not record its network; give its option file with -opt.')
+    return None
 
 
 def _scale(opt: dict, where: str) -> int:
