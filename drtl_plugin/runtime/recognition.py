@@ -86,8 +86,12 @@ def recognise(content: Any, where: str) -> Recognised | None:
     net = found.model.eval().requires_grad_(True)
     lq = torch.linspace(0.2, 0.8, 3 * (window * math.ceil(_SIDE / window)) ** 2)
     lq = lq.view(1, 3, window * math.ceil(_SIDE / window), -1)
-    with torch.no_grad():
-        plain = net(lq)
-    if not isinstance(plain, torch.Tensor) or not torch.allclose(plain.clamp(0, 1), found(lq), atol=1e-5):
+    try:
+        with torch.no_grad():
+            plain = net(lq)
+        is_plain = isinstance(plain, torch.Tensor) and torch.allclose(plain.clamp(0, 1), found(lq), atol=1e-5)
+    except Exception:  # it takes other arguments
+        is_plain = False
+    if not is_plain:
         raise DataError(f'{where}: {name} takes or returns more than an image, so it cannot be trained here.')
     return Recognised(net, name, found.scale, window)
