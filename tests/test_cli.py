@@ -480,6 +480,7 @@ def adapt_opt(quick_opt) -> dict:
     opt['network_g'] = quick_opt['network_g']
     opt['drtl'] = {'weighting': {'effective_tasks': 2}, 'adapt': quick_opt['drtl']['adapt']}
     opt['drtl']['hooks'] = quick_opt['drtl']['hooks']
+    opt['train'] = {'pixel_opt': quick_opt['train']['pixel_opt']}
     return opt
 
 
