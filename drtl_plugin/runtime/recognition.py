@@ -90,8 +90,8 @@ def recognise(content: Any, where: str) -> Recognised | None:
         with torch.no_grad():
             plain = net(lq)
         is_plain = isinstance(plain, torch.Tensor) and torch.allclose(plain.clamp(0, 1), found(lq), atol=1e-5)
-    except Exception:  # it takes other arguments
-        is_plain = False
+    except Exception as error:
+        raise DataError(f'{where}: {name} cannot restore an RGB image by itself: {describe(error)}') from error
     if not is_plain:
-        raise DataError(f'{where}: {name} takes or returns more than an image, so it cannot be trained here.')
+        raise DataError(f'{where}: {name} returns more than an image, or one of another range; it cannot be trained.')
     return Recognised(net, name, found.scale, window)

@@ -19,6 +19,7 @@ from drtl_plugin import cli
 from drtl_plugin.api import adapt as module
 from drtl_plugin.api import adapt_model
 from drtl_plugin.errors import DataError, OptionError
+from drtl_plugin.models import adapter
 from drtl_plugin.runtime import progress
 from drtl_plugin.runtime.trained_network import load_trained
 from tests.data.test_bad_files import damaged_png
@@ -42,6 +43,7 @@ def quick(monkeypatch):
         return opt
 
     monkeypatch.setattr(adapt_model, 'adaptation_options', quick_options)
+    monkeypatch.setattr(adapter, '_NUM_JUDGED', 2)
 
 
 @pytest.fixture
