@@ -26,7 +26,7 @@ from tests.conftest import OPTIONS
 
 ROOT = OPTIONS.parent
 # Imported only where a user asks for them, with a message that names the package.
-OPTIONAL = {'onnx', 'onnxruntime', 'onnxscript', 'pyiqa', 'wandb'}
+OPTIONAL = {'onnx', 'onnxruntime', 'onnxscript', 'pyiqa', 'spandrel_extra_arches', 'wandb'}
 
 
 def imported_packages() -> set[str]:

@@ -92,7 +92,9 @@ def quick(monkeypatch):
     monkeypatch.setattr(adapter, '_NUM_JUDGED', 2)
 
 
-@pytest.mark.parametrize('name', ARCHITECTURES)
+@pytest.mark.parametrize(
+    'name', [pytest.param(name, marks=[pytest.mark.slow] * (name == 'SCUNet')) for name in ARCHITECTURES]
+)
 def test_an_architecture_is_adapted_and_read_again(folder, quick, name):
     scale = ARCHITECTURES[name][3]
     net = network(name)
@@ -183,13 +185,14 @@ def refused(content: dict, message: str) -> None:
 
 def test_what_cannot_be_used_is_named(folder):
     from spandrel.architectures.DRUNet import DRUNet
-    from spandrel.architectures.FBCNN import FBCNN
+    from spandrel.architectures.MixDehazeNet import MixDehazeNet
 
     grey = importlib.import_module('spandrel.architectures.DnCNN').DnCNN(nc=8, nb=8, act_mode='R')
     refused(grey.state_dict(), r'--weights: w\.pth: DnCNN maps 1 channels to 1; 3 to 3 are needed')
     noise_map = DRUNet(in_nc=4, out_nc=3, nc=[8, 8, 8, 8], nb=4)
     refused(noise_map.state_dict(), r'--weights: w\.pth: DRUNet cannot restore an RGB image by itself')
-    refused(FBCNN(nc=[8, 8, 8, 8], nb=4).state_dict(), r'FBCNN returns more than an image')
+    other_range = MixDehazeNet(embed_dims=[8, 16, 8, 16, 8], depths=[1, 1, 1, 1, 1])
+    refused(other_range.state_dict(), r'MixDehazeNet returns more than an image, or one of another range')
     refused({'layer.weight': torch.rand(3)}, r'w\.pth does not record its network, and spandrel does not recognise it')
     refused({'epoch': 3}, r'w\.pth contains no weights')
 

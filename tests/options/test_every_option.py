@@ -196,7 +196,18 @@ ADAPTED = {
             },
         }
     },
-    'drtl': {'weighting': {'relation': 'uniform'}, 'adapt': {'steps': 1, 'batch_size': 2}},
+    'drtl': {
+        'weighting': {'relation': 'uniform'},
+        'adapt': {
+            'steps': 1,
+            'batch_size': 2,
+            'folds': 2,
+            'schedule': 'linear',
+            'replay': 0,
+            'mixup': 0.5,
+            'rgb_permutation': 0.5,
+        },
+    },
     'path': {
         'pretrain_network_g': f'{MODELS}/net_g_adapted_latest.pth',
         'pretrain_camera_fit': 'fit.pth',

@@ -112,7 +112,10 @@ class TestLoadTrained:
         self.assert_loads(workdir, weights)  # of the experiment
         (workdir / 'my.yml').rename(workdir / 'models/other.yml')
         self.assert_loads(workdir, weights, str(workdir / 'models/other.yml'))
-        with pytest.raises(OptionError, match=r'w\.pth does not record its network; give its option file with'):
+        with pytest.raises(
+            OptionError,
+            match=r'w\.pth does not record its network, and spandrel does not recognise it; give its option file',
+        ):
             load_trained(str(workdir / 'models/w.pth'))
 
     @pytest.mark.parametrize('form', ['params', 'params_ema', 'bare'])
