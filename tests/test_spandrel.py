@@ -17,6 +17,7 @@ from spandrel import ModelLoader
 
 from drtl_plugin import cli
 from drtl_plugin.api import adapt_model
+from drtl_plugin.api.adapt import adapt
 from drtl_plugin.errors import DataError, OptionError
 from drtl_plugin.models import adapter
 from drtl_plugin.runtime.trained_network import load_trained
@@ -122,6 +123,18 @@ def test_an_architecture_is_adapted_and_read_again(folder, quick, name):
     assert metadata['scale'] == str(scale)
     assert json.loads(metadata['adaptation'])['pairs'] == 3
     assert metadata['architecture'] == type(net).__name__
+
+
+def test_images_that_are_smaller_than_a_window(folder, quick):
+    """The pair is cut into quarters of 32 pixels."""
+    torch.save(network('SCUNet').state_dict(), 'w.pth')
+    (folder / 'pairs').mkdir()
+    write_pairs(1, 64)
+    for name in ('b_LR', 'b_HR', 'c_LR', 'c_HR'):
+        (folder / f'pairs/{name}.png').unlink()
+    with pytest.raises(DataError, match=r'--pairs: the network needs at least 40 LQ pixels a side, but .* has 32; use'):
+        adapt('pairs', 'w.pth', 'mine')
+    assert not (folder / 'mine').exists()
 
 
 SMALL = 'SRVGGNetCompact'

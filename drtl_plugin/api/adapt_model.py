@@ -9,7 +9,7 @@ from pathlib import Path
 
 from drtl_plugin.api.adapt_pairs import Pair
 from drtl_plugin.data.image_files import image_names, image_size
-from drtl_plugin.errors import OptionError
+from drtl_plugin.errors import DataError, OptionError
 from drtl_plugin.models.cross_validation import folds_of
 from drtl_plugin.runtime.trained_network import TrainedNetwork
 
@@ -48,13 +48,19 @@ def adaptation_options(
         raise OptionError(f'--budget must be at least {runs}, a step of each adaptation.')
     pairs = target.absolute() / 'pairs'
     auxiliary_gt = pairs / 'gt' if auxiliary is None else Path(auxiliary).absolute()
-    sizes = [image_size(str(auxiliary_gt / name)) for name in image_names(str(auxiliary_gt), '--auxiliary')]
-    multiple = scale
+    sides = [
+        side for name in image_names(str(auxiliary_gt), '--auxiliary') for side in image_size(str(auxiliary_gt / name))
+    ]
+    sides += [scale * side for fold in folds for part in fold for side in (part.height, part.width)]
+    multiple = scale * network.window
     if 'network_d' in losses:
-        multiple = math.lcm(scale, _HALVED)
-        sizes += [gt.shape[:2] for gt, _ in images.values()]
-    lq_size = network.window * math.ceil(_LQ_SIZE / network.window)
-    gt_size = min(lq_size * scale, min(min(size) for size in sizes)) // multiple * multiple
+        multiple = math.lcm(multiple, _HALVED)
+    gt_size = min(multiple * math.ceil(_LQ_SIZE * scale / multiple), *sides) // multiple * multiple
+    if gt_size == 0:
+        raise DataError(
+            f'--pairs: the network needs at least {multiple // scale} LQ pixels a side, but an image, or a part of one '
+            f'that is held out, has {min(sides) // scale}; use larger images, or three pairs or more.'
+        )
     # Colours and textures of mixtures are not those that a discriminator or VGG should learn or judge.
     augments = not {'gan_opt', 'perceptual_opt'} & set(losses['train'])
     return {
