@@ -372,7 +372,7 @@ class TestWrongInput:
             [{'type': 'RelationHook', 'interval': 2}, {'type': 'RelationHook', 'interval': 3}],
             'drtl.hooks[1]: there can be only one RelationHook; write its arguments into one entry',
         ),
-        (['drtl', 'adapt', 'lr'], math.inf, 'drtl.adapt.lr: expected a number, got inf'),
+        (['drtl', 'adapt', 'lr'], math.inf, 'drtl.adapt.lr: expected a number or a list of numbers, got inf'),
         (['drtl', 'inner'], {'lr': 10**400}, 'drtl.inner.lr: expected a number, got 1000'),
         (['train', 'optim_g', 'lr'], math.inf, 'train.optim_g.lr: expected a number, got inf'),
         (['find_unused_parameters'], True, 'find_unused_parameters: DRTLModel averages gradients without'),
