@@ -13,7 +13,7 @@ The protocol, fixed before the first table:
   each. Three draws: of the pair, of the crops, and of all seeds.
 - Fine-tuning by hand (``by_hand_RATE``): Adam at each of RATES, L1, 16 patches of 24² LQ pixels a step, flipped and
   turned, up to 1000 steps; the network after each number of steps in STEPS. The *oracle* is the best rate and number of
-  steps on ``val``, which nobody knows: the one use of ``val`` for a choice. ``averaged_RATE``: the weights of three
+  steps on ``val``, which no user has: the one use of ``val`` for a choice. ``averaged_RATE``: the weights of three
   such runs averaged, and the best of these on ``val``. ``early_stopping``: rate and steps are chosen on one held-out
   pair (of ``pair_1``, a quarter), then trained on all pairs.
 - Ours: ``basicsr adapt`` with its defaults, which sees the support pairs only. Neither camera fit nor relation enters
@@ -197,7 +197,7 @@ def published(cell: Cell) -> Iterator[dict]:
 
 
 def by_hand(rate: float, num_runs: int = 1) -> Callable[[Cell], Iterator[dict]]:
-    """Fine-tuning at a rate, with the weights of some runs averaged."""
+    """Fine-tuning at a rate; the weights of ``num_runs`` runs are averaged."""
 
     def arm(cell: Cell) -> Iterator[dict]:
         runs = [course(cell, tensors(cell.pairs), rate, 10 * cell.draw + run) for run in range(num_runs)]

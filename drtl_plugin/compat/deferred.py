@@ -14,7 +14,7 @@ from typing import Any
 def deferred(name: str, function: str) -> Iterator[None]:
     """Import a module when one of its functions is first called, not when the function is imported.
 
-    Within the context, another module stands in for it. Everything else that is asked of it imports the module at once.
+    Within the context, a proxy replaces the module. Access to any other attribute imports the module at once.
 
     Args:
         name (str): The module; if it is imported already, nothing happens.
