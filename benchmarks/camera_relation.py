@@ -51,24 +51,26 @@ BATCH_SIZE = 16
 @torch.no_grad()
 def camera_psnr(net: nn.Module, pairs: list, scale: int) -> float:
     """Mean PSNR-Y over pairs ``(lq, gt)``, uint8, without a border of ``scale`` pixels."""
+    device = next(net.parameters()).device
     values = []
     for lq, gt in pairs:
-        result, target = (tensor2img(image[None]) for image in (net(lq[None] / 255), gt / 255))
+        result, target = (tensor2img(image[None]) for image in (net(lq[None].to(device) / 255), gt / 255))
         values.append(calculate_psnr(result, target, crop_border=scale, test_y_channel=True))
     return statistics.mean(values)
 
 
-def single_task_psnr(data: DistortionTaskDataset, task: int, pairs: list, steps: int) -> float:
+def single_task_psnr(data: DistortionTaskDataset, task: int, pairs: list, steps: int, seed: int = 0) -> float:
     """PSNR on a camera's pairs of a network trained on one task."""
     scale = data.library.scale
-    generator = torch.Generator().manual_seed(0)
-    synthesis = torch.Generator().manual_seed(0)
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    generator = torch.Generator().manual_seed(seed)
+    synthesis = torch.Generator(device).manual_seed(seed)
 
     def draw():
-        gt = data.gt_patches(BATCH_SIZE, generator)
+        gt = data.gt_patches(BATCH_SIZE, generator).to(device)
         return data.library.tasks[task](gt, synthesis), gt
 
-    return camera_psnr(train_network(scale, draw, steps, data.library.labels[task]), pairs, scale)
+    return camera_psnr(train_network(scale, draw, steps, data.library.labels[task], seed=seed), pairs, scale)
 
 
 def measure_relations(data: DistortionTaskDataset, support: list, base: nn.Module, seed: int) -> dict:

@@ -96,11 +96,14 @@ def train_relation_net(data: DistortionTaskDataset, seed: int) -> tuple[Distorti
 
 
 def train_network(
-    scale: int, draw: Callable[[], tuple[Tensor, Tensor]], steps: int, description: str, lr: float = 1e-3
+    scale: int, draw: Callable[[], tuple[Tensor, Tensor]], steps: int, description: str, lr: float = 1e-3, seed: int = 0
 ) -> nn.Module:
-    """EDSR (32 features, 4 blocks), trained with L1 and Adam, cosine schedule, always from the same weights."""
-    torch.manual_seed(0)
-    net = EDSR(3, 3, num_feat=32, num_block=4, upscale=scale, res_scale=1)
+    """EDSR (32 features, 4 blocks), trained with L1 and Adam, cosine schedule, from weights that the seed determines.
+
+    It is trained where ``draw`` puts its patches.
+    """
+    torch.manual_seed(seed)
+    net = EDSR(3, 3, num_feat=32, num_block=4, upscale=scale, res_scale=1).to(draw()[0].device)
     optimizer = torch.optim.Adam(net.parameters(), lr=lr)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
     for _ in tqdm(range(steps), desc=description, disable=None, leave=False):

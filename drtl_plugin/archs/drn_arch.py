@@ -142,3 +142,38 @@ class DistortionRelationNet(nn.Module):
             Tensor: ``(B, num_embed)``.
         """
         return self.memory_bank(self.encoder(self.spectrum(lq, reduced_gt)))
+
+
+@ARCH_REGISTRY.register()
+class TransferRelationNet(DistortionRelationNet):
+    """A DRN whose relation is transfer: how much learning one task helps another.
+
+    A query of the target's embedding is compared with a key of the auxiliary task's, since transfer is not symmetric.
+    Ours; the encoder and the memory bank are those of :class:`DistortionRelationNet`.
+
+    Args:
+        window (int), num_feat (int), num_embed (int), num_slot (int): See :class:`DistortionRelationNet`.
+        num_relation (int): Length of queries and keys. Default: 8.
+    """
+
+    def __init__(
+        self, window: int = 8, num_feat: int = 64, num_embed: int = 32, num_slot: int = 32, num_relation: int = 8
+    ) -> None:
+        super().__init__(window, num_feat, num_embed, num_slot)
+        self.query = nn.Linear(num_embed, num_relation, bias=False)
+        self.key = nn.Linear(num_embed, num_relation, bias=False)
+        self.usefulness = nn.Linear(num_embed, 1, bias=False)
+
+    def gains(self, auxiliary: Tensor, target: Tensor) -> Tensor:
+        """Predicted gains ``q(v_j)·k(v_i)/√d + b(v_i)`` of task i on target j, centred over i.
+
+        Args:
+            auxiliary (Tensor): Embeddings of N auxiliary tasks, ``(N, num_embed)``.
+            target (Tensor): Embeddings of M targets, ``(M, num_embed)``.
+
+        Returns:
+            Tensor: ``(N, M)``, in units of the logarithm of a loss: 0.1 is a loss that is a tenth lower.
+        """
+        keys = self.key(auxiliary)
+        gains = keys @ self.query(target).T / math.sqrt(keys.shape[1]) + self.usefulness(auxiliary)
+        return gains - gains.mean(dim=0)
