@@ -2,8 +2,8 @@
 
     python benchmarks/transfer_drn.py measure --scale 3 --seed 0     # a transfer matrix; minutes on a GPU
     python benchmarks/transfer_drn.py truth --track nikon_x3 --seed 0     # what helps a camera; minutes on a GPU
-    python benchmarks/transfer_drn.py train        # writes drtl_plugin/relation/transfer_relation_net.pth
-    python benchmarks/transfer_drn.py report       # rank correlations with what helps the cameras
+    python benchmarks/transfer_drn.py train        # writes drtl_plugin/archs/TransferRelationNet.pth; 10 minutes
+    python benchmarks/transfer_drn.py report       # rank correlations on held-out tasks and networks, and on cameras
 
 A *transfer matrix* belongs to a scale and a seed: the default library's 17 tasks and 111 random compositions; a network
 trained on all of them alike (EDSR 32 × 4; for seed 2, SRVGGNetCompact); copies of it that learn one task each in 60
@@ -27,6 +27,7 @@ from common import (
 )
 
 import argparse  # isort: skip
+import itertools
 import json
 import os
 import statistics
@@ -40,10 +41,15 @@ from camera_relation import single_task_psnr
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-from drtl_plugin.relation.estimators import learn_task
+import drtl_plugin.archs
+from drtl_plugin.archs import TransferRelationNet
+from drtl_plugin.archs.drn_arch import PairSpectrum
+from drtl_plugin.relation.drn_training import TransferMatrix, disturb_gt, train_transfer
+from drtl_plugin.relation.estimators import RelationEvidence, RelationQuestion, learn_task, predicted_transfer
 from drtl_plugin.runtime.progress import progress
 from drtl_plugin.sources.sample import SCALE as SAMPLE_SCALE
 from drtl_plugin.sources.sample import prepare_sample_data
+from drtl_plugin.tasks.distortions import bicubic
 from drtl_plugin.tasks.library import DistortionLibrary, default_library, random_composition
 from drtl_plugin.tasks.patches import paired_patches
 
@@ -59,6 +65,9 @@ TRACKS = {
 NUM_TASKS, BASE_STEPS, STEPS, BATCH, LR = 128, 1000, 60, 16, 3e-4
 NUM_JUDGED, NUM_CAMERA = 32, 64
 SINGLE_TASK_STEPS = 600
+NUM_CONTENTS, NUM_HELD_OUT, WINDOW = 64, 32, 8
+TRAINING_STEPS, TRAINING_LR, PAIRS_A_STEP = 1500, 2e-3, 8
+WEIGHTS = Path(drtl_plugin.archs.__file__).parent / 'TransferRelationNet.pth'
 
 
 def open_images() -> list[Tensor]:
@@ -170,6 +179,127 @@ def truth(data: Path, track: str, seed: int) -> None:
     path.write_text(json.dumps(psnr, indent=1) + '\n', encoding='utf-8')
 
 
+@torch.no_grad()
+def features(library: DistortionLibrary, gt: Tensor, generator: torch.Generator, disturbed: bool = False) -> Tensor:
+    """What a DRN sees of GT patches under each task, ``(N, P, num_out)``; their GT disturbed as that of real pairs."""
+    spectrum = PairSpectrum(WINDOW)
+    reference = bicubic(disturb_gt(gt, generator, library.scale) if disturbed else gt, library.scale)
+    return torch.stack([spectrum(task(gt, generator), reference) for task in library.tasks])
+
+
+def read_matrices() -> dict[tuple[int, int], list[TransferMatrix]]:
+    """By scale and seed: the matrix with each half of the images as auxiliary ones, the other as the target's."""
+    images = open_images()
+    halves = images[0::2], images[1::2]
+    result = {}
+    for path in progress(sorted(MATRICES.glob('*.pth')), 'features', len(list(MATRICES.glob('*.pth')))):
+        measured = torch.load(path, weights_only=True)
+        scale, seed = measured['scale'], measured['seed']
+        library = DistortionLibrary(measured['entries'], scale)
+        generator = torch.Generator().manual_seed(seed)
+        gt = [gt_patches(half, NUM_CONTENTS, LQ_SIZE * scale, generator) for half in halves]
+        auxiliary = [features(library, patches, generator) for patches in gt]
+        target = [features(library, patches, generator, disturbed=True) for patches in gt]
+        gains = measured['gains']['tasks']
+        result[scale, seed] = [TransferMatrix(gains, auxiliary[i], target[1 - i]) for i in range(2)]
+    return result
+
+
+def trained_on(matrices: list[TransferMatrix], num_member: int = 5) -> TransferRelationNet:
+    """A DRN trained on some matrices."""
+    torch.manual_seed(0)
+    net = TransferRelationNet(WINDOW, num_member=num_member)
+    for seed, member in enumerate(net.members):
+        course = train_transfer(member, matrices, TRAINING_STEPS, TRAINING_LR, PAIRS_A_STEP, seed)
+        for _ in progress(course, f'member {seed + 1}', TRAINING_STEPS):
+            pass
+    return net
+
+
+@torch.no_grad()
+def embeddings(net: TransferRelationNet, tasks: Tensor) -> Tensor:
+    """Mean embedding of each task's features ``(N, P, num_out)``."""
+    return torch.cat(
+        [member.embed(tasks.flatten(0, 1)).unflatten(0, tasks.shape[:2]).mean(dim=1) for member in net.members], dim=1
+    )
+
+
+def rank_correlation(net: TransferRelationNet, matrix: TransferMatrix, targets: list[int]) -> float:
+    """Mean Spearman correlation of predicted and measured gains of all tasks, over targets."""
+    predicted = net.gains(embeddings(net, matrix.auxiliary), embeddings(net, matrix.target[targets]))
+    return statistics.mean(
+        float(spearmanr(predicted[:, i].detach(), matrix.gains[:, j])[0]) for i, j in enumerate(targets)
+    )
+
+
+def train(matrices: dict[tuple[int, int], list[TransferMatrix]]) -> None:
+    """Train the DRN that is shipped."""
+    net = trained_on([matrix for both in matrices.values() for matrix in both])
+    torch.save({'params': net.half().state_dict()}, WEIGHTS)
+
+
+def held_out(matrices: dict[tuple[int, int], list[TransferMatrix]]) -> str:
+    """Rank correlations on tasks that training has not seen, with a network that it has not seen, or both."""
+    kept = list(range(NUM_TASKS - NUM_HELD_OUT))
+    out = list(range(NUM_TASKS - NUM_HELD_OUT, NUM_TASKS))
+
+    def without_tasks(matrix: TransferMatrix) -> TransferMatrix:
+        return TransferMatrix(matrix.gains[kept][:, kept], matrix.auxiliary[kept], matrix.target[kept])
+
+    net = trained_on([without_tasks(m) for some in matrices.values() for m in some], num_member=2)
+    other = trained_on([m for (_, seed), some in matrices.items() if seed != 2 for m in some], num_member=2)
+    rows = []
+    for scale in (2, 3, 4):
+        tasks = [rank_correlation(net, m, out) for seed in range(3) for m in matrices[scale, seed]]
+        networks = [rank_correlation(other, m, list(range(NUM_TASKS))) for m in matrices[scale, 2]]
+        rows.append([f'x{scale}', f'{statistics.mean(tasks):.2f}', f'{statistics.mean(networks):.2f}'])
+    return markdown_table(['scale', 'new tasks', 'new tasks, another network'], rows)
+
+
+@torch.no_grad()
+def predicted(net: TransferRelationNet, data: Path, track: str, seed: int) -> Tensor:
+    """Relation of each task of the default library to a camera, as the estimator computes it."""
+    scale = TRACKS[track][1]
+    generator = torch.Generator().manual_seed(seed)
+    library = DistortionLibrary('default', scale)
+    gt = gt_patches(open_images(), NUM_CAMERA, LQ_SIZE * scale, generator)
+    evidence = RelationEvidence(
+        torch.stack([task(gt, generator) for task in library.tasks]),
+        gt,
+        *paired_patches(camera_pairs(data, track, 'support'), NUM_CAMERA, LQ_SIZE, generator),
+    )
+    question = RelationQuestion(library.labels, lambda: evidence, net, nn.Identity(), nn.L1Loss())
+    return predicted_transfer(question).relation
+
+
+def on_cameras(data: Path) -> str:
+    """Rank correlations with the truth."""
+    net = TransferRelationNet().eval()
+    net.load_state_dict(torch.load(WEIGHTS, weights_only=True)['params'])
+    rows = []
+    for track, (_, scale) in TRACKS.items():
+        files = [TRUTH / f'{track}_{seed}.json' for seed in range(3)]
+        runs = [list(json.loads(file.read_text(encoding='utf-8')).values()) for file in files if file.is_file()]
+        if not runs:
+            rows.append([track, 'not run', '', '', ''])
+            continue
+        mean = [statistics.mean(values) for values in zip(*runs, strict=True)]
+        ceilings = [float(spearmanr(a, b)[0]) for a, b in itertools.combinations(runs, 2)]
+        relations = [float(spearmanr(predicted(net, data, track, seed), mean)[0]) for seed in range(3)]
+        measured = [torch.load(MATRICES / f'x{scale}_{seed}.pth')['gains'][track][:17] for seed in range(3)]
+        transfers = [float(spearmanr(gains, mean)[0]) for gains in measured]
+        rows.append(
+            [
+                track,
+                str(len(runs)),
+                f'{statistics.mean(ceilings):.2f}' if ceilings else 'not run',
+                f'{statistics.mean(relations):.2f} ({min(relations):.2f} to {max(relations):.2f})',
+                f'{statistics.mean(transfers):.2f} ({min(transfers):.2f} to {max(transfers):.2f})',
+            ]
+        )
+    return markdown_table(['camera', 'seeds of the truth', 'ceiling', 'predicted_transfer', 'measured, 60 steps'], rows)
+
+
 def main() -> None:
     """Run a command."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -181,8 +311,15 @@ def main() -> None:
     command = commands.add_parser('truth')
     command.add_argument('--track', choices=TRACKS, required=True)
     command.add_argument('--seed', type=int, required=True)
+    commands.add_parser('train')
+    commands.add_parser('report')
     args = arguments.parse_args()
-    if args.command == 'measure':
+    if args.command == 'train':
+        train(read_matrices())
+    elif args.command == 'report':
+        print(held_out(read_matrices()))
+        print(on_cameras(args.data))
+    elif args.command == 'measure':
         measure(args.data, args.scale, args.seed)
     else:
         truth(args.data, args.track, args.seed)

@@ -45,7 +45,7 @@ from drtl_plugin.models import DRTLModel
 from drtl_plugin.options.convert import number
 from drtl_plugin.options.parse import COMPUTED_PATHS
 from drtl_plugin.options.sections import DRTLOptions
-from drtl_plugin.relation.estimators import needs_trained_network
+from drtl_plugin.relation.estimators import needs_drn, needs_trained_network, shipped_drn
 from drtl_plugin.runtime import checkpoints
 from drtl_plugin.runtime.distributed import of_first_process
 
@@ -281,8 +281,10 @@ def _check_drtl(opt: dict, train_set: Any) -> None:
             f'datasets.train.type: DRTLModel trains on DistortionTaskDataset, not {train["type"]}, which lacks '
             f'{", ".join(lacking)}.'
         )
-    if drtl.weighting.relation == 'embedding' and train.get('target') and opt.get('network_r') is None:
-        raise OptionError("network_r is missing: drtl.weighting.relation 'embedding' needs a DRN.")
+    relation = drtl.weighting.relation
+    lacks_drn = needs_drn(relation) and shipped_drn(relation) is None and opt.get('network_r') is None
+    if lacks_drn and train.get('target'):
+        raise OptionError(f'network_r is missing: drtl.weighting.relation {relation!r} needs a DRN.')
     waits = needs_trained_network(drtl.weighting.relation) and not opt['path'].get('pretrain_network_g')
     interval = next(hook.interval for hook in hooks if isinstance(hook, RelationHook))
     if train.get('target') and waits and 0 < opt['train']['total_iter'] <= interval:

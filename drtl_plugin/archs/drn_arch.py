@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY
@@ -141,39 +142,87 @@ class DistortionRelationNet(nn.Module):
         Returns:
             Tensor: ``(B, num_embed)``.
         """
-        return self.memory_bank(self.encoder(self.spectrum(lq, reduced_gt)))
+        return self.embed(self.spectrum(lq, reduced_gt))
+
+    def embed(self, features: Tensor) -> Tensor:
+        """Embeddings ``(B, num_embed)`` of the spectrum's features ``(B, spectrum.num_out)``."""
+        return self.memory_bank(self.encoder(features))
 
 
-@ARCH_REGISTRY.register()
-class TransferRelationNet(DistortionRelationNet):
-    """A DRN whose relation is transfer: how much learning one task helps another.
+class TransferMember(DistortionRelationNet):
+    """A DRN with a query and a key: one member of :class:`TransferRelationNet`."""
 
-    A query of the target's embedding is compared with a key of the auxiliary task's, since transfer is not symmetric.
-    Ours; the encoder and the memory bank are those of :class:`DistortionRelationNet`.
-
-    Args:
-        window (int), num_feat (int), num_embed (int), num_slot (int): See :class:`DistortionRelationNet`.
-        num_relation (int): Length of queries and keys. Default: 8.
-    """
-
-    def __init__(
-        self, window: int = 8, num_feat: int = 64, num_embed: int = 32, num_slot: int = 32, num_relation: int = 8
-    ) -> None:
+    def __init__(self, window: int, num_feat: int, num_embed: int, num_slot: int, num_relation: int) -> None:
         super().__init__(window, num_feat, num_embed, num_slot)
         self.query = nn.Linear(num_embed, num_relation, bias=False)
         self.key = nn.Linear(num_embed, num_relation, bias=False)
         self.usefulness = nn.Linear(num_embed, 1, bias=False)
 
     def gains(self, auxiliary: Tensor, target: Tensor) -> Tensor:
-        """Predicted gains ``q(v_j)·k(v_i)/√d + b(v_i)`` of task i on target j, centred over i.
-
-        Args:
-            auxiliary (Tensor): Embeddings of N auxiliary tasks, ``(N, num_embed)``.
-            target (Tensor): Embeddings of M targets, ``(M, num_embed)``.
-
-        Returns:
-            Tensor: ``(N, M)``, in units of the logarithm of a loss: 0.1 is a loss that is a tenth lower.
-        """
+        """See :meth:`TransferRelationNet.gains`."""
         keys = self.key(auxiliary)
         gains = keys @ self.query(target).T / math.sqrt(keys.shape[1]) + self.usefulness(auxiliary)
         return gains - gains.mean(dim=0)
+
+
+@ARCH_REGISTRY.register()
+class TransferRelationNet(nn.Module):
+    """A DRN whose relation is transfer: how much learning one task helps to restore another.
+
+    Transfer is not symmetric, so a query of the target's embedding is compared with a key of the auxiliary task's. The
+    relation is ours; encoder and memory bank are those of :class:`DistortionRelationNet`. Several members are trained
+    from different weights, and their predictions averaged, since single ones vary.
+
+    Args:
+        window (int), num_feat (int), num_embed (int), num_slot (int): See :class:`DistortionRelationNet`.
+        num_relation (int): Length of queries and keys. Default: 8.
+        num_member (int): Number of members. Default: 5.
+
+    Example::
+
+        net = TransferRelationNet().eval()
+        auxiliary = torch.stack([net(lq, reduced_gt).mean(dim=0) for lq, reduced_gt in tasks])
+        target = net(target_lq, target_reduced_gt).mean(dim=0)
+        relation = net.gains(auxiliary, target[None])[:, 0]
+    """
+
+    def __init__(
+        self,
+        window: int = 8,
+        num_feat: int = 64,
+        num_embed: int = 32,
+        num_slot: int = 32,
+        num_relation: int = 8,
+        num_member: int = 5,
+    ) -> None:
+        super().__init__()
+        self.window = window
+        members = [TransferMember(window, num_feat, num_embed, num_slot, num_relation) for _ in range(num_member)]
+        self.members: Sequence[TransferMember] = nn.ModuleList(members)  # type: ignore[assignment]
+
+    def forward(self, lq: Tensor, reduced_gt: Tensor) -> Tensor:
+        """Embed patches; see :meth:`DistortionRelationNet.forward`.
+
+        Returns:
+            Tensor: The members' embeddings one after the other, ``(B, num_member * num_embed)``.
+        """
+        features = self.members[0].spectrum(lq, reduced_gt)
+        return torch.cat([member.embed(features) for member in self.members], dim=1)
+
+    def gains(self, auxiliary: Tensor, target: Tensor) -> Tensor:
+        """Predicted gains ``q(v_j)·k(v_i)/√d + b(v_i)`` of task i on target j, centred over i, mean of the members.
+
+        Args:
+            auxiliary (Tensor): Embeddings of N auxiliary tasks, ``(N, num_member * num_embed)``.
+            target (Tensor): Embeddings of M targets, ``(M, num_member * num_embed)``.
+
+        Returns:
+            Tensor: ``(N, M)``, in units of the logarithm of a loss: 0.1 stands for a loss lower by a tenth.
+        """
+        parts = zip(
+            self.members,
+            auxiliary.chunk(len(self.members), dim=1),
+            target.chunk(len(self.members), dim=1),
+            strict=True,
+        )
+        return torch.stack([member.gains(*embeddings) for member, *embeddings in parts]).mean(dim=0)

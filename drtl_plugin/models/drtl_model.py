@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from basicsr.archs import build_network
 from basicsr.data import build_dataset
 from basicsr.models.sr_model import SRModel
 from basicsr.utils.dist_util import master_only
@@ -27,6 +26,7 @@ from drtl_plugin.models.camera import check_target, fit_to_target, load_camera
 from drtl_plugin.models.episode_synthesis import Episodes, check_training_set
 from drtl_plugin.models.inner_rates import InnerRates
 from drtl_plugin.models.losses import Losses, check_losses, try_patches
+from drtl_plugin.models.relation_net import build_relation_net
 from drtl_plugin.models.steps import meta_step, pretrain_step
 from drtl_plugin.models.validation import Validator
 from drtl_plugin.options.sections import DRTLOptions
@@ -100,11 +100,9 @@ class DRTLModel(SRModel):
                 self.load_network(self.net_d, path['pretrain_network_d'], strict, key)
         super().init_training_settings()
         self.losses = Losses(self, opt['train'], self.device)
-        self.net_r, self.net_r_is_trained = None, path.get('pretrain_network_r') is not None
-        if self.drtl.weighting.relation == 'embedding' and opt.get('network_r') is not None:
-            self.net_r = build_network(opt['network_r']).to(self.device).eval()
-            if self.net_r_is_trained:
-                self.load_network(self.net_r, path['pretrain_network_r'], path.get('strict_load_r', True))
+        self.net_r, self.net_r_is_trained = build_relation_net(opt, self.drtl, self.device)
+        if self.net_r is not None and path.get('pretrain_network_r') is not None:
+            self.load_network(self.net_r, path['pretrain_network_r'], path.get('strict_load_r', True))
         self.camera_fit = None
         if self.drtl.camera_fit and path.get('pretrain_camera_fit') is not None:
             self.camera_fit = load_camera(path['pretrain_camera_fit'], opt.get('scale', 1))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from drtl_plugin.data.interface import EpisodeBatch, EpisodeDataset
 from drtl_plugin.errors import OptionError
 from drtl_plugin.options.sections import DRTLOptions
-from drtl_plugin.relation.estimators import RelationEvidence
+from drtl_plugin.relation.estimators import RelationEvidence, needs_drn
 from drtl_plugin.runtime.device import synthesis_device
 from drtl_plugin.tasks.camera_fit import CameraFit
 from drtl_plugin.tasks.patches import paired_patches
@@ -22,7 +22,7 @@ def check_training_set(train_set: EpisodeDataset, drtl: DRTLOptions, net_r: nn.M
     """Check that a training set fits the ``drtl`` section and the DRN.
 
     Raises:
-        OptionError: If there are too few pairs for early stopping, or the relation ``embedding`` lacks its DRN, or the
+        OptionError: If there are too few pairs for early stopping, or the relation lacks its DRN, or the
             patches are smaller than the DRN's windows, or if a task has the camera fit's label.
     """
     pairs = train_set.target_pairs
@@ -32,9 +32,10 @@ def check_training_set(train_set: EpisodeDataset, drtl: DRTLOptions, net_r: nn.M
         raise OptionError('drtl.adapt.early_stop: holding out pairs needs at least 2 pairs, but there is only 1.')
     if drtl.camera_fit:
         train_set.library.check_label(CameraFit.label)
-    if drtl.weighting.relation == 'embedding':
+    relation = drtl.weighting.relation
+    if needs_drn(relation):
         if net_r is None:
-            raise OptionError("network_r is missing: drtl.weighting.relation 'embedding' needs a DRN.")
+            raise OptionError(f'network_r is missing: drtl.weighting.relation {relation!r} needs a DRN.')
         window, scale = getattr(net_r, 'window', 1), train_set.library.scale
         if train_set.options.gt_size < window * scale:
             raise OptionError(

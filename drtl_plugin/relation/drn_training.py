@@ -6,12 +6,14 @@ like that of real pairs: a sub-pixel shift, a slightly different exposure, and n
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from drtl_plugin.archs.drn_arch import TransferMember
 from drtl_plugin.tasks.distortions import bicubic
 
 # Softmax temperature of the cosines; 0.05 to 0.2 gave the same accuracy.
@@ -109,3 +111,62 @@ def train_drn(
         scheduler.step()
         yield loss.item()
     net.eval()
+
+
+@dataclass(frozen=True, eq=False)
+class TransferMatrix:
+    """Measured transfer between N tasks, and what a DRN sees of them.
+
+    Attributes:
+        gains (Tensor): Gain of task i (rows) on task j, ``(N, N)``.
+        auxiliary (Tensor): Features of pairs of each task, ``(N, P, num_out)``.
+        target (Tensor): The same of pairs of other contents, with their GT disturbed by :func:`disturb_gt`.
+    """
+
+    gains: Tensor
+    auxiliary: Tensor
+    target: Tensor
+
+
+def train_transfer(
+    member: TransferMember, matrices: Sequence[TransferMatrix], steps: int, lr: float, batch_size: int, seed: int
+) -> Iterator[float]:
+    """Train a member of a ``TransferRelationNet`` to predict gains (ours); a generator of losses.
+
+    Each step predicts the gains of one matrix from a few pairs of each task. Matrices count alike: gains are divided by
+    their standard deviation in the loss, and the member is scaled back at the end.
+
+    Args:
+        member (TransferMember): Trained in place.
+        matrices (Sequence[TransferMatrix]): Of any scales.
+        steps (int): AdamW steps, with a cosine schedule.
+        lr (float): Initial learning rate.
+        batch_size (int): Pairs of each task per step.
+        seed (int): Seed of the batches.
+
+    Yields:
+        float: The loss of each step, a smooth L1.
+    """
+    member.train()
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.AdamW(member.parameters(), lr=lr)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
+    for _ in range(steps):
+        matrix = matrices[int(torch.randint(len(matrices), (), generator=generator))]
+        auxiliary, target = (
+            member.embed(features[:, chosen].flatten(0, 1)).unflatten(0, (-1, batch_size)).mean(dim=1)
+            for features in (matrix.auxiliary, matrix.target)
+            for chosen in [torch.randint(features.shape[1], (batch_size,), generator=generator)]
+        )
+        gains = matrix.gains - matrix.gains.mean(dim=0)
+        loss = F.smooth_l1_loss(member.gains(auxiliary, target), gains / gains.std())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        scheduler.step()
+        yield loss.item()
+    strength = torch.stack([matrix.gains.std() for matrix in matrices]).mean()
+    with torch.no_grad():
+        for linear in (member.key, member.usefulness):
+            linear.weight.mul_(strength)
+    member.eval()

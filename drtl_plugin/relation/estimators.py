@@ -5,6 +5,8 @@ estimator  relation of task i to target  cost of a measurement                  
 ========== ============================= ====================================== =================================
 embedding  cosine of DRN embeddings      one DRN pass over the evidence, plus   the library has a distortion that
            (the paper's)                 training the DRN once (a minute)       looks like the camera's
+predicted_ transfer as a DRN that is     one DRN pass over the evidence         tasks that help matter more than
+transfer   shipped predicts it (ours)                                           tasks that look alike
 gradient   cosine of gradients at the    N + 1 gradients, held in memory (some  the network is half trained;
            current θ (ours)              in float64)                            noisy
 transfer   gain on the target's pairs    N × ``transfer_steps`` training        tasks that help matter more than
@@ -92,6 +94,31 @@ def needs_trained_network(name: str) -> bool:
     return getattr(ESTIMATOR_REGISTRY.get(name), 'asks_network', False)
 
 
+def asks_drn(shipped: str | None = None) -> Callable[[RelationEstimator], RelationEstimator]:
+    """Mark an estimator that needs ``net_r``.
+
+    Args:
+        shipped (str | None): Architecture that is used with the weights in this package, unless an option file names
+            another DRN; None: option files must name one.
+    """
+
+    def mark(estimate: RelationEstimator) -> RelationEstimator:
+        estimate.asks_drn, estimate.shipped_drn = True, shipped  # type: ignore[attr-defined]
+        return estimate
+
+    return mark
+
+
+def needs_drn(name: str) -> bool:
+    """Whether the registered estimator ``name`` is marked by :func:`asks_drn`."""
+    return getattr(ESTIMATOR_REGISTRY.get(name), 'asks_drn', False)
+
+
+def shipped_drn(name: str) -> str | None:
+    """The architecture that the registered estimator ``name`` uses with shipped weights, if any."""
+    return getattr(ESTIMATOR_REGISTRY.get(name), 'shipped_drn', None)
+
+
 def _by_task(evidence: RelationEvidence) -> Iterator[Tensor]:
     """Iterate over ``auxiliary_lq`` by task, ``(P, 3, h, w)``, showing progress."""
     return progress(evidence.auxiliary_lq, 'relation', len(evidence.auxiliary_lq), 'task')
@@ -113,6 +140,7 @@ def mean_embedding(net_r: nn.Module, lq: Tensor, gt: Tensor) -> Tensor:
 
 
 @ESTIMATOR_REGISTRY.register()
+@asks_drn()
 def embedding(question: RelationQuestion) -> KnowledgeGraph:
     """Cosines between the tasks' mean embeddings.
 
@@ -128,6 +156,35 @@ def embedding(question: RelationQuestion) -> KnowledgeGraph:
     auxiliary = [mean_embedding(question.net_r, lq, evidence.auxiliary_gt) for lq in _by_task(evidence)]
     target = mean_embedding(question.net_r, evidence.target_lq, evidence.target_gt)
     return graph_from_embeddings(question.labels, torch.stack(auxiliary), target)
+
+
+@ESTIMATOR_REGISTRY.register()
+@asks_drn(shipped='TransferRelationNet')
+def predicted_transfer(question: RelationQuestion) -> KnowledgeGraph:
+    """Transfer from each task to the target, and between tasks, as a DRN predicts it from pairs (ours).
+
+    Edges between auxiliary tasks are the mean of both directions. Edges are in units of the logarithm of a loss and
+    are not rescaled, so a camera to which all tasks relate alike gets small ones.
+
+    Raises:
+        ValueError: If ``question.net_r`` is not a DRN that predicts gains, as
+            :class:`~drtl_plugin.archs.drn_arch.TransferRelationNet` does.
+    """
+    net_r, predict = question.net_r, getattr(question.net_r, 'gains', None)
+    if net_r is None or predict is None:
+        raise ValueError('the predicted_transfer relation needs a DRN with a method gains, e.g. TransferRelationNet.')
+    evidence = question.draw_evidence()
+    auxiliary = torch.stack([mean_embedding(net_r, lq, evidence.auxiliary_gt) for lq in _by_task(evidence)])
+    target = mean_embedding(net_r, evidence.target_lq, evidence.target_gt)
+    require_finite(question.labels, torch.cat([auxiliary, target[None]]).isfinite().all(dim=1))
+    with torch.no_grad():
+        gains = predict(auxiliary, torch.cat([auxiliary, target[None]]))
+    between = (gains[:, :-1] + gains[:, :-1].T) / 2
+    edges = torch.eye(len(question.labels) + 1)
+    edges[:-1, :-1] = between
+    edges[-1, :-1] = edges[:-1, -1] = gains[:, -1]
+    edges.fill_diagonal_(1)
+    return KnowledgeGraph(tuple(question.labels), edges.clamp(-1, 1).cpu())
 
 
 def mean_gradient(

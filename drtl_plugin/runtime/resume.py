@@ -39,7 +39,7 @@ def load_resume_state(opt: dict) -> dict | None:
     """
     path = opt['path'].get('resume_state')
     if opt['auto_resume']:
-        # A DRN exists with the relation 'embedding' only.
+        # Only some relations have a DRN.
         optional = ['network_r', *(opt['path'].get('ignore_resume_networks') or ())]
         if opt.get('network_d') is None:
             optional.append('network_d')

@@ -17,6 +17,27 @@ def test_memory_bank_is_scaled_dot_product_attention():
     assert torch.allclose(bank(query), expected, atol=1e-6)
 
 
+class TestTransferRelationNet:
+    """The DRN that predicts transfer."""
+
+    def gains(self, net, auxiliary, target) -> torch.Tensor:
+        lq, gt = torch.rand(2, 6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+        embeddings = net(lq, gt)
+        return net.gains(embeddings[auxiliary], embeddings[target])
+
+    def test_gains_are_centred_and_not_symmetric(self):
+        net = build_network({'type': 'TransferRelationNet', 'num_feat': 8, 'num_member': 2}).eval()
+        gains = self.gains(net, [0, 1, 2], [0, 1, 2])
+        assert gains.mean(dim=0).abs().max() < 1e-5
+        assert (gains - gains.T).abs().max() > 1e-3
+
+    def test_members_are_averaged(self):
+        net = build_network({'type': 'TransferRelationNet', 'num_feat': 8, 'num_member': 3}).eval()
+        together = self.gains(net, [0, 1, 2], [3, 4])
+        alone = [self.gains(member, [0, 1, 2], [3, 4]) for member in net.members]
+        assert torch.allclose(together, sum(alone) / 3, atol=1e-6)
+
+
 def test_the_pair_matters_not_the_picture_alone():
     net = build_network({'type': 'DistortionRelationNet'}).eval()
     lq = torch.rand(1, 3, 16, 16)

@@ -1,11 +1,14 @@
 import pytest
 import torch
+from scipy.stats import spearmanr
 from torch.nn import functional as F
 
-from drtl_plugin.archs import DistortionRelationNet
-from drtl_plugin.relation.drn_training import disturb_gt, relation_loss, train_drn
+from drtl_plugin.archs import DistortionRelationNet, TransferRelationNet
+from drtl_plugin.archs.drn_arch import PairSpectrum
+from drtl_plugin.relation.drn_training import TransferMatrix, disturb_gt, relation_loss, train_drn, train_transfer
 from drtl_plugin.relation.estimators import mean_embedding
 from drtl_plugin.relation.graph import graph_from_embeddings
+from drtl_plugin.tasks.distortions import bicubic
 from drtl_plugin.tasks.library import DistortionLibrary
 
 
@@ -110,3 +113,29 @@ def test_patches_of_any_size_are_embedded(size):
     slots = net.memory_bank.slots
     assert (embedding <= slots.max(0).values + 1e-6).all()  # convex combinations of the slots
     assert (embedding >= slots.min(0).values - 1e-6).all()
+
+
+def test_transfer_is_learned_for_contents_and_strengths(generator):
+    """Gains fall with the distance of two blurs; blurs that training has not seen are ordered by it, too."""
+    sigmas = torch.linspace(1.0, 4.0, 13)
+    entries = [{'name': 'gaussian_blur', 'sigma': sigma, 'label': str(sigma)} for sigma in sigmas.tolist()]
+    library, spectrum = DistortionLibrary(entries, 4), PairSpectrum(8)
+
+    def features() -> torch.Tensor:
+        gt = contents(24, generator)
+        return torch.stack([spectrum(task(gt, generator), bicubic(gt, 4)) for task in library.tasks])
+
+    gains = -0.1 * (sigmas[:, None] - sigmas).abs()
+    seen, unseen = [0, 2, 4, 6, 8, 10, 12], [1, 3, 5, 7, 9, 11]
+    auxiliary, target = features(), features()
+    matrix = TransferMatrix(gains[seen][:, seen], auxiliary[seen], target[seen])
+    torch.manual_seed(0)
+    (member,) = TransferRelationNet(num_feat=16, num_member=1).members
+    *_, last = train_transfer(member, [matrix], 300, 5e-3, 8, seed=0)
+    assert last < 0.1
+    with torch.no_grad():
+        embeddings = [member.embed(features()[task]).mean(dim=0) for task in range(13)]
+        predicted = member.gains(torch.stack(embeddings), torch.stack([embeddings[task] for task in unseen]))
+    expected = (gains - gains.mean(dim=0))[:, unseen]
+    assert all(spearmanr(predicted[:, i], expected[:, i])[0] > 0.9 for i in range(6))
+    assert predicted.std() == pytest.approx(expected.std().item(), rel=0.3)

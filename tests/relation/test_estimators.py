@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -50,6 +51,27 @@ def test_embedding_relation_orders_tasks_by_cosine():
     # About the library's mean, tasks lie at -0.1, 0, 0.1 along (1, 1), and the target at +0.05.
     assert graph.labels == tuple(LABELS)
     assert graph.relation[[0, 2]].tolist() == pytest.approx([-1.0, 1.0], abs=1e-5)
+
+
+class Predictor(MeanResidual):
+    """Predicts that a task helps a target the more, the closer their mean residuals are."""
+
+    def gains(self, auxiliary, target):
+        return -(auxiliary[:, None, 1] - 0.9 * target[None, :, 1]).abs()
+
+
+def test_predicted_transfer_is_the_drns_prediction():
+    asked = question(target_shift=0.05)
+    graph = ESTIMATOR_REGISTRY.get('predicted_transfer')(dataclasses.replace(asked, net_r=Predictor()))
+    # Residuals -0.1, 0 and 0.1, and 0.9 times the target's 0.05; strengths are kept.
+    assert graph.relation.tolist() == pytest.approx([-0.145, -0.045, -0.055], abs=1e-4)
+    # Both directions between the first two tasks: |-0.1 - 0| and |0 + 0.09|.
+    assert graph.edges[0, 1].item() == graph.edges[1, 0].item() == pytest.approx(-0.095, abs=1e-4)
+
+
+def test_predicted_transfer_needs_a_drn_that_predicts():
+    with pytest.raises(ValueError, match='needs a DRN with a method gains'):
+        ESTIMATOR_REGISTRY.get('predicted_transfer')(question())
 
 
 def test_mean_embedding_reduces_the_ground_truth(generator):
