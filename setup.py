@@ -22,7 +22,10 @@ setup(
     # A wheel carries the shipped option files for `basicsr init`.
     packages=[*find_packages(include=['drtl_plugin', 'drtl_plugin.*']), 'drtl_plugin.shipped_options'],
     package_dir={'drtl_plugin.shipped_options': 'options'},
-    package_data={'drtl_plugin': ['py.typed', '*/*.html', '*/*.pth'], 'drtl_plugin.shipped_options': ['*.yml', '*.json']},
+    package_data={
+        'drtl_plugin': ['py.typed', '*/*.html', '*/*.pth'],
+        'drtl_plugin.shipped_options': ['*.yml', '*.json'],
+    },
     python_requires='>=3.10',
     install_requires=[
         # pip cannot build it on Python 3.13 and later; `python -m drtl_plugin.install` can.

@@ -61,6 +61,7 @@ EPISODES, PATCHES = 4, 4  # tasks a step, and patches of each
 
 UNIFORM = {'relation': 'uniform'}
 TRANSFER = {'relation': 'transfer', 'mode': 'sampling'}
+PREDICTED = {'relation': 'predicted_transfer', 'mode': 'sampling'}
 # Baselines use neither replay nor the warm-up, which slows them down.
 PLAIN, HIGH_RATE = ({'warmup': 0, 'replay': 0, 'lr': lr} for lr in (1e-4, 1e-3))
 NO_REPLAY = {'replay': 0}
@@ -103,6 +104,7 @@ FIT = {'camera_fit': True}
 ARMS = {
     **BASELINES,
     'DRTL weights': drtl_arm({'pipeline': 'pretrain', 'weighting': TRANSFER}, no_replay=NO_REPLAY),
+    'DRTL predicted weights': drtl_arm({'pipeline': 'pretrain', 'weighting': PREDICTED}, no_replay=NO_REPLAY),
     'DRTL weights meta': drtl_arm({'pipeline': 'meta', 'weighting': TRANSFER}, no_replay=NO_REPLAY),
     'fit alone': drtl_arm(
         {'pipeline': 'pretrain', **FIT, 'weighting': {**UNIFORM, 'mode': 'sampling', 'fit_share': 1}},

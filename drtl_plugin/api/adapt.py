@@ -175,7 +175,7 @@ def _write_page(
         'loss on held-out pairs, relative to the old weights',
         {
             **{f'rate {trial.lr:g}, first fold': sorted(trial.losses.items()) for trial in chosen.trials},
-            f'rate {chosen.lr:g}, mean of all folds': sorted(chosen.losses.items()),
+            f'rate {chosen.lr:g}, all folds': sorted(chosen.losses.items()),
         },
         chosen.in_words(),
     )

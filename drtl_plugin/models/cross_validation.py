@@ -90,8 +90,8 @@ class CrossValidation:
     Attributes:
         trials (Sequence[Trial]): All rates that were tried.
         lr (float): The rate chosen.
-        losses (Mapping[float, float]): Mean over folds of the loss on held-out patches by share, relative to that
-            before adaptation.
+        losses (Mapping[float, float]): Loss on the held-out patches of all folds by share, relative to that before
+            adaptation.
         share (float): The share chosen.
         folds (Sequence[Sequence[Part]]): What was held out from each network.
         networks (Sequence[nn.Module]): The network of each fold, a step of ``share`` towards the adapted one.
@@ -133,20 +133,24 @@ def cross_validate(
         loss (Callable): ``loss(net, fold)``: the loss of a network in evaluation mode on patches of the fold, not
             negative.
     """
-    unadapted = blend(net, [net], 0)
 
-    def relative_losses(other: nn.Module, fold: int) -> dict[float, float]:
-        before = loss(unadapted, fold)
-        losses = {share: loss(blend(net, [other], share), fold) / max(before, 1e-12) for share in SHARES if share}
+    def losses_of(other: nn.Module, fold: int) -> dict[float, float]:
+        losses = {share: loss(blend(net, [other], share), fold) for share in SHARES}
         # An adaptation that ends in NaN, which compares with nothing, must not be chosen.
-        return {0.0: 1.0, **{share: math.inf if math.isnan(value) else value for share, value in losses.items()}}
+        return {share: math.inf if math.isnan(value) else value for share, value in losses.items()}
+
+    def relative(judged: Sequence[dict[float, float]]) -> dict[float, float]:
+        # The sum of the losses, not the mean of their ratios: a fold that the network restores almost perfectly before
+        # adaptation would have the largest ratios, and outweigh all others.
+        sums = {share: sum(losses[share] for losses in judged) for share in SHARES}
+        return {share: value / max(sums[0], 1e-12) for share, value in sums.items()}
 
     first = {lr: adapted(0, lr) for lr in rates}
-    trials = [Trial(lr, relative_losses(other, 0)) for lr, other in first.items()]
+    first_losses = {lr: losses_of(other, 0) for lr, other in first.items()}
+    trials = [Trial(lr, relative([losses])) for lr, losses in first_losses.items()]
     lr = min(trials, key=lambda trial: trial.loss).lr
     networks = [first[lr], *(adapted(fold, lr) for fold in range(1, len(folds)))]
-    judged = [relative_losses(other, fold) for fold, other in enumerate(networks)]
-    losses = {share: sum(each[share] for each in judged) / len(judged) for share in SHARES}
+    losses = relative([first_losses[lr], *(losses_of(other, fold) for fold, other in enumerate(networks) if fold)])
     share = min(losses, key=lambda candidate: losses[candidate])
     return CrossValidation(
         trials,

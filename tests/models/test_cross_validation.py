@@ -79,7 +79,7 @@ class TestChoice:
         chosen = outcome({1.0: [1.0, 1.0, 1.0]}, [0.5, 0.6, 0.7])
         assert chosen.share == 0.6
         assert chosen.result.theta.item() == pytest.approx(0.6)
-        expected = sum((0.6 - target) ** 2 / target**2 for target in (0.5, 0.6, 0.7)) / 3
+        expected = sum((0.6 - target) ** 2 for target in (0.5, 0.6, 0.7)) / (0.5**2 + 0.6**2 + 0.7**2)
         assert chosen.losses[0.6] == pytest.approx(expected)
 
     def test_it_stays_where_nothing_is_gained(self):
@@ -90,6 +90,10 @@ class TestChoice:
 
     def test_one_fold_that_gains_does_not_outweigh_two_that_lose(self):
         assert outcome({1.0: [1.0, 1.0, 1.0]}, [1.0, -1.0, -1.0]).share == 0
+
+    def test_a_fold_that_was_almost_perfect_does_not_outweigh_the_others(self):
+        """Its loss rises to 81 times that before adaptation, but by less than the others fall."""
+        assert outcome({1.0: [1.0, 1.0, 1.0]}, [0.1, 1.0, 1.0]).share >= 0.7
 
     def test_what_ends_in_nan_is_not_chosen(self):
         ends = {0.1: [0.5] * 3, 1.0: [float('nan')] * 3}
