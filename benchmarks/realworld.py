@@ -7,7 +7,7 @@ those that measure the relation. Results are kept in benchmarks/results/realworl
 remove that folder to measure changed code.
 
     python benchmarks/realworld.py --quick             # one seed, five pairs, main arms: 10 minutes on 2 CPU cores
-    python benchmarks/realworld.py                     # everything: about 9 hours
+    python benchmarks/realworld.py                     # everything: about 9 hours, more with the paper arms
     python benchmarks/realworld.py --report            # tables and pictures of existing results
 
 Writes table.csv, table.md, curves_*.png and crops.png to that folder. Uses a GPU if there is one.
