@@ -7,7 +7,7 @@ those that measure the relation. Results are kept in benchmarks/results/realworl
 remove that folder to measure changed code.
 
     python benchmarks/realworld.py --quick             # one seed, five pairs, main arms: 10 minutes on 2 CPU cores
-    python benchmarks/realworld.py                     # everything: about 9 hours
+    python benchmarks/realworld.py                     # everything: about 9 hours, more with the paper arms
     python benchmarks/realworld.py --report            # tables and pictures of existing results
 
 Writes table.csv, table.md, curves_*.png and crops.png to that folder. Uses a GPU if there is one.
@@ -26,6 +26,7 @@ import json
 import os
 import statistics
 import sys
+import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -47,6 +48,7 @@ from tqdm import tqdm
 from drtl_plugin.meta.adaptation import last
 from drtl_plugin.models import DRTLModel
 from drtl_plugin.options.convert import parse_section
+from drtl_plugin.options.file import load_option_file
 from drtl_plugin.options.sections import AdaptOptions, DRTLOptions
 
 # The last one was used to choose options, and is not reported unless asked for.
@@ -77,6 +79,7 @@ class Arm:
         distortions (str | list[dict]): Option ``datasets.train.distortions``.
         knows_target (bool): Whether training uses the support pairs, and so is repeated for each number of them.
         trained (bool): Whether the network is trained before adaptation.
+        network_r (dict | None): Section ``network_r`` of the option file.
     """
 
     drtl: dict
@@ -84,10 +87,19 @@ class Arm:
     distortions: object = 'default'
     knows_target: bool = False
     trained: bool = True
+    network_r: dict | None = None
 
 
 def drtl_arm(drtl: dict, **adapt: dict) -> Arm:
     return Arm(drtl, {'': {}, **adapt}, knows_target=True)
+
+
+def paper_arm(pipeline: str) -> Arm:
+    """The paper's system, with the settings of its option file except the schedules."""
+    opt = load_option_file(str(HERE.parent / 'options' / f'drtl_paper_{pipeline}_x4.yml'))
+    drtl = {key: value for key, value in opt['drtl'].items() if key != 'adapt'}
+    adapt = {'': NO_REPLAY, 'high_rate': {**NO_REPLAY, 'lr': 1e-3}}
+    return Arm(drtl, adapt, knows_target=True, network_r=opt['network_r'])
 
 
 BASELINES = {
@@ -100,9 +112,11 @@ BASELINES = {
     'uniform': Arm({'pipeline': 'pretrain', 'weighting': UNIFORM}),
     'uniform meta': Arm({'pipeline': 'meta', 'weighting': UNIFORM}),
 }
+PAPER = {'paper pretrain': paper_arm('pretrain'), 'paper meta': paper_arm('meta')}
 FIT = {'camera_fit': True}
 ARMS = {
     **BASELINES,
+    **PAPER,
     'DRTL weights': drtl_arm({'pipeline': 'pretrain', 'weighting': TRANSFER}, no_replay=NO_REPLAY),
     'DRTL predicted weights': drtl_arm({'pipeline': 'pretrain', 'weighting': PREDICTED}, no_replay=NO_REPLAY),
     'DRTL weights meta': drtl_arm({'pipeline': 'meta', 'weighting': TRANSFER}, no_replay=NO_REPLAY),
@@ -199,7 +213,8 @@ def options(job: Job) -> dict:
     camera, scale = TRACKS[job.track]
     arm = ARMS[job.arm]
     iterations, relation = job.iterations, arm.drtl['weighting']['relation']
-    hooks = []
+    # `embedding` is measured before training, without gradients of net_g; the DRN's own training is not counted.
+    hooks = copy.deepcopy(arm.drtl.get('hooks', []))
     if relation == 'transfer':
         # Measured once, before half of the training; steps on 8 patches of each task count as training does.
         steps, num_tasks = 10, 17 + arm.drtl.get('camera_fit', False)
@@ -222,9 +237,9 @@ def options(job: Job) -> dict:
         'seed': job.seed,
         'scale': scale,
         'target': target,
-        'camera_fit': arm.drtl.get('camera_fit', False),
     }
     return {
+        **({'network_r': copy.deepcopy(arm.network_r)} if arm.network_r else {}),
         'name': 'realworld',
         'model_type': 'DRTLModel',
         'scale': scale,
@@ -275,11 +290,13 @@ def trained_model(job: Job) -> tuple[DRTLModel, float]:
     # The records go to an experiment's folder, which there is none of.
     model.hooks = [hook for hook in model.hooks if type(hook).__name__ == 'RelationHook']
     total = opt['train']['total_iter']
-    for iteration in range(1, total + 1):
-        model.update_learning_rate(iteration)
-        episodes = range((iteration - 1) * EPISODES, iteration * EPISODES)
-        model.feed_data(default_collate([model.train_set[index] for index in episodes]))
-        model.optimize_parameters(iteration)
+    with tempfile.TemporaryDirectory() as folder:
+        opt['path']['models'] = folder  # RelationHook saves the DRN there
+        for iteration in range(1, total + 1):
+            model.update_learning_rate(iteration)
+            episodes = range((iteration - 1) * EPISODES, iteration * EPISODES)
+            model.feed_data(default_collate([model.train_set[index] for index in episodes]))
+            model.optimize_parameters(iteration)
     seconds = time.perf_counter() - start
     state = {'params': model.net_g_ema.state_dict(), 'weights': model.weights, 'seconds': seconds}
     _write(job.network, functools.partial(torch.save, state))
@@ -370,7 +387,7 @@ def collect(args: argparse.Namespace) -> list[dict]:
             if not path.is_file():
                 continue
             result = json.loads(path.read_text(encoding='utf-8'))
-            name = f'{job.arm}, {variant}' if variant else job.arm
+            name = f'{job.arm}, {variant.replace("_", " ")}' if variant else job.arm
             for step, (psnr, ssim) in result['scores'].items():
                 rows.append(
                     {
@@ -431,6 +448,7 @@ def verdict(args: argparse.Namespace, rows: list[dict]) -> str:
     psnr = means_of(rows, 'psnr_y')
     arms = {row['arm'] for row in rows}
     baselines = {arm for arm in arms if arm.partition(',')[0] in BASELINES}
+    ours = {arm for arm in arms - baselines if arm.partition(',')[0] not in PAPER}
     final = args.columns[-1]
 
     def best(track: str, shots: int, step: int, arms: Iterable[str]) -> float:
@@ -444,7 +462,7 @@ def verdict(args: argparse.Namespace, rows: list[dict]) -> str:
             baseline = {step: best(track, shots, step, baselines) for step in args.columns}
             default = {step: best(track, shots, step, [DEFAULT]) for step in args.columns}
             margin = [default[step] - baseline[step] for step in (0, 10, final)]
-            margin += [default[50] - baseline[final], best(track, shots, final, arms - baselines) - baseline[final]]
+            margin += [default[50] - baseline[final], best(track, shots, final, ours) - baseline[final]]
             margins.append(margin)
             body.append([track, str(shots), *(f'{value:+.2f}' for value in margin)])
         body.append(['mean', str(shots), *(f'{statistics.mean(column):+.2f}' for column in zip(*margins, strict=True))])
@@ -460,11 +478,13 @@ def draw_curves(args: argparse.Namespace, rows: list[dict]) -> None:
     for shots in args.shots:
         figure = Figure(figsize=(4.6 * len(args.tracks), 4.2), layout='constrained')
         for axes, track in zip(figure.subplots(1, len(args.tracks), squeeze=False)[0], args.tracks, strict=True):
-            for arm in ARMS:
+            # Besides the plain arms, the strongest baseline.
+            for arm in (*ARMS, 'bicubic, high rate'):
                 if (track, shots, arm, 0) not in psnr or arm == 'scratch':  # far below
                     continue
                 mean, spread = zip(*(psnr[track, shots, arm, step] for step in args.columns), strict=True)
-                line = axes.plot(args.columns, mean, '--' if arm in BASELINES else '-', marker='.', label=arm)[0]
+                style = '--' if arm.partition(',')[0] in BASELINES else '-'
+                line = axes.plot(args.columns, mean, style, marker='.', label=arm)[0]
                 low, high = ([m + sign * s for m, s in zip(mean, spread, strict=True)] for sign in (-1, 1))
                 axes.fill_between(args.columns, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
             axes.set_xscale('symlog', linthresh=1)

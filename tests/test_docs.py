@@ -26,9 +26,9 @@ CODE_BLOCK = re.compile(r'^```(\w*)\n(.*?)^```$', re.DOTALL | re.MULTILINE)
 
 
 def code_lines(page: Path) -> list[str]:
-    """The lines of a page's code blocks that name no language: shell commands, output, trees."""
+    """The lines of a page's code blocks that name no language: commands (continued ones joined), output, trees."""
     blocks = CODE_BLOCK.findall(page.read_text(encoding='utf-8'))
-    return [line for language, block in blocks if not language for line in block.splitlines()]
+    return [line for language, block in blocks if not language for line in block.replace('\\\n', ' ').splitlines()]
 
 
 def without_code_blocks(page: Path) -> str:
