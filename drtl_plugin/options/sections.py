@@ -25,8 +25,8 @@ class WeightingOptions(Section, frozen=True, kw_only=True):
     relation: Annotated[
         str,
         Meta(
-            description='How relations are estimated: transfer, predicted_transfer, embedding, gradient, uniform, or an '
-            'estimator of your own.'
+            description='How relations are estimated: transfer, predicted_transfer, embedding, gradient, uniform, or '
+            'an estimator of your own.'
         ),
     ] = 'transfer'
     effective_tasks: Annotated[
