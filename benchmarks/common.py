@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-# Before torch, to shorten the spinning of its threads.
-import drtl_plugin  # noqa: F401  isort: skip
 import argparse
 import os
 from collections.abc import Callable, Sequence
@@ -15,13 +13,17 @@ from basicsr.utils import imfrombytes, img2tensor
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from drtl_plugin.archs import DistortionRelationNet
+# Before torch, to shorten the spinning of its threads.
+import drtl_plugin
+import drtl_plugin.archs
+from drtl_plugin.archs import DistortionRelationNet, TransferRelationNet
 from drtl_plugin.data.distortion_task_dataset import DistortionTaskDataset
 from drtl_plugin.hooks import RelationHook
 from drtl_plugin.relation.drn_training import train_drn
 from drtl_plugin.tasks.library import DistortionLibrary
 
 HERE = Path(__file__).resolve().parent
+SHIPPED_RELATION_NET = Path(drtl_plugin.archs.__file__).parent / 'TransferRelationNet.pth'
 # Side of LQ patches in all benchmarks.
 LQ_SIZE = 24
 
@@ -93,6 +95,13 @@ def train_relation_net(data: DistortionTaskDataset, seed: int) -> tuple[Distorti
     for _ in tqdm(course, total=hook.drn_steps, desc='DRN', disable=None, leave=False):
         pass
     return net, lq
+
+
+def shipped_relation_net() -> TransferRelationNet:
+    """The DRN of ``predicted_transfer``."""
+    net = TransferRelationNet().eval()
+    net.load_state_dict(torch.load(SHIPPED_RELATION_NET, weights_only=True)['params'])
+    return net
 
 
 def train_network(

@@ -25,6 +25,7 @@ from common import (
     parse,
     parser,
     read_image,
+    shipped_relation_net,
     train_base,
     train_relation_net,
 )
@@ -42,7 +43,7 @@ from drtl_plugin.tasks.patches import paired_patches
 
 SHOTS = (1, 2, 5)
 LQ_ONLY = 'LQ-only classifier'
-RELATIONS = ('embedding', LQ_ONLY, 'gradient', 'transfer')
+RELATIONS = ('embedding', LQ_ONLY, 'gradient', 'transfer', 'predicted_transfer')
 # Blur sigmas in LQ pixels.
 BLURS = (0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75)
 # Side of support images in LQ pixels, large enough for patches to differ.
@@ -179,6 +180,16 @@ def main() -> None:
             net = train_classifier(pool_lq, torch.Generator().manual_seed(seed))
             with torch.no_grad():
                 measure_cosines(LQ_ONLY, lambda lq, gt, net=net: net(lq).mean(dim=0), args.rounds)
+
+    if 'predicted_transfer' in args.relations:
+        shipped = shipped_relation_net()
+        with torch.no_grad():
+            nodes = torch.stack([mean_embedding(shipped, task_lq, gt) for task_lq in lq])
+
+            def predicted(lq: Tensor, gt: Tensor) -> Tensor:
+                return shipped.gains(nodes, mean_embedding(shipped, lq, gt)[None])[:, 0]
+
+            measure('predicted_transfer', predicted, predicted, args.rounds)
 
     criterion = nn.L1Loss()
     slow = max(1, args.rounds // 4)  # each of their trials takes seconds

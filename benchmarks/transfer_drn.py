@@ -20,10 +20,12 @@ from __future__ import annotations
 from common import (
     HERE,
     LQ_SIZE,
+    SHIPPED_RELATION_NET,
     auxiliary_data,
     markdown_table,
     read_image,
     read_pairs,
+    shipped_relation_net,
 )
 
 import argparse  # isort: skip
@@ -41,7 +43,6 @@ from camera_relation import single_task_psnr
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-import drtl_plugin.archs
 from drtl_plugin.archs import TransferRelationNet
 from drtl_plugin.archs.drn_arch import PairSpectrum
 from drtl_plugin.relation.drn_training import TransferMatrix, disturb_gt, train_transfer
@@ -67,7 +68,6 @@ NUM_JUDGED, NUM_CAMERA = 32, 64
 SINGLE_TASK_STEPS = 600
 NUM_CONTENTS, NUM_HELD_OUT, WINDOW = 64, 32, 8
 TRAINING_STEPS, TRAINING_LR, PAIRS_A_STEP = 1500, 2e-3, 8
-WEIGHTS = Path(drtl_plugin.archs.__file__).parent / 'TransferRelationNet.pth'
 
 
 def open_images() -> list[Tensor]:
@@ -235,7 +235,7 @@ def rank_correlation(net: TransferRelationNet, matrix: TransferMatrix, targets: 
 def train(matrices: dict[tuple[int, int], list[TransferMatrix]]) -> None:
     """Train the DRN that is shipped."""
     net = trained_on([matrix for both in matrices.values() for matrix in both])
-    torch.save({'params': net.half().state_dict()}, WEIGHTS)
+    torch.save({'params': net.half().state_dict()}, SHIPPED_RELATION_NET)
 
 
 def held_out(matrices: dict[tuple[int, int], list[TransferMatrix]]) -> str:
@@ -274,8 +274,7 @@ def predicted(net: TransferRelationNet, data: Path, track: str, seed: int) -> Te
 
 def on_cameras(data: Path) -> str:
     """Rank correlations with the truth."""
-    net = TransferRelationNet().eval()
-    net.load_state_dict(torch.load(WEIGHTS, weights_only=True)['params'])
+    net = shipped_relation_net()
     rows = []
     for track, (_, scale) in TRACKS.items():
         files = [TRUTH / f'{track}_{seed}.json' for seed in range(3)]

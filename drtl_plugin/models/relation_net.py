@@ -9,6 +9,7 @@ import torch
 from basicsr.archs import build_network
 from torch import nn
 
+from drtl_plugin.errors import OptionError
 from drtl_plugin.options.sections import DRTLOptions
 from drtl_plugin.relation.estimators import needs_drn, shipped_drn
 
@@ -16,23 +17,36 @@ from drtl_plugin.relation.estimators import needs_drn, shipped_drn
 def build_relation_net(opt: dict[str, Any], drtl: DRTLOptions, device: torch.device) -> tuple[nn.Module | None, bool]:
     """Build the DRN that ``drtl.weighting.relation`` needs.
 
-    ``network_r`` and ``path.pretrain_network_r`` replace the shipped architecture and its weights.
+    ``network_r`` together with ``path.pretrain_network_r`` replaces a DRN that is shipped.
 
     Returns:
         tuple[nn.Module | None, bool]: The DRN in evaluation mode, or None if the relation needs none or ``network_r``
         is missing; and whether it has weights, either shipped or, to be loaded by the caller, those of
         ``path.pretrain_network_r``.
+
+    Raises:
+        OptionError: If the relation's DRN is shipped, and ``network_r`` names one that is not trained, or that does not
+            predict gains.
     """
-    relation = drtl.weighting.relation
+    relation, options = drtl.weighting.relation, opt.get('network_r')
     given = opt['path'].get('pretrain_network_r') is not None
-    shipped = shipped_drn(relation)
-    options = opt.get('network_r') or (shipped and {'type': shipped})
-    if not needs_drn(relation) or not options:
+    if not needs_drn(relation):
         return None, given
-    net_r = build_network(options).to(device).eval()
-    if shipped == options['type'] and not given:
+    shipped = shipped_drn(relation)
+    if shipped is None:
+        return (None if options is None else build_network(options).to(device).eval()), given
+    if options is None and not given:
+        net_r = build_network({'type': shipped}).to(device).eval()
         file = importlib.resources.files('drtl_plugin.archs') / f'{shipped}.pth'
         with importlib.resources.as_file(file) as path:
             net_r.load_state_dict(torch.load(path, map_location=device, weights_only=True)['params'])
         return net_r, True
-    return net_r, given
+    if options is None or not given:
+        raise OptionError(
+            f'network_r: relation {relation!r} has a trained DRN of its own; remove network_r and '
+            'path.pretrain_network_r, or give both for another one.'
+        )
+    net_r = build_network(options).to(device).eval()
+    if not hasattr(net_r, 'gains'):
+        raise OptionError(f'network_r.type: relation {relation!r} needs a DRN that predicts gains, e.g. {shipped}.')
+    return net_r, True

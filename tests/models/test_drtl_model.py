@@ -9,6 +9,7 @@ import torch
 from basicsr.data import build_dataloader, build_dataset
 from basicsr.utils.misc import check_resume
 
+from drtl_plugin.archs import TransferRelationNet
 from drtl_plugin.errors import OptionError
 from drtl_plugin.models import drtl_model
 from drtl_plugin.options.file import load_option_file
@@ -122,6 +123,43 @@ def test_interrupted_training_goes_on_as_if_it_had_not_been(build, quick_opt, wo
     assert torch.equal(parameters(resumed.net_g_ema), parameters(whole.net_g_ema))
     assert torch.equal(resumed.weights, whole.weights)
     assert torch.equal(resumed.graph.edges, whole.graph.edges)
+
+
+class TestPredictedTransfer:
+    """The relation whose DRN is shipped."""
+
+    @pytest.fixture
+    def opt(self, quick_opt):
+        quick_opt['drtl']['weighting']['relation'] = 'predicted_transfer'
+        del quick_opt['network_r']
+        return quick_opt
+
+    def test_is_known_before_the_first_step(self, build, opt):
+        model = build(opt)
+        feed(model, [0, 1])
+        assert model.graph is not None
+        assert model.weights.std() > 0.1
+
+    @pytest.mark.parametrize(
+        ('network', 'weights', 'message'),
+        [
+            ('TransferRelationNet', None, "^network_r: relation 'predicted_transfer' has a trained DRN of its own"),
+            (None, 'net_r.pth', '^network_r: .* give both'),
+            ('DistortionRelationNet', 'net_r.pth', r'^network_r\.type: .* needs a DRN that predicts gains'),
+        ],
+    )
+    def test_another_drn_must_be_trained_and_predict(self, build, opt, network, weights, message):
+        opt['network_r'] = network and {'type': network}
+        opt['path']['pretrain_network_r'] = weights
+        with pytest.raises(OptionError, match=message):
+            build(opt)
+
+    def test_weights_of_another_one_are_used(self, build, opt, workdir):
+        net = TransferRelationNet(num_member=1).eval()
+        torch.save({'params': net.state_dict()}, workdir / 'net_r.pth')
+        opt['network_r'] = {'type': 'TransferRelationNet', 'num_member': 1}
+        opt['path']['pretrain_network_r'] = str(workdir / 'net_r.pth')
+        assert torch.equal(parameters(build(opt).net_r), parameters(net))
 
 
 def test_states_hold_nothing_of_a_device(build, quick_opt):
