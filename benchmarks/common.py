@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+# Before torch, to shorten the spinning of its threads, and before BasicSR.
+import drtl_plugin  # noqa: F401  isort: skip
 import argparse
 import os
 from collections.abc import Callable, Sequence
@@ -13,9 +15,6 @@ from basicsr.utils import imfrombytes, img2tensor
 from torch import Tensor, nn
 from tqdm import tqdm
 
-# Before torch, to shorten the spinning of its threads.
-import drtl_plugin
-import drtl_plugin.archs
 from drtl_plugin.archs import DistortionRelationNet, TransferRelationNet
 from drtl_plugin.data.distortion_task_dataset import DistortionTaskDataset
 from drtl_plugin.hooks import RelationHook
@@ -23,7 +22,7 @@ from drtl_plugin.relation.drn_training import train_drn
 from drtl_plugin.tasks.library import DistortionLibrary
 
 HERE = Path(__file__).resolve().parent
-SHIPPED_RELATION_NET = Path(drtl_plugin.archs.__file__).parent / 'TransferRelationNet.pth'
+SHIPPED_RELATION_NET = HERE.parent / 'drtl_plugin/archs/TransferRelationNet.pth'
 # Side of LQ patches in all benchmarks.
 LQ_SIZE = 24
 
