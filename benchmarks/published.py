@@ -53,6 +53,7 @@ from basicsr.utils import tensor2img
 from basicsr.utils.color_util import rgb2ycbcr_pt
 from basicsr.utils.matlab_functions import imresize
 from basicsr.utils.registry import ARCH_REGISTRY
+from matplotlib.figure import Figure
 from scipy import stats
 from torch import Tensor, nn
 from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
@@ -328,29 +329,28 @@ def read_cells() -> dict[tuple[str, str, int, str], list[dict]]:
     return cells
 
 
-def best_on_val(cells: dict, case: str, regime: str, draw: int, arm: str) -> dict[str, float] | None:
-    """PSNR by image of the rate and number of steps that are best on ``val``: the oracle."""
-    candidates = defaultdict(dict)
+def best_on_val(cells: dict, case: str, regime: str, draw: int, arm: str) -> list[dict] | None:
+    """Rows of the rate and number of steps that are best on ``val``, in PSNR: the oracle."""
+    candidates = defaultdict(list)
     for rate in RATES:
         rows = cells.get((case, regime, draw, f'{arm}_{rate:g}'))
         if rows is None:
             return None
         for row in rows:
-            candidates[rate, row['step']][row['image']] = float(row['psnr'])
-    return max(candidates.values(), key=lambda images: statistics.mean(images.values()))
+            candidates[rate, row['step']].append(row)
+    return max(candidates.values(), key=lambda rows: statistics.mean(float(row['psnr']) for row in rows))
 
 
-def by_draw(cells: dict, case: str, regime: str, arm: str) -> dict[int, dict[str, float]]:
-    """PSNR by image, for each draw that is there."""
+def by_draw(cells: dict, case: str, regime: str, arm: str) -> dict[int, list[dict]]:
+    """Rows, one for each image, for each draw that is there."""
     draws = {}
     for draw in DRAWS:
         if arm in ('by_hand', 'averaged'):
-            images = best_on_val(cells, case, regime, draw, arm)
+            rows = best_on_val(cells, case, regime, draw, arm)
         else:
             rows = cells.get((case, regime, draw, arm))
-            images = rows and {row['image']: float(row['psnr']) for row in rows}
-        if images is not None:
-            draws[draw] = images
+        if rows is not None:
+            draws[draw] = rows
     return draws
 
 
@@ -361,8 +361,24 @@ def interval(differences: list[float]) -> str:
     return f'{mean:+.3f} ± {half:.3f}'
 
 
+def mean_of(draws: dict[int, list[dict]], metric: str) -> float:
+    """Mean of a metric over images and draws."""
+    return statistics.mean(float(row[metric]) for rows in draws.values() for row in rows)
+
+
+def relative_time(cells: dict, case: str, regime: str) -> str:
+    """Seconds of ``basicsr adapt`` in relation to those of fine-tuning by hand at all rates."""
+    ratios = []
+    for draw in DRAWS:
+        runs = [cells.get((case, regime, draw, arm)) for arm in ('ours', *(f'by_hand_{rate:g}' for rate in RATES))]
+        if all(runs):
+            own, *by_hand = (float(rows[0]['seconds']) for rows in runs)
+            ratios.append(own / sum(by_hand))
+    return f'{statistics.mean(ratios):.2f}' if ratios else 'not run'
+
+
 def report() -> str:
-    """Tables of PSNR, and of differences to the oracle."""
+    """Tables of PSNR and its differences to the oracle, and of the other metrics."""
     cells = read_cells()
     arms = {
         'as published': 'published',
@@ -373,30 +389,75 @@ def report() -> str:
         'without augmentation': 'ours_without_augmentation',
         'in two folds': 'ours_in_one_fold',
     }
-    rows, all_differences = [], []
+    rows, other_rows, all_differences = [], [], []
     for case in CASES:
         for regime in REGIMES:
-            scores = {name: by_draw(cells, case, regime, arm) for name, arm in arms.items()}
+            found = {name: by_draw(cells, case, regime, arm) for name, arm in arms.items()}
             row = [case, regime]
-            for draws in scores.values():
-                psnr = [statistics.mean(images.values()) for images in draws.values()]
-                row.append(f'{statistics.mean(psnr):.2f} ({len(psnr)})' if psnr else 'not run')
-            oracle, own = scores['by hand, oracle'], scores['`basicsr adapt`']
-            common = sorted(oracle.keys() & own.keys())
+            for draws in found.values():
+                row.append(f'{mean_of(draws, "psnr"):.2f} ({len(draws)})' if draws else 'not run')
+            oracle, own = found['by hand, oracle'], found['`basicsr adapt`']
             difference = 'not run'
+            common = sorted(oracle.keys() & own.keys())
             if common:
+                images = zip(*(zip(own[draw], oracle[draw], strict=True) for draw in common), strict=True)
                 differences = [
-                    statistics.mean(own[draw][image] - oracle[draw][image] for draw in common)
-                    for image in own[common[0]]
+                    statistics.mean(float(ours['psnr']) - float(theirs['psnr']) for ours, theirs in image)
+                    for image in images
                 ]
                 all_differences += differences
                 difference = interval(differences)
-            rows.append([*row, difference])
-    table = markdown_table(['case', 'pairs', *arms, 'ours - oracle'], rows)
+                for metric in ('ssim', 'ms_ssim', 'niqe'):
+                    three = (found['as published'], oracle, own)
+                    values = [f'{mean_of({draw: draws[draw] for draw in common}, metric):.4f}' for draws in three]
+                    other_rows.append([case, regime, metric, *values])
+            rows.append([*row, difference, relative_time(cells, case, regime)])
+    table = markdown_table(['case', 'pairs', *arms, 'adapt - oracle', 'time, adapt : by hand'], rows)
     table += '\n\nPSNR in dB; in brackets, the number of draws.'
     if all_differences:
-        table += f' Ours - oracle over all cases and images: {interval(all_differences)} dB.'
+        table += f' adapt - oracle over all cases and images: {interval(all_differences)} dB.'
+        header = ['case', 'pairs', 'metric', 'as published', 'by hand, oracle', '`basicsr adapt`']
+        table += '\n\n' + markdown_table(header, other_rows)
     return table
+
+
+def draw_curves(cells: dict, data: Path, path: Path) -> None:
+    """Draw PSNR against the number of LQ pixels, and against steps for five pairs, of the cases that have cells."""
+    cases = [name for name in CASES if any(case == name and arm == 'ours' for case, _, _, arm in cells)]
+    figure = Figure(figsize=(5 * len(cases), 7), layout='constrained')
+    axes = figure.subplots(2, len(cases), squeeze=False)
+    for column, name in enumerate(cases):
+        above, below = axes[:, column]
+        curves = defaultdict(list)
+        for regime in REGIMES:
+            pixels = sum(lq.shape[0] * lq.shape[1] for _, lq in support(data, CASES[name], regime, 0).values())
+            for label, arm in (('as published', 'published'), ('by hand, oracle', 'by_hand'), ('adapt', 'ours')):
+                draws = by_draw(cells, name, regime, arm)
+                if draws:
+                    curves[label].append((pixels, mean_of(draws, 'psnr')))
+        for label, points in curves.items():
+            above.plot(*zip(*sorted(points), strict=True), marker='o', label=label)
+        above.set(title=name, xscale='log', xlabel='LQ pixels: five crops, one pair, five pairs', ylabel='PSNR, dB')
+        above.set_xticks([pixels for pixels, _ in points], [f'{pixels:,}' for pixels, _ in points])
+        above.minorticks_off()
+        above.legend()
+        for rate in RATES:
+            steps = defaultdict(list)
+            for draw in DRAWS:
+                for row in cells.get((name, 'pairs_5', draw, f'by_hand_{rate:g}'), []):
+                    steps[int(row['step'])].append(float(row['psnr']))
+            if steps:
+                below.plot(
+                    list(steps), [statistics.mean(values) for values in steps.values()], label=f'by hand, {rate:g}'
+                )
+        own = by_draw(cells, name, 'pairs_5', 'ours')
+        if own:
+            (steps_of_own,) = {int(row['step']) for rows in own.values() for row in rows}
+            below.plot([steps_of_own], [mean_of(own, 'psnr')], 'k*', markersize=10, label='adapt, all its steps')
+        below.set(xlabel='steps of 16 patches, five pairs', ylabel='PSNR, dB')
+        below.set_ylim(bottom=above.get_ylim()[0])
+        below.legend()
+    figure.savefig(path, dpi=80)
 
 
 def train_own(name: str, data: Path) -> None:
@@ -467,6 +528,7 @@ def main() -> None:
                         measure(args.data, case, regime, draw, arm)
     if not args.train:
         print(report())
+        draw_curves(read_cells(), args.data, HERE.parent / 'docs/published.png')
 
 
 if __name__ == '__main__':

@@ -1,7 +1,8 @@
-"""Choose the settings of ``drtl.adapt`` on held-out support pairs: all folds, and no validation image.
+r"""Choose the settings of ``drtl.adapt`` on held-out support pairs: all folds, and no validation image.
 
     basicsr train -opt options/drtl_x4.yml
-    python benchmarks/select_adaptation.py -opt options/drtl_x4.yml --weights experiments/drtl_x4/models/net_g_latest.pth
+    python benchmarks/select_adaptation.py -opt options/drtl_x4.yml \
+        --weights experiments/drtl_x4/models/net_g_latest.pth
 
 Each support pair is held out in turn. The camera is fitted to the other pairs, the relation measured on them, and the
 network adapted to them with each combination of settings. Prints the PSNR-Y of the pairs that were held out, and the
