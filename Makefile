@@ -1,4 +1,5 @@
 # make train       set everything up, then train, adapt and report on the sample data
+# make compare     what the method is worth: six arms on the sample data, beside committed results
 # make test        set everything up, then lint, and run the quick tests
 # make test-slow   all other tests: whole runs, the wheel in a clean environment, a thousand examples of each property
 # make test-gpu    tests that need a GPU; all others run without one
@@ -15,10 +16,13 @@ export PIP_BUILD_CONSTRAINT := constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 OPT ?= options/drtl_x4.yml
 
-.PHONY: train test test-slow test-gpu test-wheel lint clean
+.PHONY: train compare test test-slow test-gpu test-wheel lint clean
 
 train: .venv/installed
 	$(BIN)/basicsr train -opt $(OPT)
+
+compare: .venv/installed
+	$(BIN)/python benchmarks/compare.py
 
 test: .venv/installed-dev lint
 	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal --cov --cov-report=term

@@ -5,13 +5,16 @@ from __future__ import annotations
 # Before torch, to shorten the spinning of its threads, and before BasicSR.
 import drtl_plugin  # noqa: F401  isort: skip
 import argparse
+import math
 import os
+import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from basicsr.archs.edsr_arch import EDSR
 from basicsr.utils import imfrombytes, img2tensor
+from scipy import stats
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -145,3 +148,10 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     ]
     lines.insert(1, '|' + '|'.join('-' * (width + 2) for width in widths) + '|')
     return '\n'.join(lines)
+
+
+def interval(differences: list[float]) -> str:
+    """Mean, and half of the 95 % interval by Student's t."""
+    mean = statistics.mean(differences)
+    half = stats.t.ppf(0.975, len(differences) - 1) * statistics.stdev(differences) / math.sqrt(len(differences))
+    return f'{mean:+.3f} ± {half:.3f}'

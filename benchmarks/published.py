@@ -40,7 +40,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # Before BasicSR: it imports drtl_plugin, which repairs BasicSR.
-from common import HERE, markdown_table, parse, parser  # isort: skip
+from common import HERE, interval, markdown_table, parse, parser  # isort: skip
 import bsrn_arch
 import cv2
 import numpy as np
@@ -54,7 +54,6 @@ from basicsr.utils.color_util import rgb2ycbcr_pt
 from basicsr.utils.matlab_functions import imresize
 from basicsr.utils.registry import ARCH_REGISTRY
 from matplotlib.figure import Figure
-from scipy import stats
 from torch import Tensor, nn
 from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 
@@ -352,13 +351,6 @@ def by_draw(cells: dict, case: str, regime: str, arm: str) -> dict[int, list[dic
         if rows is not None:
             draws[draw] = rows
     return draws
-
-
-def interval(differences: list[float]) -> str:
-    """Mean, and half of the 95 % interval by Student's t."""
-    mean = statistics.mean(differences)
-    half = stats.t.ppf(0.975, len(differences) - 1) * statistics.stdev(differences) / math.sqrt(len(differences))
-    return f'{mean:+.3f} ± {half:.3f}'
 
 
 def mean_of(draws: dict[int, list[dict]], metric: str) -> float:

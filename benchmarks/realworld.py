@@ -211,30 +211,43 @@ def _digest(opt: dict, *settings: object) -> str:
 def options(job: Job) -> dict:
     """The parsed option file of a job."""
     camera, scale = TRACKS[job.track]
-    arm = ARMS[job.arm]
-    iterations, relation = job.iterations, arm.drtl['weighting']['relation']
-    # `embedding` is measured before training, without gradients of net_g; the DRN's own training is not counted.
-    hooks = copy.deepcopy(arm.drtl.get('hooks', []))
-    if relation == 'transfer':
-        # Measured once, before half of the training; steps on 8 patches of each task count as training does.
-        steps, num_tasks = 10, 17 + arm.drtl.get('camera_fit', False)
-        iterations -= num_tasks * steps * 8 // (EPISODES * PATCHES)
-        hooks = [{'type': 'RelationHook', 'interval': int(job.iterations * 0.46), 'transfer_steps': steps}]
     target = {
         'dataroot_gt': str(job.data / camera / 'support' / 'hr'),
         'dataroot_lq': str(job.data / camera / 'support' / f'lr_x{scale}'),
         'num_shot': job.shots,
         'seed': job.seed,
     }
+    return options_of(ARMS[job.arm], scale, job.data / 'bsds500_train', target, job.iterations, job.seed)
+
+
+def options_of(arm: Arm, scale: int, auxiliary: Path, target: dict, budget: int, seed: int) -> dict:
+    """The parsed option file of an arm.
+
+    Args:
+        arm (Arm): The arm.
+        scale (int): Scale.
+        auxiliary (Path): Folder of GT images for the auxiliary tasks.
+        target (dict): ``datasets.train.target``.
+        budget (int): Training steps, including those that measure the relation.
+        seed (int): Seed.
+    """
+    iterations, relation = budget, arm.drtl['weighting']['relation']
+    # `embedding` is measured before training, without gradients of net_g; the DRN's own training is not counted.
+    hooks = copy.deepcopy(arm.drtl.get('hooks', []))
+    if relation == 'transfer':
+        # Measured once, before half of the training; steps on 8 patches of each task count as training does.
+        steps, num_tasks = 10, 17 + arm.drtl.get('camera_fit', False)
+        iterations -= num_tasks * steps * 8 // (EPISODES * PATCHES)
+        hooks = [{'type': 'RelationHook', 'interval': int(budget * 0.46), 'transfer_steps': steps}]
     train = {
         'name': 'auxiliary tasks',
         'type': 'DistortionTaskDataset',
-        'dataroot_gt': str(job.data / 'bsds500_train'),
+        'dataroot_gt': str(auxiliary),
         'gt_size': LQ_SIZE * scale,
         'num_support': PATCHES // 2,
         'num_query': PATCHES // 2,
         'distortions': arm.distortions,
-        'seed': job.seed,
+        'seed': seed,
         'scale': scale,
         'target': target,
     }
@@ -244,7 +257,7 @@ def options(job: Job) -> dict:
         'model_type': 'DRTLModel',
         'scale': scale,
         'num_gpu': int(torch.cuda.is_available()),
-        'manual_seed': job.seed,
+        'manual_seed': seed,
         'is_train': True,
         'dist': False,
         'datasets': {'train': train},
@@ -286,21 +299,25 @@ def trained_model(job: Job) -> tuple[DRTLModel, float]:
         model.net_g_ema.load_state_dict(state['params'])
         model.weights = state['weights']
         return model, state['seconds']
+    seconds = train(model)
+    state = {'params': model.net_g_ema.state_dict(), 'weights': model.weights, 'seconds': seconds}
+    _write(job.network, functools.partial(torch.save, state))
+    return model, seconds
+
+
+def train(model: DRTLModel) -> float:
+    """Train a model as its options say; returns seconds."""
     start = time.perf_counter()
     # The records go to an experiment's folder, which there is none of.
     model.hooks = [hook for hook in model.hooks if type(hook).__name__ == 'RelationHook']
-    total = opt['train']['total_iter']
     with tempfile.TemporaryDirectory() as folder:
-        opt['path']['models'] = folder  # RelationHook saves the DRN there
-        for iteration in range(1, total + 1):
+        model.opt['path']['models'] = folder  # RelationHook saves the DRN there
+        for iteration in range(1, model.opt['train']['total_iter'] + 1):
             model.update_learning_rate(iteration)
             episodes = range((iteration - 1) * EPISODES, iteration * EPISODES)
             model.feed_data(default_collate([model.train_set[index] for index in episodes]))
             model.optimize_parameters(iteration)
-    seconds = time.perf_counter() - start
-    state = {'params': model.net_g_ema.state_dict(), 'weights': model.weights, 'seconds': seconds}
-    _write(job.network, functools.partial(torch.save, state))
-    return model, seconds
+    return time.perf_counter() - start
 
 
 def _write(path: Path, save: Callable[[Path], None]) -> None:

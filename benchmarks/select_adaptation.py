@@ -13,7 +13,7 @@ the network has been trained with all of them.)
 from __future__ import annotations
 
 # Before torch: common imports drtl_plugin, which repairs BasicSR.
-from common import markdown_table
+from common import interval, markdown_table
 
 import argparse  # isort: skip
 import itertools
@@ -24,7 +24,6 @@ import msgspec
 import torch
 from basicsr.metrics.psnr_ssim import calculate_psnr_pt
 from basicsr.models import build_model
-from published import interval
 
 import drtl_plugin
 from drtl_plugin.meta.adaptation import last
