@@ -304,6 +304,25 @@ MUTANTS = (
         'nets = [*cross_validation.networks[1:], cross_validation.networks[0]]\n',
         _REPORT,
     ),
+    # The option file
+    Mutant(
+        'relation, fit and replay switched off',
+        'options/drtl_x4.yml',
+        """\
+  camera_fit: true               # one more task: the camera's degradation, fitted to its pairs
+  weighting: {relation: transfer, effective_tasks: 6, floor: 0.2, fit_share: 0.9, mode: sampling}
+  inner: {algorithm: fomaml, lr: !!float 1e-2, steps: 1}
+  adapt: {steps: 200, lr: !!float 3e-4, batch_size: 8, replay: 0.5}
+""",
+        """\
+  camera_fit: false
+  weighting: {relation: uniform}
+  inner: {algorithm: fomaml, lr: !!float 1e-2, steps: 1}
+  adapt: {steps: 200, lr: !!float 3e-4, batch_size: 8, replay: 0}
+""",
+        _POINT,
+        is_slow=True,
+    ),
 )
 
 
