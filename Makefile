@@ -4,6 +4,7 @@
 # make test-slow   all other tests: whole runs, the wheel in a clean environment, a thousand examples of each property
 # make test-gpu    tests that need a GPU; all others run without one
 # make test-wheel  of these, only the wheel
+# make mutants     break the method in one place at a time; the tests must notice
 #
 # Everything goes into .venv. PYTHON=python3.11 chooses the interpreter, which must be 3.10 or later.
 
@@ -16,7 +17,7 @@ export PIP_BUILD_CONSTRAINT := constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 OPT ?= options/drtl_x4.yml
 
-.PHONY: train compare test test-slow test-gpu test-wheel lint clean
+.PHONY: train compare test test-slow test-gpu test-wheel mutants lint clean
 
 train: .venv/installed
 	$(BIN)/basicsr train -opt $(OPT)
@@ -36,6 +37,9 @@ test-gpu: .venv/installed-dev
 
 test-wheel: .venv/installed-dev
 	$(BIN)/python -m pytest -m wheel
+
+mutants: .venv/installed-dev
+	$(BIN)/python tests/mutants.py
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

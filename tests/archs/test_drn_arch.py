@@ -38,6 +38,18 @@ class TestTransferRelationNet:
         assert torch.allclose(together, sum(alone) / 3, atol=1e-6)
 
 
+def test_embeddings_are_read_from_the_memory_bank():
+    """A bank of one slot has one answer; the attention of two slots moves on the line between them."""
+    lq, gt = torch.rand(2, 5, 3, 16, 16)
+    single, double = (build_network({'type': 'DistortionRelationNet', 'num_slot': num}).eval() for num in (1, 2))
+    with torch.no_grad():
+        assert torch.allclose(single(lq, gt), single.memory_bank.slots.expand(5, -1))
+        first, second = double.memory_bank.slots
+        share = (double(lq, gt) - first) / (second - first)
+    assert torch.allclose(share, share[:, :1].expand_as(share), atol=1e-3)
+    assert share.min() > 0 and share.max() < 1
+
+
 def test_the_pair_matters_not_the_picture_alone():
     net = build_network({'type': 'DistortionRelationNet'}).eval()
     lq = torch.rand(1, 3, 16, 16)

@@ -1,5 +1,6 @@
 """``basicsr adapt``: from a folder of pairs to weights of one's own camera."""
 
+import math
 import re
 import shlex
 import sys
@@ -14,14 +15,17 @@ from basicsr.metrics import calculate_psnr
 from basicsr.utils import tensor2img
 from basicsr.utils.registry import ARCH_REGISTRY
 from PIL import Image
+from torch import nn
 
 from drtl_plugin import cli
 from drtl_plugin.api import adapt as module
 from drtl_plugin.api import adapt_model
+from drtl_plugin.api.adapt_evaluation import evaluate_folds
 from drtl_plugin.errors import DataError, OptionError
 from drtl_plugin.models import adapter
+from drtl_plugin.models.cross_validation import CrossValidation, folds_of
 from drtl_plugin.runtime import progress
-from drtl_plugin.runtime.trained_network import load_trained
+from drtl_plugin.runtime.trained_network import TrainedNetwork, load_trained
 from tests.data.test_bad_files import damaged_png
 from tests.data.test_photographs import display_p3
 from tests.sources.test_alignment import pair
@@ -174,6 +178,68 @@ def test_networks_of_ones_own(folder, quick, capsys, monkeypatch):
         assert command[-2:] == list(mine)
         assert call(*('pairs/b_LR.png' if word == 'IN' else word for word in command)) == 0
     sys.modules.pop('my_network')
+
+
+class ByBrightness(nn.Module):
+    """Adds a number to an image: one for all images, or one for each third of the range of brightness."""
+
+    def __init__(self, num):
+        super().__init__()
+        self.offsets = nn.Parameter(torch.zeros(num))
+
+    def forward(self, lq):
+        known = (len(self.offsets) * lq.mean(dim=(1, 2, 3))).long()
+        return nn.functional.interpolate(lq, scale_factor=4) + self.offsets[known][:, None, None, None]
+
+
+@pytest.mark.parametrize(('num', 'helps'), [(1, True), (3, False)])
+def test_what_is_learned_by_heart_is_no_gain(folder, quick, monkeypatch, num, helps):
+    """All LQ images are darker than their GT by the same amount. One that only remembers images restores no others."""
+    monkeypatch.setattr(ARCH_REGISTRY, '_obj_map', {**ARCH_REGISTRY._obj_map, 'ByBrightness': ByBrightness})
+    network = {'type': 'ByBrightness', 'num': num}
+    torch.save({'params': ByBrightness(num).state_dict(), 'network': network, 'scale': 4}, 'w.pth')
+    options = adapt_model.adaptation_options
+
+    def unmixed(*arguments):  # a mixture would be of the brightness of another pair
+        opt = options(*arguments)
+        opt['drtl']['adapt'].update(mixup=0, rgb_permutation=0)
+        return opt
+
+    monkeypatch.setattr(adapt_model, 'adaptation_options', unmixed)
+    for name, brightness in {'a': 50, 'b': 128, 'c': 206}.items():
+        gt = cv2.imread(f'pairs/{name}_HR.png').astype(float)
+        gt = brightness + 0.15 * (gt - gt.mean())
+        lq = cv2.resize(gt, (72, 64), interpolation=cv2.INTER_AREA) - 10
+        for side, image in (('HR', gt), ('LR', lq)):
+            cv2.imwrite(f'pairs/{name}_{side}.png', np.clip(np.round(image), 0, 255))
+    report = module.adapt('pairs', 'w.pth', 'mine', budget=50)
+    assert ('Adapting gains nothing on held-out pairs' in report) != helps
+    offsets = torch.load('mine/net_g_adapted_latest.pth')['params']['offsets']
+    assert (offsets.min() > 0.5 / 255) if helps else torch.equal(offsets, torch.zeros(3))
+    mean = next(line for line in report.splitlines() if line.startswith('| **mean** |'))
+    before, after = (float(cell) for cell in mean.split('|')[2:4])
+    assert after > before if helps else after == before
+
+
+@pytest.mark.parametrize('num', [3, 1], ids=['pairs', 'quarters of a pair'])
+def test_the_report_is_of_networks_that_have_not_seen_the_pair(num):
+    """Network k is wrong by k + 1 grey levels: by the PSNR of grey images, which have no other error."""
+    gt, lq = (np.full((side, side, 3), 100, np.uint8) for side in (128, 32))
+    images = dict.fromkeys('abc'[:num], (gt, lq))
+    folds = folds_of([(32, 32)] * num, 5)
+    nets = [ByBrightness(1) for _ in [*folds, 'before', 'result']]
+    for error, net in enumerate(nets, start=1):
+        net.offsets.data.fill_(error / 255)
+    *adapted, before, result = nets
+    chosen = CrossValidation([], 1e-3, {1.0: 0.5}, 1.0, folds[::-1], adapted[::-1], result)
+    evaluations = list(evaluate_folds(chosen, images, TrainedNetwork(before, {'type': 'ByBrightness'}, 4)))
+    assert [e.name for e in evaluations] == (list('abc') if num == 3 else [f'a ({k})' for k in range(1, 5)])
+
+    def psnr(error: int) -> float:  # the Y of a grey image has a range of 219 instead of 255
+        return 20 * math.log10(255 / (error * 219 / 255))
+
+    assert [e.after['psnr_y'] for e in evaluations] == pytest.approx([psnr(k + 1) for k in range(len(folds))], abs=1e-2)
+    assert [e.before['psnr_y'] for e in evaluations] == pytest.approx([psnr(len(folds) + 1)] * len(folds), abs=1e-2)
 
 
 def test_a_failed_evaluation_leaves_what_was_adapted(folder, quick, monkeypatch):

@@ -111,25 +111,28 @@ class TestAdapting:
         model.prepare()
         return model
 
-    def test_judges_by_what_was_held_out(self, model):
-        """Pair k is of the brightness k / 10, so that each patch tells where it comes from."""
-        sides = [[torch.full((3, side, side), 25 * k, dtype=torch.uint8) for side in (32, 128)] for k in range(5)]
-        model.adapter.pairs = [tuple(pair) for pair in sides]
+    @pytest.mark.parametrize('num', [5, 1], ids=['pairs', 'quarters of a pair'])
+    def test_judges_by_what_was_held_out(self, model, num):
+        """Pair k, or quarter k of one, is of the brightness k / 10, so that each pixel tells where it comes from."""
+        folds = num if num > 1 else 4
+        images = [torch.full((3, 128, 128), 25 * k, dtype=torch.uint8) for k in range(folds)]
+        if num == 1:
+            images = [torch.cat([torch.cat(images[:2], dim=2), torch.cat(images[2:], dim=2)], dim=1)]
+        model.adapter.pairs = [(gt[:, ::4, ::4], gt) for gt in images]
         calls = []
 
         def criterion(output, gt):
-            pairs = {round(value * 255 / 25) for value in gt.amax(dim=(1, 2, 3)).tolist()}
-            calls.append((output.requires_grad, pairs))
+            calls.append((output.requires_grad, {round(value * 255 / 25) for value in gt.unique().tolist()}))
             return nn.functional.mse_loss(output, gt)
 
         model.adapter.criterion = criterion
         model.adapt_to_target()
-        trained = [pairs for trains, pairs in calls if trains]
-        folds = [0, 0, 1, 2, 3, 4]  # of two rates, then one
-        assert len(trained) == 2 * len(folds)
-        for run, fold in enumerate(folds):
-            assert set().union(*trained[2 * run : 2 * run + 2]) == set(range(5)) - {fold}
-        assert {tuple(pairs) for trains, pairs in calls if not trains} == {(k,) for k in range(5)}
+        trained = [seen for trains, seen in calls if trains]
+        held_out = [0, *range(folds)]  # the first fold at two rates, the others at one
+        assert len(trained) == 2 * len(held_out)
+        for run, fold in enumerate(held_out):
+            assert set().union(*trained[2 * run : 2 * run + 2]) == set(range(folds)) - {fold}
+        assert {tuple(seen) for trains, seen in calls if not trains} == {(k,) for k in range(folds)}
 
     def test_repeats_and_leaves_the_network_alone(self, model):
         before = copy.deepcopy(model.net_g.state_dict())

@@ -38,6 +38,18 @@ class Offset(nn.Module):
         return nn.functional.interpolate(lq, scale_factor=4) + self.offset
 
 
+class Rote(nn.Module):
+    """Adds a number to each picture that it has learned by heart, which it knows by its brightness."""
+
+    def __init__(self):
+        super().__init__()
+        self.offsets = nn.Parameter(torch.zeros(4))
+
+    def forward(self, lq):
+        known = (4 * lq.mean(dim=(1, 2, 3))).long()
+        return nn.functional.interpolate(lq, scale_factor=4) + self.offsets[known][:, None, None, None]
+
+
 def question(target_shift: float = 0.05, net_g: nn.Module | None = None, **settings) -> RelationQuestion:
     """Flat pictures under three tasks that shift brightness, and a target that does."""
     gt = torch.rand(4, 3, 1, 1, generator=torch.Generator().manual_seed(0)).expand(4, 3, 16, 16)
@@ -98,6 +110,17 @@ def test_what_moves_the_network_alike_relates(relation, shift):
     assert torch.equal(graph.edges, graph.edges.T)
     assert graph.edges.diagonal().tolist() == [1, 1, 1, 1]
     assert graph.edges.abs().max() <= 1 + 1e-6
+
+
+def test_what_is_learned_by_heart_does_not_transfer():
+    """The losses between auxiliary tasks are those on pictures that no task was learned from."""
+    gt = torch.tensor([1.0, 3, 5, 7]).view(4, 1, 1, 1).expand(4, 3, 16, 16) / 8
+    lq = torch.stack([bicubic(gt, 4) + shift for shift in (-0.1, 0.1)])
+    evidence = RelationEvidence(lq, gt, lq[1], gt)
+    ask = RelationQuestion(['darker', 'brighter'], lambda: evidence, None, Rote(), nn.MSELoss(), 5, 1e-2)
+    graph = ESTIMATOR_REGISTRY.get('transfer')(ask)
+    assert torch.equal(graph.edges[:2, :2], torch.eye(2))
+    assert graph.relation.tolist() == pytest.approx([-1, 1], abs=1e-3)  # the target shows what was learned
 
 
 @pytest.mark.parametrize('relation', ['gradient', 'transfer'])

@@ -28,8 +28,9 @@ class TestWeights:
         weights = relation_weights(relation, effective_tasks=effective_tasks)
         assert effective_number(weights) == pytest.approx(effective_tasks, rel=1e-4)
         assert weights.mean().item() == pytest.approx(1)
-        # it is a softmax: log weights are affine in the relation
+        # it is a softmax: log weights are affine in the relation, and grow with it
         slope = weights.log().diff() / relation.diff()
+        assert slope[0] > 0
         assert torch.allclose(slope, slope[:1].expand_as(slope), rtol=1e-3)
 
     def test_scale_and_offset_of_the_relation_do_not_matter(self, relation):

@@ -5,7 +5,8 @@ import torch
 from torch.nn import functional as F
 
 from drtl_plugin.tasks.camera_fit import CameraFit, fit_camera
-from drtl_plugin.tasks.camera_fit.correction import correct, share_left, train_correction
+from drtl_plugin.tasks.camera_fit import correction as camera_correction
+from drtl_plugin.tasks.camera_fit.correction import correct, fit_correction, share_left, train_correction
 from tests.tasks.test_camera_fit import pair, photographs, reduced, tensor
 
 
@@ -48,6 +49,23 @@ def test_it_is_used_and_saved_with_the_fit(sharp, tmp_path, generator):
 
 def test_a_camera_that_a_kernel_describes_is_not_corrected(sharp):
     assert fit_camera([pair(reduced(img, 1.6), img) for img in photographs()], sharp).correction == ()
+
+
+@pytest.mark.parametrize(('brightness', 'error', 'is_used'), [(0.0, 0.05, True), (0.7, -0.05, False)])
+def test_it_is_used_only_if_it_helps_a_pair_that_it_was_not_trained_on(
+    generator, monkeypatch, brightness, error, is_used
+):
+    """The LQ of a dark pair is too bright; the opposite of a bright pair can be learned only from that pair."""
+    monkeypatch.setattr(camera_correction, '_STEPS', 60)
+    gts = [level + 0.3 * torch.rand(3, 64, 64, generator=generator) for level in (0.0, brightness)]
+    models = [F.avg_pool2d(gt, 2) for gt in gts]
+    lqs = [model + difference for model, difference in zip(models, (0.05, error), strict=True)]
+    correction, left, left_of_unseen = fit_correction(gts, models, lqs)
+    if is_used:
+        assert max(left, left_of_unseen) < 0.5
+        assert share_left(correction, list(zip(gts, models, lqs, strict=True))) == pytest.approx(left)
+    else:
+        assert (correction, left, left_of_unseen) == ((), 1, 1)
 
 
 def test_share_left_is_one_without(generator):

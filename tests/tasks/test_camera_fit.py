@@ -15,6 +15,7 @@ from drtl_plugin.runtime import checkpoints
 from drtl_plugin.tasks.camera_fit import CameraFit, fit_camera
 from drtl_plugin.tasks.camera_fit import correction as camera_correction
 from drtl_plugin.tasks.camera_fit.kernel import kernel_sigma, reduce_by
+from drtl_plugin.tasks.camera_fit.noise import fit_noise, synthesise_noise
 from drtl_plugin.tasks.distortions import bicubic
 
 SIDE = 240
@@ -102,6 +103,26 @@ def test_noise_is_recovered_and_made_again(sharp, noise, generator):
     assert fitted.neighbour_correlation == pytest.approx(0, abs=0.05)
     grey = torch.full((8, 3, SIDE, SIDE), 0.4)
     assert fitted(grey, generator).std().item() == pytest.approx((constant + 0.4 * shot) ** 0.5, rel=0.1)
+
+
+def test_noise_at_edges_is_recovered_and_made_again(noise, generator):
+    constant, edges = 4e-5, 0.04
+    models, lqs = [], []
+    for img in photographs():
+        clean = reduced(img, 1.6)
+        down, right = np.gradient(clean.mean(axis=2))
+        spread = np.sqrt(constant + edges * (down**2 + right**2))[..., None]
+        models.append(tensor(clean))
+        lqs.append(tensor(clean + spread * noise.standard_normal(clean.shape)))
+    coefficients, colours, neighbours = fit_noise(models, lqs)
+    torch.testing.assert_close(coefficients[:, 2], torch.full((3,), edges).double(), rtol=0.2, atol=0)
+    # A grating of 16 pixels is steepest in columns 0 and 8, and flat in columns 4 and 12.
+    grating = (0.5 + 0.3 * torch.sin(2 * torch.pi * torch.arange(80) / 16)).expand(8, 3, 80, 80)
+    made = synthesise_noise(grating, coefficients.float(), colours.float(), neighbours, generator)
+    variance = made.square().mean(dim=(0, 1, 2)).view(5, 16)[1:-1].mean(dim=0)
+    slope = 0.3 * 2 * np.pi / 16
+    assert variance[[0, 8]].mean().item() == pytest.approx(constant + edges * slope**2, rel=0.25)
+    assert variance[[4, 12]].mean().item() == pytest.approx(constant, rel=0.25)
 
 
 def test_correlated_noise_is_recovered_and_made_again(sharp, noise, generator):
