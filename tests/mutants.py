@@ -57,6 +57,8 @@ class Mutant:
 _FIT = 'drtl_plugin/tasks/camera_fit'
 _EDGES = ('tasks/test_camera_fit.py::test_noise_at_edges_is_recovered_and_made_again',)
 _CORRECTION = ('tasks/test_camera_correction.py::test_it_is_used_only_if_it_helps_a_pair_that_it_was_not_trained_on',)
+_MEMBERS = ('archs/test_drn_arch.py::TestTransferRelationNet::test_members_are_averaged',)
+_PREDICTED = ('relation/test_estimators.py::test_predicted_transfer_is_the_drns_prediction',)
 _TRANSFER = ('relation/test_estimators.py::test_what_is_learned_by_heart_does_not_transfer',)
 _DISTURBED = ('relation/test_drn_training.py::test_weak_distortions_are_recovered_from_gt_that_is_not_perfect',)
 _BANK = ('archs/test_drn_arch.py',)
@@ -122,8 +124,8 @@ MUTANTS = (
     Mutant(
         'memory bank bypassed',
         'drtl_plugin/archs/drn_arch.py',
-        'return self.memory_bank(self.encoder(self.spectrum(lq, reduced_gt)))',
-        'return self.encoder(self.spectrum(lq, reduced_gt))',
+        'return self.memory_bank(self.encoder(features))',
+        'return self.encoder(features)',
         _BANK,
     ),
     Mutant(
@@ -247,12 +249,34 @@ MUTANTS = (
         'lq, gt = batch[0], batch[1].gather(1, orders.to(batch[1].device).expand_as(batch[1]))',
         _PATCHES,
     ),
+    # Predicted transfer
+    Mutant(
+        'members not averaged',
+        'drtl_plugin/archs/drn_arch.py',
+        'for member, *embeddings in parts]).mean(dim=0)',
+        'for member, *embeddings in parts])[0]',
+        _MEMBERS,
+    ),
+    Mutant(
+        'predicted transfer transposed',
+        'drtl_plugin/relation/estimators.py',
+        'gains = predict(auxiliary, torch.cat([auxiliary, target[None]]))',
+        'gains = predict(torch.cat([auxiliary, target[None]]), auxiliary).T',
+        _PREDICTED,
+    ),
     # Cross-validation
     Mutant(
         'worst rate chosen',
         'drtl_plugin/models/cross_validation.py',
         'lr = min(trials, key=lambda trial: trial.loss).lr',
         'lr = max(trials, key=lambda trial: trial.loss).lr',
+        _CHOICE,
+    ),
+    Mutant(
+        'folds compared by the mean of their ratios',
+        'drtl_plugin/models/cross_validation.py',
+        'return {share: value / max(sums[0], 1e-12) for share, value in sums.items()}',
+        'return {share: sum(each[share] / each[0] for each in judged) / len(judged) for share in sums}',
         _CHOICE,
     ),
     Mutant(
