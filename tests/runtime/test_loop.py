@@ -1,5 +1,6 @@
 """What a training run does beside the steps: it skips spoilt ones, and logs."""
 
+import functools
 import re
 import time
 
@@ -71,6 +72,7 @@ class TestWhatTheLogSays:
     def test_steps_are_timed_without_what_is_done_beside_them(self, workdir, quick_opt, write_opt, monkeypatch):
         measure = estimators.ESTIMATOR_REGISTRY.get('embedding')
 
+        @functools.wraps(measure)  # which keeps that it needs a DRN
         def measure_slowly(question):
             time.sleep(3)
             return measure(question)
