@@ -10,8 +10,8 @@ trained on all of them alike (EDSR 32 × 4; for seed 2, SRVGGNetCompact); copies
 Adam steps; and their losses on all tasks, on photographs that none of them learned from. The gain of task i on task j
 is ``log L_j(θ) - log L_j(θ_i)``, centred over i.
 
-The images are in scikit-image's and matplotlib's wheels; ``benchmarks/README.md`` lists their licences. Cameras are used
-to report only.
+The images are in scikit-image's and matplotlib's wheels; ``benchmarks/README.md`` lists their licences. Cameras only
+report.
 """
 
 from __future__ import annotations
