@@ -1,6 +1,6 @@
 """Mutation testing by hand: breaks the method in one place at a time, and shows that the tests notice.
 
-    python tests/mutants.py                  # all but the slow ones, about 4 minutes on 2 CPU cores
+    python tests/mutants.py                  # all but the slow ones, about 5 minutes on 2 CPU cores
     python tests/mutants.py fold rate        # those whose names contain a word
     python tests/mutants.py --slow           # with those that need whole training runs
 
