@@ -5,10 +5,11 @@ from __future__ import annotations
 # Before torch, to shorten the spinning of its threads, and before BasicSR.
 import drtl_plugin  # noqa: F401  isort: skip
 import argparse
+import csv
 import math
 import os
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -18,14 +19,13 @@ from scipy import stats
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from drtl_plugin.archs import DistortionRelationNet, TransferRelationNet
+from drtl_plugin.archs import DistortionRelationNet
 from drtl_plugin.data.distortion_task_dataset import DistortionTaskDataset
 from drtl_plugin.hooks import RelationHook
 from drtl_plugin.relation.drn_training import train_drn
 from drtl_plugin.tasks.library import DistortionLibrary
 
 HERE = Path(__file__).resolve().parent
-SHIPPED_RELATION_NET = HERE.parent / 'drtl_plugin/archs/TransferRelationNet.pth'
 # Side of LQ patches in all benchmarks.
 LQ_SIZE = 24
 
@@ -58,11 +58,17 @@ def read_image(path: Path) -> Tensor:
 
 def read_pairs(folder: Path, scale: int) -> list[tuple[Tensor, Tensor]]:
     """City100's pairs ``(lq, gt)`` of a folder, ``(3, …)`` each, uint8, as from FewShotPairDataset."""
-    pairs = []
-    for path in sorted((folder / 'hr').iterdir()):
-        lq, gt = read_image(folder / f'lr_x{scale}' / path.name)[0], read_image(path)[0]
-        pairs.append(tuple((image * 255).round().byte() for image in (lq, gt)))
-    return pairs
+    return list(pairs_by_name(folder / 'hr', folder / f'lr_x{scale}').values())
+
+
+def read_bytes(path: Path) -> Tensor:
+    """RGB, uint8, ``(3, H, W)``."""
+    return (read_image(path)[0] * 255).round().byte()
+
+
+def pairs_by_name(gt: Path, lq: Path) -> dict[str, tuple[Tensor, Tensor]]:
+    """Pairs ``(lq, gt)`` of two folders, ``(3, …)`` each, uint8."""
+    return {path.stem: (read_bytes(lq / path.name), read_bytes(path)) for path in sorted(gt.iterdir())}
 
 
 def auxiliary_data(data: Path, scale: int) -> DistortionTaskDataset:
@@ -97,13 +103,6 @@ def train_relation_net(data: DistortionTaskDataset, seed: int) -> tuple[Distorti
     for _ in tqdm(course, total=hook.drn_steps, desc='DRN', disable=None, leave=False):
         pass
     return net, lq
-
-
-def shipped_relation_net() -> TransferRelationNet:
-    """The DRN of ``predicted_transfer``."""
-    net = TransferRelationNet().eval()
-    net.load_state_dict(torch.load(SHIPPED_RELATION_NET, weights_only=True)['params'])
-    return net
 
 
 def train_network(
@@ -148,6 +147,17 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     ]
     lines.insert(1, '|' + '|'.join('-' * (width + 2) for width in widths) + '|')
     return '\n'.join(lines)
+
+
+def write_rows(path: Path, columns: Sequence[str], rows: Iterable[dict]) -> None:
+    """Write a CSV that is either complete or not there."""
+    path.parent.mkdir(exist_ok=True)
+    unfinished = path.with_suffix('.unfinished')
+    with open(unfinished, 'w', newline='', encoding='utf-8') as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(unfinished, path)
 
 
 def interval(differences: list[float]) -> str:

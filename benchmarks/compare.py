@@ -23,19 +23,19 @@ The protocol, fixed before the first table:
 from __future__ import annotations
 
 # Before BasicSR: realworld imports drtl_plugin, which repairs BasicSR.
-from common import HERE, interval, markdown_table, read_image
+from common import HERE, interval, markdown_table, pairs_by_name, write_rows
 from realworld import ARMS, Arm, options_of, score, train
 
 import argparse  # isort: skip
 import copy
 import csv
 import itertools
-import os
 import statistics
 import sys
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -66,17 +66,6 @@ BASELINES = ('bicubic', 'uniform')
 COLUMNS = ('arm', 'seed', 'image', 'before', 'after', 'lr', 'replay', 'seconds')
 
 
-def images(folder: Path) -> dict[str, Tensor]:
-    """Images by name, uint8, ``(3, H, W)``."""
-    return {path.stem: (read_image(path)[0] * 255).round().byte() for path in sorted(folder.iterdir())}
-
-
-def pairs_of(root: Path, part: str) -> dict[str, tuple[Tensor, Tensor]]:
-    """Pairs ``(lq, gt)`` of the sample camera."""
-    lq, gt = (images(root / 'camera' / part / side) for side in ('lq', 'gt'))
-    return {name: (lq[name], gt[name]) for name in gt}
-
-
 @torch.no_grad()
 def psnr(model: DRTLModel, net: nn.Module, lq: Tensor, gt: Tensor) -> float:
     """PSNR-Y of a restored image."""
@@ -94,7 +83,7 @@ def compute(name: str, seed: int, steps: int, adaptation: int, root: Path) -> li
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     began = time.perf_counter()
-    support = root / 'camera/support'
+    support, val = (root / 'camera' / part for part in ('support', 'val'))
     target = {'dataroot_gt': str(support / 'gt'), 'dataroot_lq': str(support / 'lq'), 'num_shot': 5}
     model = DRTLModel(options_of(COMPARED[name], SCALE, root / 'auxiliary', target, steps, seed))
     model.prepare()
@@ -115,20 +104,13 @@ def compute(name: str, seed: int, steps: int, adaptation: int, root: Path) -> li
             **{'arm': name, 'seed': seed, 'image': image, 'lr': lr, 'replay': replay, 'seconds': seconds},
             **{'before': psnr(model, before, *pair), 'after': psnr(model, after, *pair)},
         }
-        for image, pair in pairs_of(root, 'val').items()
+        for image, pair in pairs_by_name(val / 'gt', val / 'lq').items()
     ]
 
 
-def keep(rows: list[dict]) -> None:
-    """Write a cell, an arm and a seed, to RESULTS."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f'{rows[0]["arm"].replace(" ", "_")}-{rows[0]["seed"]}.csv'
-    unfinished = path.with_suffix('.unfinished')
-    with open(unfinished, 'w', newline='', encoding='utf-8') as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(unfinished, path)
+def cell(name: str, seed: int) -> Path:
+    """The file of an arm and a seed."""
+    return RESULTS / f'{name.replace(" ", "_")}-{seed}.csv'
 
 
 def kept() -> list[dict]:
@@ -174,22 +156,17 @@ def table(rows: list[dict]) -> str:
     return markdown_table(header, body)
 
 
-def run(seed: int, steps: int, adaptation: int, names: list[str]) -> list[dict]:
-    """Compute arms in two processes, and print each when it is done."""
+def run(seed: int, steps: int, adaptation: int, names: Sequence[str]) -> Iterator[list[dict]]:
+    """Compute arms in two processes, and print each when it is done; yields its rows."""
     with tempfile.TemporaryDirectory() as folder:
         root = prepare_sample_data(Path(folder, 'sample'))
         with ProcessPoolExecutor(2, get_context('spawn')) as pool:
             jobs = [pool.submit(compute, name, seed, steps, adaptation, root) for name in names]
-            rows = []
-            for job in jobs:
-                found = job.result()
-                first = found[0]
-                psnrs = ' -> '.join(
-                    f'{statistics.mean(row[when] for row in found):.2f}' for when in ('before', 'after')
-                )
-                print(f'{first["arm"]}: {psnrs} dB ({first["seconds"]} s)', flush=True)
-                rows += found
-    return rows
+            for job in as_completed(jobs):
+                rows = job.result()
+                before, after = (statistics.mean(row[when] for row in rows) for when in ('before', 'after'))
+                print(f'{rows[0]["arm"]}: {before:.2f} -> {after:.2f} dB ({rows[0]["seconds"]} s)', flush=True)
+                yield rows
 
 
 def main() -> None:
@@ -206,13 +183,13 @@ def main() -> None:
     if args.write is not None:
         if (args.steps, args.adaptation) != (STEPS, ADAPTATION):
             sys.exit('--write keeps full results only; leave out --steps and --adaptation.')
-        for name in COMPARED:
-            if not (RESULTS / f'{name.replace(" ", "_")}-{args.write}.csv').is_file():
-                keep(run(args.write, STEPS, ADAPTATION, [name]))
+        missing = [name for name in COMPARED if not cell(name, args.write).is_file()]
+        for rows in run(args.write, STEPS, ADAPTATION, missing):
+            write_rows(cell(rows[0]['arm'], args.write), COLUMNS, rows)
     elif not args.report:
         print(f'Seed {args.seed}, live, PSNR-Y before and after adaptation:')
-        live = run(args.seed, args.steps, args.adaptation, list(COMPARED))
-        print(f'\nThis seed:\n\n{table(live)}')
+        live = itertools.chain.from_iterable(run(args.seed, args.steps, args.adaptation, list(COMPARED)))
+        print(f'\nThis seed:\n\n{table(list(live))}')
     print(f'\nCommitted seeds (intervals: 95 %, paired by image and seed):\n\n{table(kept())}')
 
 

@@ -30,7 +30,6 @@ from __future__ import annotations
 import argparse
 import csv
 import math
-import shutil
 import statistics
 import tempfile
 import time
@@ -40,7 +39,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # Before BasicSR: it imports drtl_plugin, which repairs BasicSR.
-from common import HERE, interval, markdown_table, parse, parser  # isort: skip
+from common import HERE, interval, markdown_table, parse, parser, write_rows  # isort: skip
 import bsrn_arch
 import cv2
 import numpy as np
@@ -308,13 +307,7 @@ def measure(data: Path, case_name: str, regime: str, draw: int, arm: str) -> Non
         began = time.monotonic()
         rows = list(ARMS[arm](cell))
         seconds = round(time.monotonic() - began, 1)
-    RESULTS.mkdir(exist_ok=True)
-    unfinished = path.with_suffix('.unfinished')
-    with open(unfinished, 'w', newline='', encoding='utf-8') as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows({**row, 'seconds': seconds} for row in rows)
-    shutil.move(unfinished, path)
+    write_rows(path, COLUMNS, ({**row, 'seconds': seconds} for row in rows))
     print(f'{path.stem}: {statistics.mean(row["psnr"] for row in rows[-len(val) :]):.2f} dB, {seconds} s')
 
 

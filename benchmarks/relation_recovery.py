@@ -25,7 +25,6 @@ from common import (
     parse,
     parser,
     read_image,
-    shipped_relation_net,
     train_base,
     train_relation_net,
 )
@@ -37,6 +36,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from drtl_plugin.hooks import RelationHook
+from drtl_plugin.models.relation_net import load_shipped
 from drtl_plugin.relation.estimators import learn_task, mean_embedding, mean_gradient
 from drtl_plugin.tasks.library import DistortionLibrary
 from drtl_plugin.tasks.patches import paired_patches
@@ -182,7 +182,7 @@ def main() -> None:
                 measure_cosines(LQ_ONLY, lambda lq, gt, net=net: net(lq).mean(dim=0), args.rounds)
 
     if 'predicted_transfer' in args.relations:
-        shipped = shipped_relation_net()
+        shipped = load_shipped('TransferRelationNet')
         with torch.no_grad():
             nodes = torch.stack([mean_embedding(shipped, task_lq, gt) for task_lq in lq])
 

@@ -7,11 +7,12 @@
 
 A *transfer matrix* belongs to a scale and a seed: the default library's 17 tasks and 111 random compositions; a network
 trained on all of them alike (EDSR 32 × 4; for seed 2, SRVGGNetCompact); copies of it that learn one task each in 60
-Adam steps; and their losses on all tasks, on photographs that none of them learned from. The gain of task i on task j
-is ``log L_j(θ) - log L_j(θ_i)``, centred over i.
+Adam steps; and their losses on all tasks, on photographs that none of them learned from (except that the left image of
+the stereo pair ``motorcycle`` is on one side and the right one on the other). The gain of task i on task j is
+``log L_j(θ) - log L_j(θ_i)``, centred over i.
 
-The images are in scikit-image's and matplotlib's wheels; ``benchmarks/README.md`` lists their licences. Cameras only
-report.
+The images are in scikit-image's and matplotlib's wheels; ``benchmarks/README.md`` lists their licences. The report
+holds out tasks and a network, but no photographs, which all matrices share.
 """
 
 from __future__ import annotations
@@ -20,17 +21,17 @@ from __future__ import annotations
 from common import (
     HERE,
     LQ_SIZE,
-    SHIPPED_RELATION_NET,
     auxiliary_data,
     markdown_table,
-    read_image,
+    pairs_by_name,
+    read_bytes,
     read_pairs,
-    shipped_relation_net,
 )
 
 import argparse  # isort: skip
 import itertools
 import json
+import math
 import os
 import statistics
 import tempfile
@@ -45,17 +46,19 @@ from torch import Tensor, nn
 
 from drtl_plugin.archs import TransferRelationNet
 from drtl_plugin.archs.drn_arch import PairSpectrum
+from drtl_plugin.models.relation_net import load_shipped
 from drtl_plugin.relation.drn_training import TransferMatrix, disturb_gt, train_transfer
 from drtl_plugin.relation.estimators import RelationEvidence, RelationQuestion, learn_task, predicted_transfer
 from drtl_plugin.runtime.progress import progress
 from drtl_plugin.sources.sample import SCALE as SAMPLE_SCALE
 from drtl_plugin.sources.sample import prepare_sample_data
 from drtl_plugin.tasks.distortions import bicubic
-from drtl_plugin.tasks.library import DistortionLibrary, default_library, random_composition
+from drtl_plugin.tasks.library import DistortionLibrary, default_library
 from drtl_plugin.tasks.patches import paired_patches
 
-MATRICES = HERE / 'results/transfer'
+MATRICES = HERE / 'transfer_matrices'
 TRUTH = HERE / 'transfer_truth'
+SHIPPED = HERE.parent / 'drtl_plugin/archs/TransferRelationNet.pth'
 # Camera and scale.
 TRACKS = {
     'nikon_x4': ('city100_nikon', 4),
@@ -75,7 +78,54 @@ def open_images() -> list[Tensor]:
     with tempfile.TemporaryDirectory() as folder:
         files = sorted((prepare_sample_data(Path(folder, 'sample')) / 'auxiliary').iterdir())
         files.append(Path(matplotlib.get_data_path(), 'sample_data/grace_hopper.jpg'))
-        return [(read_image(file)[0] * 255).round().byte() for file in files]
+        return [read_bytes(file) for file in files]
+
+
+def random_composition(scale: int, generator: torch.Generator) -> dict:
+    """An auxiliary task drawn from the whole parameter space, with narrow ranges: blur, noise, sharpening, JPEG.
+
+    Blur, noise, sharpening and JPEG are part of it with probabilities of 0.75, 0.7, 0.3 and 0.5. The centres of the
+    ranges are drawn log-uniformly.
+
+    Args:
+        scale (int): Reduction factor.
+        generator (torch.Generator): On the CPU.
+
+    Returns:
+        dict: An entry as in an option file.
+    """
+
+    def uniform(low: float, high: float) -> float:
+        return low + (high - low) * torch.rand((), generator=generator).item()
+
+    def around(low: float, high: float, spread: float = 0.08) -> list[float]:
+        centre = math.exp(uniform(math.log(low), math.log(high)))
+        return [round(centre * (1 - spread), 4), round(centre * (1 + spread), 4)]
+
+    kernel_size = max(21, 2 * math.ceil(2.7 * scale) + 1)  # three times the widest sigma
+    width = (0.15 * scale, 0.8 * scale)
+    blurs: list[dict] = [
+        {'name': 'gaussian_blur', 'sigma': around(*width)},
+        {'name': 'gaussian_blur', 'sigma': around(*width)},
+        {'name': 'anisotropic_blur', 'sigma_x': around(*width), 'sigma_y': around(*width)},
+        {'name': 'plateau_blur', 'sigma': around(*width)},
+        {'name': 'sinc', 'cutoff': around(0.8 * math.pi / scale, 0.9 * min(1.8 / scale, 1) * math.pi)},
+    ]
+    noises: list[dict] = [
+        {'name': 'gaussian_noise', 'sigma': around(1, 18)},
+        {'name': 'poisson_noise', 'strength': around(0.2, 2.5)},
+    ]
+    steps: list[dict] = []
+    if uniform(0, 1) < 0.75:
+        steps.append({**blurs[int(uniform(0, len(blurs)))], 'kernel_size': kernel_size})
+    steps.append({'name': 'bicubic'})
+    if uniform(0, 1) < 0.7:
+        steps.append(noises[int(uniform(0, len(noises)))])
+    if uniform(0, 1) < 0.3:
+        steps.append({'name': 'sharpen', 'weight': around(0.2, 1.5)})
+    if uniform(0, 1) < 0.5:
+        steps.append({'name': 'jpeg', 'quality': around(35, 93, 0.05)})
+    return {'name': 'compose', 'steps': steps}
 
 
 def camera_pairs(data: Path, track: str, part: str) -> list[tuple[Tensor, Tensor]]:
@@ -85,10 +135,7 @@ def camera_pairs(data: Path, track: str, part: str) -> list[tuple[Tensor, Tensor
         return read_pairs(data / camera / part, scale)
     with tempfile.TemporaryDirectory() as folder:
         root = prepare_sample_data(Path(folder, 'sample')) / 'camera' / part
-        return [
-            tuple((read_image(root / side / file.name)[0] * 255).round().byte() for side in ('lq', 'gt'))
-            for file in sorted((root / 'gt').iterdir())
-        ]
+        return list(pairs_by_name(root / 'gt', root / 'lq').values())
 
 
 def gt_patches(images: list[Tensor], num: int, side: int, generator: torch.Generator) -> Tensor:
@@ -235,7 +282,7 @@ def rank_correlation(net: TransferRelationNet, matrix: TransferMatrix, targets: 
 def train(matrices: dict[tuple[int, int], list[TransferMatrix]]) -> None:
     """Train the DRN that is shipped."""
     net = trained_on([matrix for both in matrices.values() for matrix in both])
-    torch.save({'params': net.half().state_dict()}, SHIPPED_RELATION_NET)
+    torch.save({'params': net.half().state_dict()}, SHIPPED)
 
 
 def held_out(matrices: dict[tuple[int, int], list[TransferMatrix]]) -> str:
@@ -274,7 +321,7 @@ def predicted(net: TransferRelationNet, data: Path, track: str, seed: int) -> Te
 
 def on_cameras(data: Path) -> str:
     """Rank correlations with the truth."""
-    net = shipped_relation_net()
+    net = load_shipped('TransferRelationNet')
     rows = []
     for track, (_, scale) in TRACKS.items():
         files = [TRUTH / f'{track}_{seed}.json' for seed in range(3)]

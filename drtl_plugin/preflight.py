@@ -285,7 +285,7 @@ def _check_drtl(opt: dict, train_set: Any) -> None:
     lacks_drn = needs_drn(relation) and shipped_drn(relation) is None and opt.get('network_r') is None
     if lacks_drn and train.get('target'):
         raise OptionError(f'network_r is missing: drtl.weighting.relation {relation!r} needs a DRN.')
-    waits = needs_trained_network(drtl.weighting.relation) and not opt['path'].get('pretrain_network_g')
+    waits = needs_trained_network(relation) and not opt['path'].get('pretrain_network_g')
     interval = next(hook.interval for hook in hooks if isinstance(hook, RelationHook))
     if train.get('target') and waits and 0 < opt['train']['total_iter'] <= interval:
         raise OptionError(

@@ -59,7 +59,7 @@ _EDGES = ('tasks/test_camera_fit.py::test_noise_at_edges_is_recovered_and_made_a
 _CORRECTION = ('tasks/test_camera_correction.py::test_it_is_used_only_if_it_helps_a_pair_that_it_was_not_trained_on',)
 _MEMBERS = ('archs/test_drn_arch.py::TestTransferRelationNet::test_members_are_averaged',)
 _PREDICTED = ('relation/test_estimators.py::test_predicted_transfer_is_the_drns_prediction',)
-_TRANSFER = ('relation/test_estimators.py::test_what_is_learned_by_heart_does_not_transfer',)
+_TRANSFER = ('relation/test_estimators.py::test_memorised_images_do_not_transfer',)
 _DISTURBED = ('relation/test_drn_training.py::test_weak_distortions_are_recovered_from_gt_that_is_not_perfect',)
 _BANK = ('archs/test_drn_arch.py',)
 _GRAPH = ('relation/test_graph.py',)
@@ -70,7 +70,7 @@ _LEARNER = ('meta/test_learner.py',)
 _ADAPTATION = ('meta/test_adaptation.py',)
 _CHOICE = ('models/test_cross_validation.py::TestChoice',)
 _HELD_OUT = ('models/test_cross_validation.py::TestAdapting::test_judges_by_what_was_held_out',)
-_BY_HEART = ('commands/test_adapt.py::test_what_is_learned_by_heart_is_no_gain',)
+_MEMORISED = ('commands/test_adapt.py::test_memorised_images_are_no_gain',)
 _REPORT = ('commands/test_adapt.py::test_the_report_is_of_networks_that_have_not_seen_the_pair',)
 _PATCHES = ('tasks/test_patches.py',)
 _REPLAY = ('models/test_adapter.py::TestAdaptation::test_replay_draws_auxiliary_patches_by_weight',)
@@ -260,8 +260,8 @@ MUTANTS = (
     Mutant(
         'predicted transfer transposed',
         'drtl_plugin/relation/estimators.py',
-        'gains = predict(auxiliary, torch.cat([auxiliary, target[None]]))',
-        'gains = predict(torch.cat([auxiliary, target[None]]), auxiliary).T',
+        'gains = predict(auxiliary, nodes)',
+        'gains = predict(nodes, auxiliary).T',
         _PREDICTED,
     ),
     # Cross-validation
@@ -298,7 +298,7 @@ MUTANTS = (
         'drtl_plugin/models/adapter.py',
         'for other, parts in enumerate(images) if other != fold for pair in parts',
         'for other, parts in enumerate(images) for pair in parts',
-        _BY_HEART,
+        _MEMORISED,
     ),
     Mutant(
         'leak between parts of a pair',
@@ -312,7 +312,7 @@ MUTANTS = (
         'drtl_plugin/models/adapter.py',
         'lq, gt = judged_by[fold]',
         'lq, gt = judged_by[fold - 1]',
-        _BY_HEART,
+        _MEMORISED,
     ),
     Mutant(
         'report of the averaged network',

@@ -167,11 +167,11 @@ class TransferMember(DistortionRelationNet):
 
 @ARCH_REGISTRY.register()
 class TransferRelationNet(nn.Module):
-    """A DRN whose relation is transfer: how much learning one task helps to restore another.
+    """A DRN that predicts transfer: how much learning one task helps to restore another.
 
     Transfer is not symmetric, so a query of the target's embedding is compared with a key of the auxiliary task's. The
-    relation is ours; encoder and memory bank are those of :class:`DistortionRelationNet`. Several members are trained
-    from different weights, and their predictions averaged, since single ones vary.
+    relation is ours; encoder and memory bank are those of :class:`DistortionRelationNet`. Members that start from
+    different weights predict differently, so their predictions are averaged.
 
     Args:
         window (int), num_feat (int), num_embed (int), num_slot (int): See :class:`DistortionRelationNet`.
@@ -217,7 +217,7 @@ class TransferRelationNet(nn.Module):
             target (Tensor): Embeddings of M targets, ``(M, num_member * num_embed)``.
 
         Returns:
-            Tensor: ``(N, M)``, in units of the logarithm of a loss: 0.1 stands for a loss lower by a tenth.
+            Tensor: ``(N, M)``, differences of the logarithm of a loss: 0.1 means a loss that is about 10 % lower.
         """
         parts = zip(
             self.members,

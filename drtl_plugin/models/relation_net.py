@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-import importlib.resources
+from pathlib import Path
 from typing import Any
 
 import torch
 from basicsr.archs import build_network
 from torch import nn
 
+from drtl_plugin import archs
 from drtl_plugin.errors import OptionError
 from drtl_plugin.options.sections import DRTLOptions
 from drtl_plugin.relation.estimators import needs_drn, shipped_drn
+
+
+def load_shipped(architecture: str) -> nn.Module:
+    """The DRN of an architecture with its shipped weights, on the CPU, in evaluation mode."""
+    net_r = build_network({'type': architecture}).eval()
+    path = Path(archs.__file__).with_name(f'{architecture}.pth')
+    net_r.load_state_dict(torch.load(path, map_location='cpu', weights_only=True)['params'])
+    return net_r
 
 
 def build_relation_net(opt: dict[str, Any], drtl: DRTLOptions, device: torch.device) -> tuple[nn.Module | None, bool]:
@@ -36,11 +45,7 @@ def build_relation_net(opt: dict[str, Any], drtl: DRTLOptions, device: torch.dev
     if shipped is None:
         return (None if options is None else build_network(options).to(device).eval()), given
     if options is None and not given:
-        net_r = build_network({'type': shipped}).to(device).eval()
-        file = importlib.resources.files('drtl_plugin.archs') / f'{shipped}.pth'
-        with importlib.resources.as_file(file) as path:
-            net_r.load_state_dict(torch.load(path, map_location=device, weights_only=True)['params'])
-        return net_r, True
+        return load_shipped(shipped).to(device), True
     if options is None or not given:
         raise OptionError(
             f'network_r: relation {relation!r} has a trained DRN of its own; remove network_r and '

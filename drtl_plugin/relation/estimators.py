@@ -5,8 +5,8 @@ estimator  relation of task i to target  cost of a measurement                  
 ========== ============================= ====================================== =================================
 embedding  cosine of DRN embeddings      one DRN pass over the evidence, plus   the library has a distortion that
            (the paper's)                 training the DRN once (a minute)       looks like the camera's
-predicted_ transfer as a DRN that is     one DRN pass over the evidence         tasks that help matter more than
-transfer   shipped predicts it (ours)                                           tasks that look alike
+predicted_ transfer, predicted by a DRN  one DRN pass over the evidence         tasks that help matter more than
+transfer   that is shipped (ours)                                               tasks that look alike
 gradient   cosine of gradients at the    N + 1 gradients, held in memory (some  the network is half trained;
            current θ (ours)              in float64)                            noisy
 transfer   gain on the target's pairs    N × ``transfer_steps`` training        tasks that help matter more than
@@ -139,6 +139,12 @@ def mean_embedding(net_r: nn.Module, lq: Tensor, gt: Tensor) -> Tensor:
     return net_r(lq, bicubic(gt, gt.shape[-1] // lq.shape[-1])).mean(dim=0)
 
 
+def _embeddings(net_r: nn.Module, evidence: RelationEvidence) -> tuple[Tensor, Tensor]:
+    """The auxiliary tasks' mean embeddings ``(N, d)``, and the target's ``(d,)``."""
+    auxiliary = [mean_embedding(net_r, lq, evidence.auxiliary_gt) for lq in _by_task(evidence)]
+    return torch.stack(auxiliary), mean_embedding(net_r, evidence.target_lq, evidence.target_gt)
+
+
 @ESTIMATOR_REGISTRY.register()
 @asks_drn()
 def embedding(question: RelationQuestion) -> KnowledgeGraph:
@@ -152,10 +158,7 @@ def embedding(question: RelationQuestion) -> KnowledgeGraph:
     """
     if question.net_r is None:
         raise ValueError('the embedding relation needs a Distortion Relation Network.')
-    evidence = question.draw_evidence()
-    auxiliary = [mean_embedding(question.net_r, lq, evidence.auxiliary_gt) for lq in _by_task(evidence)]
-    target = mean_embedding(question.net_r, evidence.target_lq, evidence.target_gt)
-    return graph_from_embeddings(question.labels, torch.stack(auxiliary), target)
+    return graph_from_embeddings(question.labels, *_embeddings(question.net_r, question.draw_evidence()))
 
 
 @ESTIMATOR_REGISTRY.register()
@@ -173,18 +176,13 @@ def predicted_transfer(question: RelationQuestion) -> KnowledgeGraph:
     net_r, predict = question.net_r, getattr(question.net_r, 'gains', None)
     if net_r is None or predict is None:
         raise ValueError('the predicted_transfer relation needs a DRN with a method gains, e.g. TransferRelationNet.')
-    evidence = question.draw_evidence()
-    auxiliary = torch.stack([mean_embedding(net_r, lq, evidence.auxiliary_gt) for lq in _by_task(evidence)])
-    target = mean_embedding(net_r, evidence.target_lq, evidence.target_gt)
-    require_finite(question.labels, torch.cat([auxiliary, target[None]]).isfinite().all(dim=1))
+    auxiliary, target = _embeddings(net_r, question.draw_evidence())
+    nodes = torch.cat([auxiliary, target[None]])
+    require_finite(question.labels, nodes.isfinite().all(dim=1))
     with torch.no_grad():
-        gains = predict(auxiliary, torch.cat([auxiliary, target[None]]))
+        gains = predict(auxiliary, nodes)
     between = (gains[:, :-1] + gains[:, :-1].T) / 2
-    edges = torch.eye(len(question.labels) + 1)
-    edges[:-1, :-1] = between
-    edges[-1, :-1] = edges[:-1, -1] = gains[:, -1]
-    edges.fill_diagonal_(1)
-    return KnowledgeGraph(tuple(question.labels), edges.clamp(-1, 1).cpu())
+    return _graph(question.labels, between.clamp(-1, 1), gains[:, -1:].clamp(-1, 1))
 
 
 def mean_gradient(
@@ -287,7 +285,12 @@ def graph_from_gains(labels: list[str], gains: Tensor) -> KnowledgeGraph:
     between = (between + between.T) / 2
     between = between / between.abs().max().clamp_min(1e-12)
     target = target / target.abs().max().clamp_min(1e-12)
-    one = torch.ones(1, 1, device=gains.device)
+    return _graph(labels, between, target)
+
+
+def _graph(labels: list[str], between: Tensor, target: Tensor) -> KnowledgeGraph:
+    """Knowledge graph of the edges between tasks, ``(N, N)``, symmetric, and those to the target, ``(N, 1)``."""
+    one = torch.ones(1, 1, device=between.device)
     edges = torch.cat([torch.cat([between, target], dim=1), torch.cat([target.T, one], dim=1)])
     return KnowledgeGraph(tuple(labels), edges.fill_diagonal_(1).float().cpu())
 

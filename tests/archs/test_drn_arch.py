@@ -40,13 +40,15 @@ class TestTransferRelationNet:
 
 def test_embeddings_are_read_from_the_memory_bank():
     """A bank of one slot has one answer; the attention of two slots moves on the line between them."""
+    torch.manual_seed(0)
     lq, gt = torch.rand(2, 5, 3, 16, 16)
     single, double = (build_network({'type': 'DistortionRelationNet', 'num_slot': num}).eval() for num in (1, 2))
     with torch.no_grad():
         assert torch.allclose(single(lq, gt), single.memory_bank.slots.expand(5, -1))
         first, second = double.memory_bank.slots
-        share = (double(lq, gt) - first) / (second - first)
-    assert torch.allclose(share, share[:, :1].expand_as(share), atol=1e-3)
+        way = second - first
+        share = (double(lq, gt) - first) @ way / way.square().sum()
+        assert torch.allclose(double(lq, gt), first + share[:, None] * way, atol=1e-5)
     assert share.min() > 0 and share.max() < 1
 
 

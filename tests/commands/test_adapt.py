@@ -193,8 +193,8 @@ class ByBrightness(nn.Module):
 
 
 @pytest.mark.parametrize(('num', 'helps'), [(1, True), (3, False)])
-def test_what_is_learned_by_heart_is_no_gain(folder, quick, monkeypatch, num, helps):
-    """All LQ images are darker than their GT by the same amount. One that only remembers images restores no others."""
+def test_memorised_images_are_no_gain(folder, quick, monkeypatch, num, helps):
+    """All LQ images are darker than their GT by the same amount. A network that memorises images restores no others."""
     monkeypatch.setattr(ARCH_REGISTRY, '_obj_map', {**ARCH_REGISTRY._obj_map, 'ByBrightness': ByBrightness})
     network = {'type': 'ByBrightness', 'num': num}
     torch.save({'params': ByBrightness(num).state_dict(), 'network': network, 'scale': 4}, 'w.pth')

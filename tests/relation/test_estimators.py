@@ -39,7 +39,7 @@ class Offset(nn.Module):
 
 
 class Rote(nn.Module):
-    """Adds a number to each picture that it has learned by heart, which it knows by its brightness."""
+    """Memorises images: adds a number to each, which it recognises by its brightness."""
 
     def __init__(self):
         super().__init__()
@@ -112,7 +112,7 @@ def test_what_moves_the_network_alike_relates(relation, shift):
     assert graph.edges.abs().max() <= 1 + 1e-6
 
 
-def test_what_is_learned_by_heart_does_not_transfer():
+def test_memorised_images_do_not_transfer():
     """The losses between auxiliary tasks are those on pictures that no task was learned from."""
     gt = torch.tensor([1.0, 3, 5, 7]).view(4, 1, 1, 1).expand(4, 3, 16, 16) / 8
     lq = torch.stack([bicubic(gt, 4) + shift for shift in (-0.1, 0.1)])

@@ -1,6 +1,5 @@
 """The DRN that is shipped, on cameras and contents that its training has not seen."""
 
-import importlib.resources
 import json
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from basicsr.utils import imfrombytes, img2tensor
 from scipy.stats import spearmanr
 from torch import nn
 
-from drtl_plugin.archs import TransferRelationNet
+from drtl_plugin.models.relation_net import load_shipped
 from drtl_plugin.relation.estimators import RelationEvidence, RelationQuestion, predicted_transfer
 from drtl_plugin.sources.sample import SCALE, prepare_sample_data
 from drtl_plugin.tasks.library import DistortionLibrary
@@ -21,11 +20,7 @@ TRUTH = Path(__file__).resolve().parents[2] / 'benchmarks/transfer_truth/sample_
 
 @pytest.fixture(scope='module')
 def net() -> nn.Module:
-    net = TransferRelationNet().eval()
-    file = importlib.resources.files('drtl_plugin.archs') / 'TransferRelationNet.pth'
-    with importlib.resources.as_file(file) as path:
-        net.load_state_dict(torch.load(path, weights_only=True)['params'])
-    return net
+    return load_shipped('TransferRelationNet')
 
 
 @pytest.fixture(scope='module')
