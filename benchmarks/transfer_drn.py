@@ -55,6 +55,7 @@ from drtl_plugin.sources.sample import prepare_sample_data
 from drtl_plugin.tasks.distortions import bicubic
 from drtl_plugin.tasks.library import DistortionLibrary, default_library
 from drtl_plugin.tasks.patches import paired_patches
+from drtl_plugin.tasks.random_camera import random_composition
 
 MATRICES = HERE / 'transfer_matrices'
 TRUTH = HERE / 'transfer_truth'
@@ -79,53 +80,6 @@ def open_images() -> list[Tensor]:
         files = sorted((prepare_sample_data(Path(folder, 'sample')) / 'auxiliary').iterdir())
         files.append(Path(matplotlib.get_data_path(), 'sample_data/grace_hopper.jpg'))
         return [read_bytes(file) for file in files]
-
-
-def random_composition(scale: int, generator: torch.Generator) -> dict:
-    """An auxiliary task drawn from the whole parameter space, with narrow ranges: blur, noise, sharpening, JPEG.
-
-    Blur, noise, sharpening and JPEG are part of it with probabilities of 0.75, 0.7, 0.3 and 0.5. The centres of the
-    ranges are drawn log-uniformly.
-
-    Args:
-        scale (int): Reduction factor.
-        generator (torch.Generator): On the CPU.
-
-    Returns:
-        dict: An entry as in an option file.
-    """
-
-    def uniform(low: float, high: float) -> float:
-        return low + (high - low) * torch.rand((), generator=generator).item()
-
-    def around(low: float, high: float, spread: float = 0.08) -> list[float]:
-        centre = math.exp(uniform(math.log(low), math.log(high)))
-        return [round(centre * (1 - spread), 4), round(centre * (1 + spread), 4)]
-
-    kernel_size = max(21, 2 * math.ceil(2.7 * scale) + 1)  # three times the widest sigma
-    width = (0.15 * scale, 0.8 * scale)
-    blurs: list[dict] = [
-        {'name': 'gaussian_blur', 'sigma': around(*width)},
-        {'name': 'gaussian_blur', 'sigma': around(*width)},
-        {'name': 'anisotropic_blur', 'sigma_x': around(*width), 'sigma_y': around(*width)},
-        {'name': 'plateau_blur', 'sigma': around(*width)},
-        {'name': 'sinc', 'cutoff': around(0.8 * math.pi / scale, 0.9 * min(1.8 / scale, 1) * math.pi)},
-    ]
-    noises: list[dict] = [
-        {'name': 'gaussian_noise', 'sigma': around(1, 18)},
-        {'name': 'poisson_noise', 'strength': around(0.2, 2.5)},
-    ]
-    steps: list[dict] = []
-    if uniform(0, 1) < 0.75:
-        steps.append({**blurs[int(uniform(0, len(blurs)))], 'kernel_size': kernel_size})
-    steps.append({'name': 'bicubic'})
-    if uniform(0, 1) < 0.7:
-        steps.append(noises[int(uniform(0, len(noises)))])
-    if uniform(0, 1) < 0.3:
-        steps.append({'name': 'sharpen', 'weight': around(0.2, 1.5)})
-    if uniform(0, 1) < 0.5:
-        steps.append({'name': 'jpeg', 'quality': around(35, 93, 0.05)})
-    return {'name': 'compose', 'steps': steps}
 
 
 def camera_pairs(data: Path, track: str, part: str) -> list[tuple[Tensor, Tensor]]:
@@ -177,7 +131,7 @@ def measure(data: Path, scale: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     synthesis = torch.Generator(device).manual_seed(seed)
     entries = default_library(scale)
-    entries += [random_composition(scale, generator) for _ in range(NUM_TASKS - len(entries))]
+    entries += [random_composition(scale, generator, spread=0.08) for _ in range(NUM_TASKS - len(entries))]
     entries = [{**entry, 'label': str(i)} for i, entry in enumerate(entries)]
     library = DistortionLibrary(entries, scale)
     images = open_images()

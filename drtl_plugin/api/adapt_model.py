@@ -10,7 +10,7 @@ from pathlib import Path
 from drtl_plugin.api.adapt_pairs import Pair
 from drtl_plugin.data.image_files import image_names, image_size
 from drtl_plugin.errors import DataError, OptionError
-from drtl_plugin.models.cross_validation import folds_of
+from drtl_plugin.models.cross_validation import folds_of, num_runs
 from drtl_plugin.runtime.trained_network import TrainedNetwork
 
 # Steps of each adaptation, the learning rates to choose from, and the most folds: seven adaptations for five pairs.
@@ -43,7 +43,7 @@ def adaptation_options(
     """
     scale = network.scale
     folds = folds_of([lq.shape[:2] for _, lq in images.values()], _FOLDS)
-    runs = len(_RATES) + len(folds) - 1
+    runs = num_runs(len(_RATES), len(folds))
     if budget is not None and budget < runs:
         raise OptionError(f'--budget must be at least {runs}, a step of each adaptation.')
     pairs = target.absolute() / 'pairs'

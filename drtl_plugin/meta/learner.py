@@ -20,7 +20,6 @@ import fnmatch
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from itertools import cycle, islice
 from typing import Any
 
 import torch
@@ -98,6 +97,21 @@ def gradients_of(loss: Tensor, tensors: Sequence[Tensor], create_graph: bool = F
     return torch.autograd.grad(loss, tensors, create_graph=create_graph, allow_unused=True, materialize_grads=True)
 
 
+def minibatches(support: Batch, steps: int, size: int | None) -> list[Batch]:
+    """The patches of each inner step.
+
+    Args:
+        support (Batch): The task's support patches, ``(S, …)``.
+        steps (int): n, steps of the inner loop.
+        size (int | None): Patches of a step, taken in turn; None: all of them in each step.
+    """
+    if size is None:
+        return [support] * steps
+    lq, gt = support
+    chosen = [[(step * size + i) % len(lq) for i in range(size)] for step in range(steps)]
+    return [(lq[rows], gt[rows]) for rows in chosen]
+
+
 def inner_step(
     loss: Loss, parameters: Parameters, batch: Batch, rates: Rates, first_order: bool
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -161,10 +175,9 @@ class OuterGradient:
 def outer_gradient(
     loss: Loss,
     parameters: Parameters,
-    support: Batch,
+    batches: Sequence[Batch],
     query: Batch,
     rates: Rates,
-    steps: int,
     algorithm: str,
     checkpoint: bool = False,
 ) -> OuterGradient:
@@ -173,15 +186,15 @@ def outer_gradient(
     - ``maml``: ``∇_θ L^qry(θ')``, exact, through the inner loop's gradients (second order);
     - ``fomaml``: the same with these gradients treated as constants, i.e. ``∇L^qry`` at θ'. Learned α get
       ``-∇L^qry(θ') ∘ Σ_k ∇L^sup(θ_k)``;
-    - ``reptile``: ``(θ - θ') / α``, the sum of the inner loop's gradients, whose minibatches alternate between the
-      support and the query patches; only for the parameters that are adapted. Rates are not learned.
+    - ``reptile``: ``(θ - θ') / α``, the sum of the inner loop's gradients, every other step of which uses the query
+      patches; only for the parameters that are adapted. Rates are not learned.
 
     Args:
         loss (Loss): The task's loss.
         parameters (Parameters): θ; leaves that require gradients.
-        support, query (Batch): The task's patches for the inner and the outer loop.
+        batches (Sequence[Batch]): The task's patches for each of the n steps of the inner loop.
+        query (Batch): Those for the outer loop.
         rates (Rates): α, step sizes of the inner loop, for the parameters that are adapted.
-        steps (int): n, steps of the inner loop.
         algorithm (str): One of ``ALGORITHMS``.
         checkpoint (bool): For ``maml`` only: see :func:`_checkpointed`. The others keep no graph of an inner step.
 
@@ -193,7 +206,7 @@ def outer_gradient(
         loss = functional_loss(net, torch.nn.L1Loss())
         theta = trainable_parameters(net)
         rates = dict.fromkeys(theta, 1e-2)
-        outer = outer_gradient(loss, theta, support, query, rates, steps=1, algorithm='fomaml')
+        outer = outer_gradient(loss, theta, [support], query, rates, algorithm='fomaml')
         accumulate(theta, outer.parameters, weight=1.0)
         optimizer.step()
     """
@@ -201,7 +214,8 @@ def outer_gradient(
         raise ValueError(f'{algorithm!r} is none of {", ".join(ALGORITHMS)}.')
     if algorithm == 'reptile':
         adapted, total = dict(parameters), {name: torch.zeros_like(parameters[name]) for name in rates}
-        for batch in islice(cycle([support, query]), steps):
+        for step, batch in enumerate(batches):
+            batch = query if step % 2 else batch
             adapted, gradients = inner_step(loss, adapted, batch, rates, first_order=True)
             # Not the difference of θ and θ', in which small rates would suffer from cancellation.
             total = {name: total[name] + gradients[name] for name in rates}
@@ -209,8 +223,8 @@ def outer_gradient(
             return OuterGradient(total, {}, loss(adapted, query))
     learned = {name: rate for name, rate in rates.items() if isinstance(rate, Tensor) and rate.requires_grad}
     if algorithm == 'maml' and checkpoint:
-        return _checkpointed(loss, parameters, [support] * steps, query, rates, learned)
-    adapted = inner_loop(loss, parameters, [support] * steps, rates, first_order=algorithm == 'fomaml')
+        return _checkpointed(loss, parameters, batches, query, rates, learned)
+    adapted = inner_loop(loss, parameters, batches, rates, first_order=algorithm == 'fomaml')
     query_loss = loss(adapted, query)
     outer = gradients_of(query_loss, [*parameters.values(), *learned.values()])
     return OuterGradient(

@@ -11,9 +11,18 @@ from basicsr.utils import get_root_logger
 from torch import Tensor, nn
 
 from drtl_plugin.meta.adaptation import Backward, adaptation, best_step, last
-from drtl_plugin.meta.learner import Batch, Criterion, Precision, Rates
-from drtl_plugin.models.cross_validation import CrossValidation, Pairs, Part, cross_validate, folds_of
+from drtl_plugin.meta.learner import Batch, Criterion, Precision
+from drtl_plugin.models.cross_validation import (
+    NUM_JUDGES,
+    CrossValidation,
+    Pairs,
+    Part,
+    cross_validate,
+    folds_of,
+    num_runs,
+)
 from drtl_plugin.models.episode_synthesis import Episodes
+from drtl_plugin.models.inner_rates import InnerRates
 from drtl_plugin.options.sections import AdaptOptions
 from drtl_plugin.runtime.progress import progress, stage
 from drtl_plugin.tasks.patches import mixed_up, paired_patches, with_channels_permuted
@@ -47,11 +56,12 @@ class Adapter:
         seed (int): ``manual_seed``.
         criterion (Criterion): The loss.
         precision (Precision): Makes the context of a forward pass.
-        rates (Rates | None): Step sizes of the inner loop, for ``drtl.adapt.optimizer: inner``; None: Adam.
+        inner_rates (InnerRates | None): Step sizes of the inner loop, for ``drtl.adapt.optimizer: inner``; None: Adam.
         stopped (Callable[[], bool]): Whether the run was told to stop, which ends an adaptation early.
         make_backward (Callable[[], Backward]): Makes the backward pass of an adaptation; a GAN's includes a
             discriminator.
         cross_validation (CrossValidation | None): What the last adaptation has chosen, with ``drtl.adapt.folds``.
+        num_judges (int): How many folds choose the learning rate.
     """
 
     episodes: Episodes
@@ -60,15 +70,16 @@ class Adapter:
     seed: int
     criterion: Criterion
     precision: Precision
-    rates: Rates | None
+    inner_rates: InnerRates | None
     stopped: Callable[[], bool] = lambda: False
     make_backward: Callable[[], Backward] = lambda: _plain_backward
     cross_validation: CrossValidation | None = None
+    num_judges: int = NUM_JUDGES
 
     def in_words(self) -> str:
         """Steps and pairs, for the report."""
         if self.cross_validation is not None:
-            runs = len(self.cross_validation.trials) + len(self.cross_validation.folds) - 1
+            runs = num_runs(len(self.options.rates), len(self.cross_validation.folds), self.num_judges)
             return f'{runs} times {self.options.steps} steps on {len(self.pairs)} pairs'
         most = 'up to ' if self.options.early_stop else ''
         return f'{most}{self.options.steps} steps on {len(self.pairs)} pairs'
@@ -108,7 +119,7 @@ class Adapter:
         folds = folds_of([(lq.shape[-2], lq.shape[-1]) for lq, _ in self.pairs], self.options.folds)
         images = [[self._images(part) for part in fold] for fold in folds]
         judged_by = [self._judged_by(fold, seed) for seed, fold in enumerate(images)]
-        total = (len(self.options.rates) + len(folds) - 1) * self.options.steps
+        total = num_runs(len(self.options.rates), len(folds), self.num_judges) * self.options.steps
         ticks = _ticks('adaptation', total)
 
         def adapted(fold: int, lr: float) -> nn.Module:
@@ -122,7 +133,7 @@ class Adapter:
                 return self.criterion(other(lq), gt).item()
 
         with stage(f'Adapting to the target ({len(self.pairs)} pairs, {len(folds)} folds, {total} steps)'):
-            result = cross_validate(net, folds, self.options.rates, adapted, loss)
+            result = cross_validate(net, folds, self.options.rates, adapted, loss, self.num_judges)
             next(ticks, None)
         get_root_logger().info(result.in_words())
         return result
@@ -173,7 +184,7 @@ class Adapter:
             self._batches(pairs, weights, steps, self.seed + fold),
             self.options.rates[0] if lr is None else lr,
             self.options.ema_decay,
-            self.rates,
+            self.inner_rates and self.inner_rates.rates(),
             self.options.warmup,
             steps if self.options.schedule == 'linear' else 0,
             self.precision,

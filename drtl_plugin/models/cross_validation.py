@@ -18,6 +18,8 @@ from drtl_plugin.meta.adaptation import blend
 Pairs = Sequence[tuple[Tensor, Tensor]]
 # How far to go from the network before adaptation to the average of the adapted ones. 0 keeps it as it is.
 SHARES = (0.0, 0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+# How many folds choose the learning rate.
+NUM_JUDGES = 2
 # Fewer pairs than this are cut into _NUM_CUTS parts.
 _FEW, _NUM_CUTS = 3, 4
 
@@ -65,9 +67,14 @@ def folds_of(sizes: Sequence[tuple[int, int]], num: int) -> list[list[Part]]:
     return [[part] for part in parts]
 
 
+def num_runs(num_rates: int, num_folds: int, num_judges: int = NUM_JUDGES) -> int:
+    """The number of adaptations in :func:`cross_validate`: one for each fold, and other rates on those that judge."""
+    return num_folds + (num_rates - 1) * min(num_judges, num_folds)
+
+
 @dataclass(frozen=True)
 class Trial:
-    """A learning rate that was tried on the first fold.
+    """A learning rate that was tried on the first folds.
 
     Attributes:
         lr (float): The rate.
@@ -122,8 +129,9 @@ def cross_validate(
     rates: Sequence[float],
     adapted: Callable[[int, float], nn.Module],
     loss: Callable[[nn.Module, int], float],
+    num_judges: int = NUM_JUDGES,
 ) -> CrossValidation:
-    """Choose the rate on the first fold, adapt once for each fold, and average.
+    """Choose the rate on the first folds, adapt once for each fold, and average.
 
     Args:
         net (nn.Module): The network before adaptation; not changed.
@@ -132,6 +140,7 @@ def cross_validate(
         adapted (Callable): ``adapted(fold, lr)``: the network adapted to all pairs but those of the fold.
         loss (Callable): ``loss(net, fold)``: the loss of a network in evaluation mode on patches of the fold, not
             negative.
+        num_judges (int): How many folds choose the rate.
     """
 
     def losses_of(other: nn.Module, fold: int) -> dict[float, float]:
@@ -145,12 +154,14 @@ def cross_validate(
         sums = {share: sum(losses[share] for losses in judged) for share in SHARES}
         return {share: value / max(sums[0], 1e-12) for share, value in sums.items()}
 
-    first = {lr: adapted(0, lr) for lr in rates}
-    first_losses = {lr: losses_of(other, 0) for lr, other in first.items()}
-    trials = [Trial(lr, relative([losses])) for lr, losses in first_losses.items()]
+    judges = range(min(num_judges, len(folds)))
+    tried = {lr: [adapted(fold, lr) for fold in judges] for lr in rates}
+    tried_losses = {lr: [losses_of(tried[lr][fold], fold) for fold in judges] for lr in rates}
+    trials = [Trial(lr, relative(judged)) for lr, judged in tried_losses.items()]
     lr = min(trials, key=lambda trial: trial.loss).lr
-    networks = [first[lr], *(adapted(fold, lr) for fold in range(1, len(folds)))]
-    losses = relative([first_losses[lr], *(losses_of(other, fold) for fold, other in enumerate(networks) if fold)])
+    networks = [*tried[lr], *(adapted(fold, lr) for fold in range(len(judges), len(folds)))]
+    others = [losses_of(networks[fold], fold) for fold in range(len(judges), len(folds))]
+    losses = relative([*tried_losses[lr], *others])
     share = min(losses, key=lambda candidate: losses[candidate])
     return CrossValidation(
         trials,

@@ -32,7 +32,7 @@ class DRTLAdaptModel(DRTLModel):
         if opt['is_train'] and not opt['datasets']['train'].get('target'):
             raise OptionError('datasets.train.target is missing; it names the pairs of the camera to adapt to.')
         super().__init__(opt)
-        if self.is_train and self.inner_rates.learned:
+        if self.is_train and self.inner_rates.logarithms:
             raise OptionError(
                 'drtl.inner.rate_lr: DRTLAdaptModel learns no step sizes; path.pretrain_inner_rates can load some.'
             )

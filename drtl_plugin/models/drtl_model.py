@@ -124,7 +124,7 @@ class DRTLModel(SRModel):
         learns_rates = self.drtl.pipeline == 'meta' and inner.rate_lr > 0
         self.inner_rates = InnerRates(self.net_g, inner, learns_rates)
         if learns_rates:
-            self.optimizers.append(torch.optim.Adam(self.inner_rates.learned.values(), lr=inner.rate_lr))
+            self.optimizers.append(torch.optim.Adam(self.inner_rates.logarithms.values(), lr=inner.rate_lr))
         if self.adversary is not None:
             options = dict(self.opt['train']['optim_d'])
             kind = options.pop('type')
@@ -184,7 +184,7 @@ class DRTLModel(SRModel):
             seed,
             self.criterion,
             self.precision,
-            self.inner_rates.rates if drtl.adapt.optimizer == 'inner' else None,
+            self.inner_rates if drtl.adapt.optimizer == 'inner' else None,
             lambda: self.stopping,
         )
         if self.adversary is not None:
@@ -344,7 +344,7 @@ class DRTLModel(SRModel):
         if 'inner_rates' not in resume_state:
             raise OptionError('path.resume_state is not a training state of a DRTLModel.')
         rates = resume_state['inner_rates']
-        if bool(rates) != bool(self.inner_rates.learned):
+        if bool(rates) != bool(self.inner_rates.logarithms):
             raise OptionError(
                 'drtl.inner.rate_lr: a resumed run must learn step sizes exactly if it did before; restore the value.'
             )

@@ -1,14 +1,16 @@
-"""The step sizes of the inner loop: one fixed number, or a learned one for each weight (Meta-SGD)."""
+"""The step sizes of the inner loop: one fixed number, or a learned one for each tensor of weights."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from drtl_plugin.errors import OptionError
-from drtl_plugin.meta.learner import matching_names, trainable_parameters
+from drtl_plugin.meta.learner import accumulate, matching_names, trainable_parameters
 from drtl_plugin.options.sections import InnerOptions
 from drtl_plugin.runtime import checkpoints
 
@@ -16,14 +18,17 @@ from drtl_plugin.runtime import checkpoints
 class InnerRates:
     """Step sizes by parameter name, for the parameters that ``drtl.inner.parameters`` selects.
 
+    Learned step sizes are those of Meta-SGD (Li et al., arXiv 1707.09835), but one for each tensor of weights instead of
+    one for each weight, as in MAML++ (Antoniou et al., arXiv 1810.09502, "LSLR"). Their logarithms are learned (ours),
+    so that they stay positive and can change by orders of magnitude.
+
     Args:
         net (nn.Module): The network.
         inner (InnerOptions): ``drtl.inner``.
-        learns (bool): Whether the outer loop learns a step size for each weight.
+        learns (bool): Whether the outer loop learns them.
 
     Attributes:
-        rates (dict[str, float | Tensor]): The step sizes.
-        learned (dict[str, Tensor]): The learned ones; either all or none are learned.
+        logarithms (dict[str, Tensor]): Logarithms of the learned step sizes, scalars; all are learned, or none.
 
     Raises:
         OptionError: If a pattern matches no parameter.
@@ -32,29 +37,43 @@ class InnerRates:
     def __init__(self, net: nn.Module, inner: InnerOptions, learns: bool) -> None:
         parameters = trainable_parameters(net)
         names = matching_names(parameters, inner.parameters, 'drtl.inner.parameters')
-        self.learned = {
-            name: torch.full_like(parameters[name], inner.lr, requires_grad=True) for name in names if learns
-        }
-        self.rates: dict[str, float | Tensor] = {**dict.fromkeys(names, inner.lr), **self.learned}
         self._device = next(iter(parameters.values())).device
+        self._fixed: dict[str, float | Tensor] = {} if learns else dict.fromkeys(names, inner.lr)
+        self.logarithms = {
+            name: torch.full((), math.log(inner.lr), device=self._device, requires_grad=True)
+            for name in names
+            if learns
+        }
+
+    def rates(self) -> dict[str, float | Tensor]:
+        """The step sizes; learned ones are new leaves, whose gradients :meth:`accumulate` takes."""
+        learned = {name: value.detach().exp().requires_grad_() for name, value in self.logarithms.items()}
+        return {**self._fixed, **learned}
+
+    def accumulate(self, gradients: Mapping[str, Tensor], weight: float) -> None:
+        """Add ``weight`` times the gradients for learned step sizes, to those of their logarithms."""
+        of_logarithms = {name: self.logarithms[name].detach().exp() * value for name, value in gradients.items()}
+        accumulate(self.logarithms, of_logarithms, weight)
 
     def state(self) -> dict[str, Tensor]:
-        """The learned step sizes, detached; empty if they are not learned."""
-        return {name: rate.detach() for name, rate in self.learned.items()}
+        """The learned step sizes, scalars; empty if they are not learned."""
+        return {name: value.detach().exp() for name, value in self.logarithms.items()}
 
     def load(self, rates: dict[str, Tensor]) -> None:
         """Set the step sizes to learned ones.
 
         Raises:
-            OptionError: If these belong to other parameters.
+            OptionError: If these belong to other parameters, or there is one for each weight, as in old versions.
         """
-        if set(rates) != set(self.rates):
+        if set(rates) != {*self._fixed, *self.logarithms}:
             raise OptionError('drtl.inner: the step sizes learned before belong to other parameters.')
+        if any(rate.ndim for rate in rates.values()):
+            raise OptionError('drtl.inner: the step sizes were learned by an old version; learn them again.')
         for name, rate in rates.items():
-            if self.learned:
-                self.learned[name].data.copy_(rate)
+            if self.logarithms:
+                self.logarithms[name].data.copy_(rate.log())
             else:
-                self.rates[name] = rate.to(self._device)
+                self._fixed[name] = rate.to(self._device)
 
     def load_file(self, path: str) -> None:
         """Set the step sizes to those in ``inner_rates_….pth``, the file of ``path.pretrain_inner_rates``."""
@@ -63,6 +82,6 @@ class InnerRates:
 
     def save(self, folder: str, current_iter: int) -> None:
         """Write ``inner_rates_ITERATION.pth``, if they are learned."""
-        if self.learned:
+        if self.logarithms:
             name = f'inner_rates_{"latest" if current_iter == -1 else current_iter}.pth'
             checkpoints.save({'params': self.state()}, Path(folder, name))

@@ -17,6 +17,7 @@ from drtl_plugin.meta.learner import (
     Precision,
     accumulate,
     functional_loss,
+    minibatches,
     outer_gradient,
     trainable_parameters,
 )
@@ -100,11 +101,10 @@ def meta_step(
     mean_query_loss = torch.zeros((), device=batch.lq.device)
     for episode, weight in enumerate(weights):
         support, query = batch.support_and_query(episode)
-        outer = outer_gradient(
-            loss, parameters, support, query, rates.rates, inner.steps, inner.algorithm, inner.checkpoint
-        )
+        batches = minibatches(support, inner.steps, inner.batch_size)
+        outer = outer_gradient(loss, parameters, batches, query, rates.rates(), inner.algorithm, inner.checkpoint)
         accumulate(parameters, outer.parameters, weight / len(weights))
-        accumulate(rates.learned, outer.rates, weight / len(weights))
+        rates.accumulate(outer.rates, weight / len(weights))
         mean_query_loss = mean_query_loss + outer.query_loss / len(weights)
         del outer  # gradients as large as the network, not needed while the next episode's are computed
     return OrderedDict(l_query=mean_query_loss)

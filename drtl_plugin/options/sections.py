@@ -72,6 +72,10 @@ class InnerOptions(Section, frozen=True, kw_only=True):
     ] = 'fomaml'
     lr: Annotated[float, Meta(ge=1e-12, le=LARGEST, description='Step size of the inner loop.')] = 1e-2
     steps: Annotated[int, Meta(ge=1, description='Gradient steps of the inner loop.')] = 1
+    batch_size: Annotated[
+        Annotated[int, Meta(ge=1)] | None,
+        Meta(description='Support patches of an inner step, taken in turn; null: all of them in each step.'),
+    ] = None
     checkpoint: Annotated[
         bool,
         Meta(
@@ -91,8 +95,8 @@ class InnerOptions(Section, frozen=True, kw_only=True):
         Meta(
             ge=0,
             le=LARGEST,
-            description="Meta-SGD: Adam's learning rate for one learned step size per weight, initialised to lr; 0 "
-            'keeps the step sizes fixed.',
+            description="Adam's learning rate for the logarithms of learned step sizes, one for each tensor of "
+            'weights, initialised to lr; 0 keeps the step sizes fixed.',
         ),
     ] = 0.0
 

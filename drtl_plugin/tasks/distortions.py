@@ -27,6 +27,7 @@ DISTORTION_REGISTRY = Registry('distortion')
 # Names that option files use in addition to those of the registry.
 REDUCTION = 'bicubic'
 COMPOSE = 'compose'
+RANDOM_CAMERA = 'random_camera'
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def distortion(on_gt_grid: bool, **drawn: Drawn) -> Callable[[Callable[..., Tens
         Callable: Decorator that turns the function into a :class:`Distortion`.
 
     Raises:
-        ValueError: If the function is named ``bicubic`` or ``compose``.
+        ValueError: If the function is named ``bicubic``, ``compose`` or ``random_camera``.
 
     Example::
 
@@ -100,7 +101,7 @@ def distortion(on_gt_grid: bool, **drawn: Drawn) -> Callable[[Callable[..., Tens
     """
 
     def describe(function: Callable[..., Tensor]) -> Distortion:
-        if function.__name__ in (REDUCTION, COMPOSE):
+        if function.__name__ in (REDUCTION, COMPOSE, RANDOM_CAMERA):
             raise ValueError(f'a distortion cannot be named {function.__name__!r}; option files use that name already.')
         parameters = inspect.signature(function).parameters.values()
         fixed = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}

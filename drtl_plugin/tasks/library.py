@@ -16,7 +16,16 @@ import torch
 from torch import Tensor
 
 from drtl_plugin.errors import OptionError, unknown
-from drtl_plugin.tasks.distortions import COMPOSE, DISTORTION_REGISTRY, REDUCTION, Distortion, Drawn, bicubic
+from drtl_plugin.tasks.distortions import (
+    COMPOSE,
+    DISTORTION_REGISTRY,
+    RANDOM_CAMERA,
+    REDUCTION,
+    Distortion,
+    Drawn,
+    bicubic,
+)
+from drtl_plugin.tasks.random_camera import random_composition
 
 
 class Task(Protocol):
@@ -82,12 +91,32 @@ class DistortionTask:
         return (img * 255).round().clamp(0, 255) / 255
 
 
+@dataclass(frozen=True)
+class RandomCamera:
+    """An auxiliary task that is another camera in each episode (ours): its parameters are the same for all images.
+
+    Meta-learning on such episodes learns to adapt to a camera, of which each has its own.
+    """
+
+    label: str
+    scale: int
+
+    def __call__(self, gt: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw a camera (:func:`~drtl_plugin.tasks.random_camera.random_composition`) and distort all images with it.
+
+        Args, returns and errors are those of :class:`DistortionTask`; the drawing waits for the generator's device.
+        """
+        seed = torch.randint(2**62, (), generator=generator, device=generator.device).item()
+        entry = random_composition(self.scale, torch.Generator().manual_seed(int(seed)))
+        return _parse_task(entry, self.scale, self.label)(gt, generator)
+
+
 class DistortionLibrary:
     """The auxiliary tasks of a training run.
 
     Args:
         distortions (str | list[dict]): ``'default'`` (:func:`default_library`), or a list of entries: ``name`` (a
-            registered distortion, ``bicubic`` or ``compose``), its parameters (``[low, high]`` or one number), and
+            registered distortion, ``bicubic``, ``compose`` or ``random_camera``), its parameters (``[low, high]`` or one number), and
             optionally ``label``. ``compose`` takes ``steps``, a list of such entries, applied in order; the reduction
             happens at ``bicubic`` if there is one, else before the first step that acts on the LQ grid.
         scale (int): Reduction factor of all tasks.
@@ -150,11 +179,15 @@ class DistortionLibrary:
         return [task.label for task in self.tasks]
 
 
-def _parse_task(entry: Any, scale: int, where: str) -> DistortionTask:
+def _parse_task(entry: Any, scale: int, where: str) -> DistortionTask | RandomCamera:
     if not isinstance(entry, dict) or 'name' not in entry:
         raise OptionError(f'{where}: expected a section with a name, e.g. {{name: gaussian_blur, sigma: [0.6, 1.0]}}.')
     entry = dict(entry)
     label = entry.pop('label', None)
+    if entry['name'] == RANDOM_CAMERA:
+        if len(entry) > 1:
+            raise OptionError(f'{where}: {RANDOM_CAMERA} takes no parameters except a label.')
+        return RandomCamera(str(label or 'random camera'), scale)
     if entry['name'] == COMPOSE:
         parts = entry.get('steps')
         if set(entry) != {'name', 'steps'} or not isinstance(parts, list) or not parts:
@@ -181,7 +214,7 @@ def _parse_step(entry: Any, where: str) -> Step:
     if name == REDUCTION and not given:
         return Step(None)
     if name not in DISTORTION_REGISTRY:
-        raise unknown('distortion', name, [*DISTORTION_REGISTRY.keys(), REDUCTION, COMPOSE], where)
+        raise unknown('distortion', name, [*DISTORTION_REGISTRY.keys(), REDUCTION, COMPOSE, RANDOM_CAMERA], where)
     kind = DISTORTION_REGISTRY.get(name)
     for key in given:
         if key not in kind.drawn and key not in kind.fixed:

@@ -11,6 +11,7 @@ from drtl_plugin.meta.learner import (
     functional_loss,
     inner_loop,
     matching_names,
+    minibatches,
     outer_gradient,
     trainable_parameters,
 )
@@ -52,7 +53,7 @@ def test_inner_loop_descends_the_support_loss(theta, steps, first_order):
 def test_outer_gradients_have_their_closed_forms(theta, steps):
     first_order = B * (after_steps(steps) - D)
     for algorithm, expected in (('fomaml', first_order), ('maml', (1 - ALPHA * A) ** steps * first_order)):
-        outer = outer_gradient(quadratic, theta, SUPPORT, QUERY, RATES, steps, algorithm)
+        outer = outer_gradient(quadratic, theta, [SUPPORT] * steps, QUERY, RATES, algorithm)
         assert outer.parameters['theta'].item() == pytest.approx(expected, rel=1e-6)
         assert outer.query_loss.item() == pytest.approx(B / 2 * (after_steps(steps) - D) ** 2, rel=1e-6)
         assert not outer.query_loss.requires_grad
@@ -66,7 +67,7 @@ def test_reptile_has_its_closed_form(theta, steps):
     for k in range(steps):
         curvature, minimum = (A, C) if k % 2 == 0 else (B, D)
         position -= ALPHA * curvature * (position - minimum)
-    outer = outer_gradient(quadratic, theta, SUPPORT, QUERY, RATES, steps, 'reptile')
+    outer = outer_gradient(quadratic, theta, [SUPPORT] * steps, QUERY, RATES, 'reptile')
     assert outer.parameters['theta'].item() == pytest.approx((THETA - position) / ALPHA, rel=1e-6)
     assert outer.query_loss.item() == pytest.approx(B / 2 * (position - D) ** 2, rel=1e-6)
 
@@ -75,7 +76,7 @@ def test_reptile_has_its_closed_form(theta, steps):
 @pytest.mark.parametrize('algorithm', ['maml', 'fomaml'])
 def test_learned_rates_have_gradients_of_closed_form(theta, steps, algorithm):
     rate = torch.tensor(ALPHA, dtype=torch.float64, requires_grad=True)
-    outer = outer_gradient(quadratic, theta, SUPPORT, QUERY, {'theta': rate}, steps, algorithm)
+    outer = outer_gradient(quadratic, theta, [SUPPORT] * steps, QUERY, {'theta': rate}, algorithm)
     slope = B * (after_steps(steps) - D)
     if algorithm == 'maml':  # d/dα of c + (1 - αa)^n (θ - c)
         expected = slope * -A * steps * (1 - ALPHA * A) ** (steps - 1) * (THETA - C)
@@ -89,15 +90,40 @@ def test_reptile_keeps_its_precision_at_small_rates():
     net = EDSR(3, 3, num_feat=8, num_block=1, upscale=2, res_scale=1)
     theta, loss = trainable_parameters(net), functional_loss(net, nn.L1Loss())
     lq, gt = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 16, 16)
-    outer = outer_gradient(loss, theta, (lq, gt), (lq, gt), dict.fromkeys(theta, 1e-9), 2, 'reptile')
+    outer = outer_gradient(loss, theta, [(lq, gt)] * 2, (lq, gt), dict.fromkeys(theta, 1e-9), 'reptile')
     nn.functional.l1_loss(net(lq), gt).backward()
     for name, p in net.named_parameters():
         assert (outer.parameters[name] - 2 * p.grad).norm() <= 1e-5 * p.grad.norm()
 
 
+class TestMinibatches:
+    SUPPORT = torch.arange(5.0).view(5, 1), -torch.arange(5.0).view(5, 1)
+
+    @pytest.mark.parametrize(
+        ('size', 'expected'), [(2, [[0, 1], [2, 3], [4, 0]]), (5, [[0, 1, 2, 3, 4]] * 3), (None, [[0, 1, 2, 3, 4]] * 3)]
+    )
+    def test_take_the_patches_in_turn(self, size, expected):
+        found = minibatches(self.SUPPORT, 3, size)
+        assert [lq.flatten().tolist() for lq, _ in found] == expected
+        assert all(torch.equal(gt, -lq) for lq, gt in found)
+
+    def test_each_step_of_the_inner_loop_has_its_own(self, theta):
+        """On L = (θ - c)², a step of 1/2 goes to the minimum of its own batch, whatever was before."""
+        seen = []
+
+        def loss(parameters, batch):
+            seen.append(batch)
+            return (parameters['theta'] - batch).square().sum() / 2
+
+        ones = [torch.tensor(value, dtype=torch.float64) for value in (1.0, 2.0, 3.0)]
+        outer = outer_gradient(loss, theta, ones[:2], ones[2], {'theta': 1.0}, 'fomaml')
+        assert seen == ones
+        assert outer.query_loss.item() == pytest.approx(0.5)  # from 2 to 3
+
+
 def test_unknown_algorithms_are_refused(theta):
     with pytest.raises(ValueError, match='none of maml, fomaml, reptile'):
-        outer_gradient(quadratic, theta, SUPPORT, QUERY, RATES, 1, 'mamll')
+        outer_gradient(quadratic, theta, [SUPPORT], QUERY, RATES, 'mamll')
 
 
 def test_what_has_no_rate_stays_in_the_inner_loop():
@@ -110,7 +136,7 @@ def test_what_has_no_rate_stays_in_the_inner_loop():
     adapted = inner_loop(loss, theta, [SUPPORT], {'u': ALPHA}, first_order=True)
     assert adapted['v'] is theta['v']
     assert (adapted['u'] + adapted['v']).item() == pytest.approx(after_steps(1))
-    outer = outer_gradient(loss, theta, SUPPORT, QUERY, {'u': ALPHA}, 1, 'maml')
+    outer = outer_gradient(loss, theta, [SUPPORT], QUERY, {'u': ALPHA}, 'maml')
     # both move the sum that the query sees by 1 - αa
     expected = (1 - ALPHA * A) * B * (after_steps(1) - D)
     assert [outer.parameters[name].item() for name in 'uv'] == pytest.approx([expected] * 2)
@@ -142,13 +168,19 @@ def batches(num: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
     ]
 
 
+def inner_and_outer(steps: int):
+    """The same support patches for each inner step, and query patches."""
+    support, query = batches(2)
+    return [support] * steps, query
+
+
 def test_exact_outer_gradient_agrees_with_finite_differences():
     net = small_net().eval()
     loss = functional_loss(net, nn.MSELoss())
     support, query = batches(2)
     parameters = trainable_parameters(net)
     rates = dict.fromkeys(parameters, 0.3)
-    gradient = outer_gradient(loss, parameters, support, query, rates, 2, 'maml').parameters
+    gradient = outer_gradient(loss, parameters, [support] * 2, query, rates, 'maml').parameters
     direction = {name: torch.randn_like(p) for name, p in parameters.items()}
 
     def outer_loss(step: float) -> float:
@@ -172,7 +204,7 @@ def test_checkpointed_steps_give_the_same_gradient(steps, adapted):
         for name in matching_names(theta, [adapted], 'inner.parameters')
     }
     plain, checkpointed = (
-        outer_gradient(loss, theta, *batches(2), rates, steps, 'maml', checkpoint) for checkpoint in (False, True)
+        outer_gradient(loss, theta, *inner_and_outer(steps), rates, 'maml', checkpoint) for checkpoint in (False, True)
     )
     assert checkpointed.query_loss == plain.query_loss
     for expected, found in ((plain.parameters, checkpointed.parameters), (plain.rates, checkpointed.rates)):
@@ -188,7 +220,7 @@ def test_checkpointed_steps_draw_the_same_random_numbers():
     found = []
     for checkpoint in (False, True):
         torch.manual_seed(5)
-        outer = outer_gradient(loss, theta, *batches(2), dict.fromkeys(theta, 0.3), 2, 'maml', checkpoint)
+        outer = outer_gradient(loss, theta, *inner_and_outer(2), dict.fromkeys(theta, 0.3), 'maml', checkpoint)
         found.append((outer.parameters, torch.rand(1)))
     for name, value in found[0][0].items():
         assert torch.allclose(found[1][0][name], value, rtol=1e-10, atol=1e-14), name
@@ -216,7 +248,7 @@ def test_checkpointed_steps_keep_one_graph_at_a_time():
                     alive -= self.size
 
             with torch.autograd.graph.saved_tensors_hooks(Saved, lambda saved: saved.tensor):
-                outer_gradient(loss, theta, *batches(2), dict.fromkeys(theta, 0.1), steps, 'maml', checkpoint)
+                outer_gradient(loss, theta, *inner_and_outer(steps), dict.fromkeys(theta, 0.1), 'maml', checkpoint)
             most[checkpoint, steps] = peak
     assert most[True, 4] == most[True, 1]
     assert most[False, 4] > 2 * most[True, 4]
@@ -228,7 +260,7 @@ def test_first_order_gradient_is_that_of_a_network_that_was_moved():
     support, query = batches(2)
     theta = trainable_parameters(net)
     loss = functional_loss(net, nn.MSELoss())
-    gradient = outer_gradient(loss, theta, support, query, dict.fromkeys(theta, 0.1), 2, 'fomaml').parameters
+    gradient = outer_gradient(loss, theta, [support] * 2, query, dict.fromkeys(theta, 0.1), 'fomaml').parameters
     moved = copy.deepcopy(net)
     optimizer = torch.optim.SGD(moved.parameters(), lr=0.1)
     for _ in range(2):
@@ -254,7 +286,7 @@ def test_parameters_that_the_loss_does_not_see_have_zero_gradients():
     theta = trainable_parameters(net)
     loss = functional_loss(net, nn.MSELoss())
     for algorithm in ('maml', 'fomaml', 'reptile'):
-        outer = outer_gradient(loss, theta, *batches(2), dict.fromkeys(theta, 0.1), 1, algorithm)
+        outer = outer_gradient(loss, theta, *inner_and_outer(1), dict.fromkeys(theta, 0.1), algorithm)
         assert outer.parameters['unused'].tolist() == [0, 0]
 
 
@@ -277,7 +309,7 @@ def test_all_parameters_at_once_are_what_each_alone_is():
     loss = functional_loss(net, nn.MSELoss())
     results = []
     for rates in (dict.fromkeys(parameters, 0.1), {name: torch.full_like(p, 0.1) for name, p in parameters.items()}):
-        outer = outer_gradient(loss, parameters, *batches(2), rates, 2, 'maml')
+        outer = outer_gradient(loss, parameters, *inner_and_outer(2), rates, 'maml')
         for p in parameters.values():
             p.grad = None
         for weight in (0.5, 1.5):

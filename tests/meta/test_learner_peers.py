@@ -27,7 +27,7 @@ def ours(net, support, query, steps, algorithm):
     rates = dict.fromkeys(theta, LR)
     # Not L1: its second derivative is zero, and would leave half of the second order untested.
     loss = functional_loss(net, nn.MSELoss())
-    return list(outer_gradient(loss, theta, support, query, rates, steps, algorithm).parameters.values())
+    return list(outer_gradient(loss, theta, [support] * steps, query, rates, algorithm).parameters.values())
 
 
 @pytest.mark.parametrize('peer', PEERS.values(), ids=PEERS)

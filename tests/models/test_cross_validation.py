@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from drtl_plugin.errors import OptionError
-from drtl_plugin.models.cross_validation import cross_validate, folds_of
+from drtl_plugin.models.cross_validation import cross_validate, folds_of, num_runs
 from tests.models.helpers import parameters
 
 
@@ -54,7 +54,7 @@ class Scalar(nn.Module):
 THREE = folds_of([(8, 8)] * 3, 5)
 
 
-def outcome(ends, targets, rates=(1.0,)):
+def outcome(ends, targets, rates=(1.0,), num_judges=1):
     """Fold k is best at targets[k]; adapting without it at a rate leads to ends[rate][k]."""
     return cross_validate(
         Scalar(),
@@ -62,6 +62,7 @@ def outcome(ends, targets, rates=(1.0,)):
         rates,
         lambda fold, lr: Scalar(ends[lr][fold]),
         lambda net, fold: (net.theta.item() - targets[fold]) ** 2,
+        num_judges,
     )
 
 
@@ -74,6 +75,25 @@ class TestChoice:
         assert [net.theta.item() for net in chosen.networks] == pytest.approx([0.9, 0.8, 1.0])
         assert [trial.lr for trial in chosen.trials] == [0.1, 1.0, 3.0]
         assert chosen.trials[0].loss == pytest.approx(0.8**2)
+
+    @pytest.mark.parametrize(('num_judges', 'lr'), [(1, 3.0), (2, 1.0), (3, 1.0), (9, 1.0)])
+    def test_the_rate_is_the_best_on_several_folds_together(self, num_judges, lr):
+        """The first fold alone likes 3 better; on the second one it is far worse."""
+        ends = {1.0: [0.8, 0.9, 1.0], 3.0: [1.0, 3.0, 1.0]}
+        chosen = outcome(ends, [1.0, 1.0, 1.0], (1.0, 3.0), num_judges)
+        assert chosen.lr == lr
+        assert [net.theta.item() / chosen.share for net in chosen.networks] == pytest.approx(ends[lr])
+
+    @pytest.mark.parametrize('num_judges', [1, 2, 3, 9])
+    def test_runs_are_counted(self, num_judges):
+        runs = []
+
+        def adapted(fold, lr):
+            runs.append((fold, lr))
+            return Scalar(1.0)
+
+        cross_validate(Scalar(), THREE, (1.0, 3.0, 9.0), adapted, lambda net, fold: 1.0, num_judges)
+        assert len(runs) == len(set(runs)) == num_runs(3, 3, num_judges)
 
     def test_it_goes_as_far_as_all_folds_together_like(self):
         chosen = outcome({1.0: [1.0, 1.0, 1.0]}, [0.5, 0.6, 0.7])
@@ -128,7 +148,7 @@ class TestAdapting:
         model.adapter.criterion = criterion
         model.adapt_to_target()
         trained = [seen for trains, seen in calls if trains]
-        held_out = [0, *range(folds)]  # the first fold at two rates, the others at one
+        held_out = [0, 1, *range(folds)]  # the first two folds at two rates, the others at one
         assert len(trained) == 2 * len(held_out)
         for run, fold in enumerate(held_out):
             assert set().union(*trained[2 * run : 2 * run + 2]) == set(range(folds)) - {fold}
@@ -141,7 +161,7 @@ class TestAdapting:
         model.adapt_to_target()
         assert torch.equal(parameters(model.net_g_adapted), first)
         assert all(torch.equal(value, before[name]) for name, value in model.net_g.state_dict().items())
-        assert model.adapter.in_words() == '6 times 2 steps on 5 pairs'
+        assert model.adapter.in_words() == '7 times 2 steps on 5 pairs'
 
     def test_the_networks_of_the_folds_average_to_the_result(self, model):
         model.adapt_to_target()

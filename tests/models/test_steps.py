@@ -35,7 +35,7 @@ class TestWeightedGradients:
         for weight, lq, gt in zip((1.6, 0.4), model.batch.lq, model.batch.gt, strict=True):
             theta = trainable_parameters(net)
             outer = outer_gradient(
-                loss, theta, (lq[:1], gt[:1]), (lq[1:], gt[1:]), dict.fromkeys(theta, 1e-2), 1, 'fomaml'
+                loss, theta, [(lq[:1], gt[:1])], (lq[1:], gt[1:]), dict.fromkeys(theta, 1e-2), 'fomaml'
             )
             expected = expected + weight / 2 * torch.cat([g.flatten() for g in outer.parameters.values()])
         result = torch.cat([p.grad.flatten() for p in model.net_g.parameters()])

@@ -113,7 +113,7 @@ network_g: {{type: EDSR, num_in_ch: 3, num_out_ch: 3, num_feat: 8, num_block: 1,
 network_r: {{type: DistortionRelationNet, num_feat: 8, num_embed: 8, num_slot: 8}}
 drtl:
   camera_fit: false
-  inner: {{algorithm: maml, checkpoint: true, steps: 2, lr: 0.02, parameters: [conv_*], rate_lr: 0.001}}
+  inner: {{algorithm: maml, checkpoint: true, steps: 2, batch_size: 2, lr: 0.02, parameters: [conv_*], rate_lr: 0.001}}
   weighting: {{relation: embedding, effective_tasks: 2}}
   adapt: {{steps: 1, batch_size: 2}}
   hooks:

@@ -1,0 +1,243 @@
+"""Does meta-learning help a network to adapt to a camera that it has not seen, in a few steps?
+
+    python benchmarks/meta.py --scale 3     # the missing cells of a scale: 30 to 60 minutes on a CPU core
+    python benchmarks/meta.py               # all scales
+    python benchmarks/meta.py --report      # the table
+
+The protocol, fixed before the first table:
+
+- EDSR (32 features, 4 blocks) trains on BSDS500 under cameras that are drawn at random (the task ``random_camera``), so
+  never on the target. ``pretrain``: START + MORE steps of 16 patches, one cosine schedule. ``meta``: START steps alike,
+  with a schedule of their own, and then META episodes of the pipeline ``meta``: one camera each, five inner steps of 8
+  patches and 16 query patches, first order, a learned step size for each tensor of weights. Both use the same number of
+  gradient evaluations.
+- Both adapt to City100's cameras and the sample camera, which training has not seen, on all five support pairs, 16
+  patches of 24² LQ pixels a step, in three draws of the patches. ``meta`` adapts by the inner loop that it has learned.
+  ``pretrain`` is fine-tuned by Adam at RATES, and by gradient descent at DESCENT_RATES. Its best rate is chosen on the
+  reported images, for each camera and each number of steps: an oracle, which no user has.
+- Reported: mean PSNR-Y on ``val`` after each number of STEPS. Differences are those of the means over draws, paired by
+  image, with a 95 % interval by Student's t.
+
+A cell (camera, arm) is one CSV in ``benchmarks/meta``.
+"""
+
+from __future__ import annotations
+
+# Before BasicSR: common imports drtl_plugin, which repairs BasicSR.
+from common import HERE, LQ_SIZE, interval, markdown_table, pairs_by_name, parse, parser, write_rows
+
+import csv  # isort: skip
+import statistics
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from basicsr.metrics.psnr_ssim import calculate_psnr_pt
+from torch import Tensor, nn
+from torch.utils.data import default_collate
+
+from drtl_plugin.meta.adaptation import adaptation
+from drtl_plugin.meta.learner import Rates
+from drtl_plugin.models import DRTLModel
+from drtl_plugin.runtime.progress import progress
+from drtl_plugin.sources.sample import prepare_sample_data
+from drtl_plugin.tasks.patches import paired_patches
+
+RESULTS = HERE / 'meta'
+NETWORKS = HERE / 'results' / 'meta'
+CAMERAS = {
+    'nikon_x3': ('city100_nikon', 3),
+    'iphone_x2': ('city100_iphone', 2),
+    'nikon_x4': ('city100_nikon', 4),
+    'iphone_x4': ('city100_iphone', 4),
+    'sample_x4': ('sample', 4),
+}
+INNER = {'algorithm': 'fomaml', 'steps': 5, 'batch_size': 8, 'lr': 0.03, 'rate_lr': 0.02}
+QUERY = 16
+START, META = 2000, 900
+MORE = META * (INNER['steps'] * INNER['batch_size'] + QUERY) // 16
+STEPS = (0, 1, 2, 5, 10, 20, 50)
+RATES, DESCENT_RATES = (3e-5, 1e-4, 3e-4, 1e-3), (0.03, 0.1, 0.3)
+DRAWS = (0, 1, 2)
+ARMS = {
+    'meta': ('meta', 'learned'),
+    **{f'adam_{rate:g}': ('pretrain', rate) for rate in RATES},
+    **{f'descent_{rate:g}': ('pretrain', -rate) for rate in DESCENT_RATES},
+}
+COLUMNS = ('draw', 'step', 'image', 'psnr')
+
+
+def options_of(data: Path, scale: int, drtl: dict, start: Path | None, steps: int, lr: float) -> dict:
+    """The parsed option file of a training run without a target."""
+    is_meta = drtl['pipeline'] == 'meta'
+    return {
+        **{'name': 'meta', 'model_type': 'DRTLModel', 'scale': scale, 'manual_seed': 0},
+        **{'num_gpu': int(torch.cuda.is_available()), 'is_train': True, 'dist': False},
+        'datasets': {
+            'train': {
+                **{'name': 'auxiliary tasks', 'type': 'DistortionTaskDataset', 'scale': scale},
+                **{'dataroot_gt': str(data / 'bsds500_train'), 'gt_size': LQ_SIZE * scale},
+                'num_support': INNER['steps'] * INNER['batch_size'] if is_meta else 2,
+                'num_query': QUERY if is_meta else 2,
+                'distortions': [{'name': 'random_camera'}],
+            }
+        },
+        'network_g': {
+            **{'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 32, 'num_block': 4},
+            **{'upscale': scale, 'res_scale': 1},
+        },
+        'drtl': {'camera_fit': False, 'weighting': {'relation': 'uniform'}, **drtl},
+        'path': {'pretrain_network_g': None if start is None else str(start)},
+        'train': {
+            'ema_decay': 0.99,
+            'optim_g': {'type': 'Adam', 'lr': lr, 'betas': [0.9, 0.99]},
+            'scheduler': {
+                **{'type': 'CosineAnnealingRestartLR', 'periods': [steps]},
+                **{'restart_weights': [1], 'eta_min': 1e-6},
+            },
+            'total_iter': steps,
+            'pixel_opt': {'type': 'L1Loss', 'loss_weight': 1.0, 'reduction': 'mean'},
+        },
+    }
+
+
+def trained(opt: dict, file: Path, episodes: int) -> Path:
+    """Train, unless the file is there; it holds the network and its learned step sizes."""
+    if not file.is_file():
+        torch.manual_seed(0)
+        model = DRTLModel(opt)
+        model.hooks = []
+        steps = opt['train']['total_iter']
+        for step in progress(range(1, steps + 1), file.stem, steps):
+            model.update_learning_rate(step)
+            batch = [model.train_set[index] for index in range((step - 1) * episodes, step * episodes)]
+            model.feed_data(default_collate(batch))
+            model.optimize_parameters(step)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        state = {'params': model.trained_network().state_dict(), 'rates': model.inner_rates.state()}
+        torch.save(state, file)
+    return file
+
+
+def networks(data: Path, scale: int) -> dict[str, Path]:
+    """The files of both networks of a scale."""
+    pretrain, meta = {'pipeline': 'pretrain'}, {'pipeline': 'meta', 'inner': INNER}
+    start = trained(options_of(data, scale, pretrain, None, START, 1e-3), NETWORKS / f'start_x{scale}.pth', 4)
+    longer = options_of(data, scale, pretrain, None, START + MORE, 1e-3)
+    return {
+        'meta': trained(options_of(data, scale, meta, start, META, 1e-4), NETWORKS / f'meta_x{scale}.pth', 1),
+        'pretrain': trained(longer, NETWORKS / f'pretrain_x{scale}.pth', 4),
+    }
+
+
+def pairs_of(data: Path, camera: str, part: str) -> dict[str, tuple[Tensor, Tensor]]:
+    """A camera's pairs ``(lq, gt)`` by name, uint8, ``(3, …)`` each."""
+    folder, scale = CAMERAS[camera]
+    if folder != 'sample':
+        return pairs_by_name(data / folder / part / 'hr', data / folder / part / f'lr_x{scale}')
+    with tempfile.TemporaryDirectory() as sample:
+        root = prepare_sample_data(Path(sample, 'sample')) / 'camera' / part
+        return pairs_by_name(root / 'gt', root / 'lq')
+
+
+def course(net: nn.Module, rate: float, rates: Rates | None, pairs: list, draw: int) -> Iterator[nn.Module]:
+    """Adaptation: the network before the first and after each step."""
+    device = next(net.parameters()).device
+    generator = torch.Generator().manual_seed(draw)
+    batches = (
+        tuple(images.to(device) for images in paired_patches(pairs, 16, LQ_SIZE, generator)) for _ in range(STEPS[-1])
+    )
+    return adaptation(net, nn.L1Loss(), batches, rate, rates=rates)
+
+
+@torch.no_grad()
+def psnr(net: nn.Module, lq: Tensor, gt: Tensor) -> float:
+    """PSNR-Y of a restored image."""
+    device = next(net.parameters()).device
+    restored = (net(lq[None].to(device) / 255) * 255).round().clamp(0, 255) / 255
+    scale = gt.shape[-1] // lq.shape[-1]
+    return calculate_psnr_pt(restored, gt[None].to(device) / 255, crop_border=scale, test_y_channel=True).item()
+
+
+def measure(data: Path, camera: str, arm: str, files: dict[str, Path]) -> list[dict]:
+    """A cell."""
+    name, rate = ARMS[arm]
+    state = torch.load(files[name], weights_only=True)
+    scale = CAMERAS[camera][1]
+    model = DRTLModel(options_of(data, scale, {'pipeline': 'pretrain'}, files[name], 1, 1e-3))
+    rates = None
+    if rate == 'learned':
+        rates = state['rates']
+    elif rate < 0:
+        rates = {name: -rate for name, _ in model.net_g.named_parameters()}
+    support, val = list(pairs_of(data, camera, 'support').values()), pairs_of(data, camera, 'val')
+    rows = []
+    for draw in DRAWS:
+        for step, net in enumerate(course(model.net_g, rate if rates is None else 0.0, rates, support, draw)):
+            if step in STEPS:
+                rows += [
+                    {'draw': draw, 'step': step, 'image': image, 'psnr': round(psnr(net, *pair), 4)}
+                    for image, pair in val.items()
+                ]
+    return rows
+
+
+def read(camera: str, arm: str) -> dict[int, dict[str, float]] | None:
+    """PSNR by number of steps and image, means over draws; None if the cell is not there."""
+    path = RESULTS / f'{camera}-{arm}.csv'
+    if not path.is_file():
+        return None
+    values: dict[int, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    with open(path, newline='', encoding='utf-8') as file:
+        for row in csv.DictReader(file):
+            values[int(row['step'])][row['image']].append(float(row['psnr']))
+    return {step: {image: statistics.mean(v) for image, v in images.items()} for step, images in values.items()}
+
+
+def table() -> str:
+    """Meta-learning and the best fine-tuning, by camera and number of steps."""
+    rows, all_differences = [], defaultdict(list)
+    for camera in CAMERAS:
+        cells = {arm: read(camera, arm) for arm in ARMS}
+        if None in cells.values():
+            rows.append([camera, 'not run', *[''] * len(STEPS)])
+            continue
+        meta = cells.pop('meta')
+        best = {step: max(cells.values(), key=lambda cell: statistics.mean(cell[step].values())) for step in STEPS}
+        rows.append([camera, 'meta-learned', *(f'{statistics.mean(meta[step].values()):.2f}' for step in STEPS)])
+        rows.append(['', 'best rate', *(f'{statistics.mean(best[step][step].values()):.2f}' for step in STEPS)])
+        chosen = [next(arm for arm, cell in cells.items() if cell is best[step]) for step in STEPS]
+        rows.append(['', 'which', *(arm.replace('_', ' ') for arm in chosen)])
+        differences = {s: [meta[s][image] - value for image, value in best[s][s].items()] for s in STEPS}
+        rows.append(['', 'difference', *(interval(differences[step]) for step in STEPS)])
+        for step in STEPS:
+            all_differences[step].append(statistics.mean(differences[step]))
+    if all_differences:
+        means = [f'{statistics.mean(all_differences[step]):+.3f}' for step in STEPS]
+        rows.append(['mean', 'difference', *means])
+    return markdown_table(['camera', 'network', *(f'{step} steps' for step in STEPS)], rows)
+
+
+def main() -> None:
+    """Compute the missing cells and print the table."""
+    arguments = parser(__doc__)
+    arguments.add_argument('--scale', type=int, choices=(2, 3, 4), help='this one only')
+    arguments.add_argument('--report', action='store_true', help='compute nothing')
+    args = parse(arguments)
+    torch.set_num_threads(1)
+    for camera, (_, scale) in CAMERAS.items():
+        if args.report or args.scale not in (None, scale):
+            continue
+        files = networks(args.data, scale)
+        for arm in ARMS:
+            path = RESULTS / f'{camera}-{arm}.csv'
+            if not path.is_file():
+                write_rows(path, COLUMNS, measure(args.data, camera, arm, files))
+                print(f'{path.stem}: done', flush=True)
+    print(table())
+
+
+if __name__ == '__main__':
+    main()
