@@ -41,7 +41,7 @@ from drtl_plugin.runtime.trained_network import load_trained
 from drtl_plugin.tasks.distortions import bicubic
 
 RESULTS = HERE / 'select_rate'
-CELLS = list(itertools.product(('nikon_x3', 'iphone_x2'), (0, 1, 2)))
+CELLS = list(itertools.product(('iphone_x2', 'nikon_x3'), (0, 1, 2)))
 JUDGES = (1, 2, 5)
 PRE_TRAINING = 1000
 COLUMNS = ('judges', 'lr', 'share', 'gain')

@@ -131,7 +131,7 @@ def measure(data: Path, scale: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     synthesis = torch.Generator(device).manual_seed(seed)
     entries = default_library(scale)
-    entries += [random_composition(scale, generator, spread=0.08) for _ in range(NUM_TASKS - len(entries))]
+    entries += [random_composition(scale, generator) for _ in range(NUM_TASKS - len(entries))]
     entries = [{**entry, 'label': str(i)} for i, entry in enumerate(entries)]
     library = DistortionLibrary(entries, scale)
     images = open_images()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -107,8 +107,18 @@ class RandomCamera:
         Args, returns and errors are those of :class:`DistortionTask`; the drawing waits for the generator's device.
         """
         seed = torch.randint(2**62, (), generator=generator, device=generator.device).item()
-        entry = random_composition(self.scale, torch.Generator().manual_seed(int(seed)))
-        return _parse_task(entry, self.scale, self.label)(gt, generator)
+        drawn = torch.Generator().manual_seed(int(seed))
+        steps = _parse_distortions(random_composition(self.scale, drawn), self.scale, self.label).steps
+        fixed = tuple(replace(step, ranges=_points_of(step.ranges, drawn)) for step in steps)
+        return DistortionTask(self.label, fixed, self.scale)(gt, generator)
+
+
+def _points_of(ranges: Mapping[str, tuple[float, float]], generator: torch.Generator) -> dict[str, tuple[float, float]]:
+    """A random point of each range, as a range."""
+    points = {
+        key: low + (high - low) * torch.rand((), generator=generator).item() for key, (low, high) in ranges.items()
+    }
+    return {key: (point, point) for key, point in points.items()}
 
 
 class DistortionLibrary:
@@ -179,15 +189,19 @@ class DistortionLibrary:
         return [task.label for task in self.tasks]
 
 
-def _parse_task(entry: Any, scale: int, where: str) -> DistortionTask | RandomCamera:
+def _parse_task(entry: Any, scale: int, where: str) -> Task:
+    if isinstance(entry, dict) and entry.get('name') == RANDOM_CAMERA:
+        if set(entry) - {'name', 'label'}:
+            raise OptionError(f'{where}: {RANDOM_CAMERA} takes no parameters except a label.')
+        return RandomCamera(str(entry.get('label') or 'random camera'), scale)
+    return _parse_distortions(entry, scale, where)
+
+
+def _parse_distortions(entry: Any, scale: int, where: str) -> DistortionTask:
     if not isinstance(entry, dict) or 'name' not in entry:
         raise OptionError(f'{where}: expected a section with a name, e.g. {{name: gaussian_blur, sigma: [0.6, 1.0]}}.')
     entry = dict(entry)
     label = entry.pop('label', None)
-    if entry['name'] == RANDOM_CAMERA:
-        if len(entry) > 1:
-            raise OptionError(f'{where}: {RANDOM_CAMERA} takes no parameters except a label.')
-        return RandomCamera(str(label or 'random camera'), scale)
     if entry['name'] == COMPOSE:
         parts = entry.get('steps')
         if set(entry) != {'name', 'steps'} or not isinstance(parts, list) or not parts:

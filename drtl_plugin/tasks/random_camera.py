@@ -8,17 +8,15 @@ from typing import Any
 import torch
 
 
-def random_composition(scale: int, generator: torch.Generator, spread: float = 0.0) -> dict[str, Any]:
-    """Draw a composition: blur, the reduction, noise, sharpening, JPEG (ours).
+def random_composition(scale: int, generator: torch.Generator) -> dict[str, Any]:
+    """Draw a composition with narrow ranges: blur, the reduction, noise, sharpening, JPEG (ours).
 
-    Blur, noise, sharpening and JPEG are part of it with probabilities of 0.75, 0.7, 0.3 and 0.5. Parameters are drawn
-    log-uniformly.
+    Blur, noise, sharpening and JPEG are part of it with probabilities of 0.75, 0.7, 0.3 and 0.5. The centres of the
+    ranges are drawn log-uniformly; blur widths are proportional to the scale.
 
     Args:
-        scale (int): Reduction factor; blur widths are proportional to it.
+        scale (int): Reduction factor.
         generator (torch.Generator): On the CPU.
-        spread (float): Parameters are ranges of this relative half-width around what was drawn, 5/8 of it for
-            the quality of JPEG. With 0, they are fixed, and so is the rotation of an anisotropic blur.
 
     Returns:
         dict: An entry as in an option file.
@@ -27,9 +25,9 @@ def random_composition(scale: int, generator: torch.Generator, spread: float = 0
     def uniform(low: float, high: float) -> float:
         return low + (high - low) * torch.rand((), generator=generator).item()
 
-    def around(low: float, high: float, width: float = spread) -> list[float]:
+    def around(low: float, high: float, spread: float = 0.08) -> list[float]:
         centre = math.exp(uniform(math.log(low), math.log(high)))
-        return [round(centre * (1 - width), 4), round(centre * (1 + width), 4)]
+        return [round(centre * (1 - spread), 4), round(centre * (1 + spread), 4)]
 
     kernel_size = max(21, 2 * math.ceil(2.7 * scale) + 1)  # three times the widest sigma
     width = (0.15 * scale, 0.8 * scale)
@@ -53,9 +51,5 @@ def random_composition(scale: int, generator: torch.Generator, spread: float = 0
     if uniform(0, 1) < 0.3:
         steps.append({'name': 'sharpen', 'weight': around(0.2, 1.5)})
     if uniform(0, 1) < 0.5:
-        steps.append({'name': 'jpeg', 'quality': around(35, 93, spread * 5 / 8)})
-    if not spread:
-        for step in steps:
-            if step['name'] == 'anisotropic_blur':
-                step['rotation'] = uniform(-math.pi, math.pi)
+        steps.append({'name': 'jpeg', 'quality': around(35, 93, 0.05)})
     return {'name': 'compose', 'steps': steps}

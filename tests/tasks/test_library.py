@@ -2,14 +2,17 @@
 
 import copy
 import pickle
+from unittest import mock
 
 import pytest
 import torch
 
 from drtl_plugin.errors import OptionError
 from drtl_plugin.tasks import distortions
+from drtl_plugin.tasks import library as library_module
 from drtl_plugin.tasks.distortions import DISTORTION_REGISTRY, Drawn, bicubic, distortion
 from drtl_plugin.tasks.library import DistortionLibrary, default_library
+from drtl_plugin.tasks.random_camera import random_composition
 from tests.fetches import watch_fetches
 from tests.tasks.test_distortions import smooth_images
 
@@ -120,6 +123,7 @@ def test_reduction_stands_between_blur_and_noise_unless_named():
         ([{'name': 'gaussian_blur', 'kernel_size': 4}], r'kernel_size: expected an odd whole number'),
         ([{'name': 'compose'}], r'compose takes steps'),
         ([{'name': 'compose', 'steps': [{'name': 'bicubic'}] * 2}], r'bicubic appears more than once'),
+        ([{'name': 'random_camera', 'sigma': 1}], r'random_camera takes no parameters'),
         ([{'name': 'bicubic'}] * 2, r"two tasks are labelled 'bicubic'"),
         ([], r"expected 'default' or a list"),
         ('all', r"expected 'default' or a list"),
@@ -155,6 +159,57 @@ def test_distortions_of_ones_own_are_found_by_name(generator, monkeypatch):
         DISTORTION_REGISTRY.register(gain)
     with pytest.raises(ValueError, match="cannot be named 'bicubic'"):
         distortion(on_gt_grid=True)(bicubic)
+
+
+class TestRandomCamera:
+    @pytest.mark.parametrize('scale', [1, 2, 3, 4])
+    def test_is_another_one_in_each_episode(self, scale):
+        """Cameras differ, but a generator in the same state draws the same one, with the same noise."""
+        task = DistortionLibrary([{'name': 'random_camera'}], scale).tasks[0]
+        gt = smooth_images(2, 96)
+        first, second, again = (task(gt, torch.Generator().manual_seed(seed)) for seed in (0, 1, 0))
+        assert first.shape == (2, 3, 96 // scale, 96 // scale)
+        assert torch.equal(first, again)
+        assert not torch.allclose(first, second)
+
+    def test_distorts_all_images_of_an_episode_alike(self):
+        """The same content twice gives the same image twice, unless the camera has noise."""
+        task = DistortionLibrary([{'name': 'random_camera'}], 4).tasks[0]
+        gt = smooth_images(1, 96).repeat(2, 1, 1, 1)
+        compositions = [random_composition(4, torch.Generator().manual_seed(seed)) for seed in range(40)]
+        with mock.patch.object(library_module, 'random_composition', lambda *_: next(drawn)):
+            for composition in compositions:
+                drawn = iter([composition])
+                one, two = task(gt, torch.Generator().manual_seed(0))
+                is_noisy = any('noise' in step['name'] for step in composition['steps'])
+                assert torch.equal(one, two) != is_noisy
+
+    def test_covers_the_parameter_space(self):
+        """Each kind of distortion is part of it as often as its docstring says, within the library's bounds."""
+        generator = torch.Generator().manual_seed(0)
+        compositions = [random_composition(4, generator)['steps'] for _ in range(1000)]
+        names = [[step['name'] for step in steps] for steps in compositions]
+        blurs = {'gaussian_blur', 'anisotropic_blur', 'plateau_blur', 'sinc'}
+        for kinds, share in (
+            (blurs, 0.75),
+            ({'gaussian_noise', 'poisson_noise'}, 0.7),
+            ({'sharpen'}, 0.3),
+            ({'jpeg'}, 0.5),
+        ):
+            assert sum(bool(kinds & set(some)) for some in names) / 1000 == pytest.approx(share, abs=0.05)
+        assert {name for some in names for name in some} == {
+            *blurs,
+            'gaussian_noise',
+            'poisson_noise',
+            'sharpen',
+            'jpeg',
+            'bicubic',
+        }
+        sigmas = torch.tensor(
+            [sum(s['sigma']) / 2 for steps in compositions for s in steps if s['name'] == 'gaussian_blur']
+        )
+        assert sigmas.min() >= 0.6 and sigmas.max() <= 3.2
+        assert sigmas.log().mean().exp().item() == pytest.approx((0.6 * 3.2) ** 0.5, rel=0.1)
 
 
 def test_libraries_can_be_sent_to_other_processes(generator):
