@@ -60,7 +60,7 @@ import drtl_plugin
 from drtl_plugin.api import adapt_model
 from drtl_plugin.api.adapt import adapt
 from drtl_plugin.meta.adaptation import adaptation, blend, last
-from drtl_plugin.models.cross_validation import folds_of
+from drtl_plugin.models.cross_validation import folds_of, num_runs
 from drtl_plugin.runtime.tiles import restore
 from drtl_plugin.runtime.trained_network import TrainedNetwork, load_trained
 from drtl_plugin.tasks.patches import paired_patches
@@ -268,7 +268,7 @@ def ours(**changes) -> Callable[[Cell], Iterator[dict]]:
             adapted = load_trained(f'{folder}/out/net_g_adapted_latest.pth')
         chosen = adapted.adaptation or {}
         kind = f'{chosen["lr"]:g} {chosen["share"]:g}'
-        steps = chosen['steps'] * (chosen['folds'] + 2)
+        steps = chosen['steps'] * num_runs(3, chosen['folds'])
         yield from ({'step': steps, 'kind': kind, **row} for row in cell.scores(adapted.net))
 
     return arm

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 # Before BasicSR: common imports drtl_plugin, which repairs BasicSR.
 from common import HERE, auxiliary_data, interval, markdown_table, parse, parser, train_network, write_rows
-from published import CASES, CROP, support, tensors
+from published import CASES, support, tensors
 
 import argparse  # isort: skip
 import csv

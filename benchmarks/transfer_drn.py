@@ -31,7 +31,6 @@ from common import (
 import argparse  # isort: skip
 import itertools
 import json
-import math
 import os
 import statistics
 import tempfile

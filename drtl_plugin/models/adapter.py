@@ -184,7 +184,7 @@ class Adapter:
             self._batches(pairs, weights, steps, self.seed + fold),
             self.options.rates[0] if lr is None else lr,
             self.options.ema_decay,
-            self.inner_rates and self.inner_rates.rates(),
+            None if self.inner_rates is None else self.inner_rates.rates(),
             self.options.warmup,
             steps if self.options.schedule == 'linear' else 0,
             self.precision,

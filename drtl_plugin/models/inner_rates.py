@@ -18,9 +18,9 @@ from drtl_plugin.runtime import checkpoints
 class InnerRates:
     """Step sizes by parameter name, for the parameters that ``drtl.inner.parameters`` selects.
 
-    Learned step sizes are those of Meta-SGD (Li et al., arXiv 1707.09835), but one for each tensor of weights instead of
-    one for each weight, as in MAML++ (Antoniou et al., arXiv 1810.09502, "LSLR"). Their logarithms are learned (ours),
-    so that they stay positive and can change by orders of magnitude.
+    Learning them is Meta-SGD's idea (Li et al., arXiv 1707.09835); there is one for each tensor of weights instead of
+    one for each weight, similar to MAML++ (Antoniou et al., arXiv 1810.09502), which has one for each layer and step.
+    Their logarithms are learned (ours), so that they stay positive and can change by orders of magnitude.
 
     Args:
         net (nn.Module): The network.

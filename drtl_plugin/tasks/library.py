@@ -126,9 +126,10 @@ class DistortionLibrary:
 
     Args:
         distortions (str | list[dict]): ``'default'`` (:func:`default_library`), or a list of entries: ``name`` (a
-            registered distortion, ``bicubic``, ``compose`` or ``random_camera``), its parameters (``[low, high]`` or one number), and
-            optionally ``label``. ``compose`` takes ``steps``, a list of such entries, applied in order; the reduction
-            happens at ``bicubic`` if there is one, else before the first step that acts on the LQ grid.
+            registered distortion, ``bicubic``, ``compose`` or ``random_camera``), its parameters (``[low, high]`` or
+            one number), and optionally ``label``. ``compose`` takes ``steps``, a list of such entries, applied in
+            order; the reduction happens at ``bicubic`` if there is one, else before the first step that acts on the LQ
+            grid. ``random_camera`` (:class:`RandomCamera`) takes no parameters.
         scale (int): Reduction factor of all tasks.
         where (str): Option that holds ``distortions``, for error messages.
 

@@ -52,9 +52,8 @@ def test_a_derived_model_trains_and_adapts_on_its_own_loss(build, quick_opt, mon
         skip_start(model)
         feed(model, [0, 1])
         # The inner loop would move in opposite directions.
-        monkeypatch.setattr(
-            model.inner_rates, 'rates', lambda names=list(model.inner_rates.rates()): dict.fromkeys(names, 0.0)
-        )
+        standing_still = dict.fromkeys(model.inner_rates.rates(), 0.0)
+        monkeypatch.setattr(model.inner_rates, 'rates', lambda rates=standing_still: rates)
         model.optimize_parameters(1)
         gradients.append(torch.cat([p.grad.flatten() for p in model.net_g.parameters()]))
         logs.append(sum(value.item() for name, value in model.losses_of_step.items() if name.startswith('l_')))
