@@ -255,7 +255,7 @@ class DRTLModel(SRModel):
         weights = [1.0 if sampling else self.weights[task].item() for task in self.batch.tasks]
         common = (self.net_g, self.batch, weights)
         if self.drtl.pipeline == 'meta':
-            return meta_step(*common, self.criterion, self.precision, self.inner_rates, self.drtl.inner)
+            return meta_step(*common, self.criterion, self.precision, self.inner_rates, self.drtl.inner, current_iter)
         are_means = (self.opt['train'].get('pixel_opt') or {}).get('reduction', 'mean') == 'mean'
         return pretrain_step(*common, self._named_losses, self.precision, are_means, self.adversary, current_iter)
 

@@ -84,6 +84,7 @@ def meta_step(
     precision: Precision,
     rates: InnerRates,
     inner: InnerOptions,
+    step: int,
 ) -> OrderedDict[str, Tensor]:
     """Accumulate ``g = (1/B) Σ w_i ∇_θ L_i^qry(θ_i')`` episode by episode.
 
@@ -92,6 +93,7 @@ def meta_step(
         criterion (Criterion): L.
         rates (InnerRates): Step sizes of the inner loop; gradients are added to those of learned ones.
         inner (InnerOptions): ``drtl.inner``.
+        step (int): Number of the training step, from which the numbers of inner steps are drawn.
 
     Returns:
         OrderedDict[str, Tensor]: ``l_query``, the mean query loss.
@@ -99,9 +101,11 @@ def meta_step(
     parameters = trainable_parameters(net)
     loss = functional_loss(net, criterion, precision)
     mean_query_loss = torch.zeros((), device=batch.lq.device)
-    for episode, weight in enumerate(weights):
+    drawn = torch.Generator().manual_seed(step)
+    nums = torch.randint(inner.fewest_steps, inner.most_steps + 1, (len(weights),), generator=drawn).tolist()
+    for episode, (weight, num) in enumerate(zip(weights, nums, strict=True)):
         support, query = batch.support_and_query(episode)
-        batches = minibatches(support, inner.steps, inner.batch_size)
+        batches = minibatches(support, num, inner.batch_size)
         outer = outer_gradient(loss, parameters, batches, query, rates.rates(), inner.algorithm, inner.checkpoint)
         accumulate(parameters, outer.parameters, weight / len(weights))
         rates.accumulate(outer.rates, weight / len(weights))

@@ -71,7 +71,10 @@ class InnerOptions(Section, frozen=True, kw_only=True):
         Meta(description='Outer gradient: first-order (fomaml), exact second-order (maml), or Reptile.'),
     ] = 'fomaml'
     lr: Annotated[float, Meta(ge=1e-12, le=LARGEST, description='Step size of the inner loop.')] = 1e-2
-    steps: Annotated[int, Meta(ge=1, description='Gradient steps of the inner loop.')] = 1
+    steps: Annotated[
+        Annotated[int, Meta(ge=1)] | list[Annotated[int, Meta(ge=1)]],
+        Meta(description='Gradient steps of the inner loop; [low, high]: drawn for each episode.'),
+    ] = 1
     batch_size: Annotated[
         Annotated[int, Meta(ge=1)] | None,
         Meta(description='Support patches of an inner step, taken in turn; null: all of them in each step.'),
@@ -99,6 +102,16 @@ class InnerOptions(Section, frozen=True, kw_only=True):
             'weights, initialised to lr; 0 keeps the step sizes fixed.',
         ),
     ] = 0.0
+
+    @property
+    def fewest_steps(self) -> int:
+        """The fewest gradient steps of an episode."""
+        return self.steps if isinstance(self.steps, int) else self.steps[0]
+
+    @property
+    def most_steps(self) -> int:
+        """The most gradient steps of an episode."""
+        return self.steps if isinstance(self.steps, int) else self.steps[1]
 
 
 class AdaptOptions(Section, frozen=True, kw_only=True):
@@ -194,12 +207,14 @@ class DRTLOptions(Section, frozen=True, kw_only=True):
         """
         options = parse_section(cls, opt.get('drtl'), 'drtl')
         inner, adapt = options.inner, options.adapt
+        if isinstance(inner.steps, list) and (len(inner.steps) != 2 or inner.steps[0] > inner.steps[1]):
+            raise OptionError(f'drtl.inner.steps: expected one number or [low, high], got {inner.steps}.')
         if inner.rate_lr > 0 and (inner.algorithm == 'reptile' or options.pipeline == 'pretrain'):
             raise OptionError('drtl.inner.rate_lr: only pipeline: meta with maml or fomaml learns step sizes.')
         if inner.checkpoint and (inner.algorithm != 'maml' or options.pipeline == 'pretrain'):
             raise OptionError('drtl.inner.checkpoint: only pipeline: meta with maml stores graphs to recompute.')
         if options.pipeline == 'meta' and inner.algorithm == 'reptile':
-            if inner.steps < 2:
+            if inner.fewest_steps < 2:
                 raise OptionError('drtl.inner.steps: reptile needs at least 2; they alternate support and query.')
             if inner.parameters != ['*']:
                 raise OptionError(

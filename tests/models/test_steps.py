@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from drtl_plugin.errors import OptionError
 from drtl_plugin.meta.learner import functional_loss, outer_gradient, trainable_parameters
+from drtl_plugin.models import steps as steps_module
 from tests.models.helpers import batch_of, feed, skip_start
 
 
@@ -128,3 +130,38 @@ def test_checkpointing_takes_the_same_step(build, quick_opt):
         model.optimize_parameters(1)
         steps.append(torch.cat([p.grad.flatten() for p in model.net_g.parameters()]))
     assert torch.allclose(*steps, rtol=1e-4, atol=1e-7)
+
+
+class TestNumberOfInnerSteps:
+    def numbers(self, build, quick_opt, steps, monkeypatch):
+        """Those of four training steps of two episodes."""
+        quick_opt['drtl'].update(pipeline='meta', hooks=[], inner={'steps': steps, 'batch_size': 1})
+        quick_opt['drtl']['weighting'].update(relation='uniform')
+        model = build(quick_opt)
+        skip_start(model)
+        found = []
+
+        def counted(loss, parameters, batches, *others):
+            found.append(len(batches))
+            return outer_gradient(loss, parameters, batches, *others)
+
+        monkeypatch.setattr(steps_module, 'outer_gradient', counted)
+        for step in range(1, 5):
+            feed(model, [0, 1])
+            model.optimize_parameters(step)
+        return found
+
+    def test_is_drawn_for_each_episode(self, build, quick_opt, monkeypatch):
+        found = self.numbers(build, quick_opt, [1, 3], monkeypatch)
+        assert set(found) == {1, 2, 3}
+        assert self.numbers(build, quick_opt, [1, 3], monkeypatch) == found
+
+    @pytest.mark.parametrize('steps', [2, [2, 2]])
+    def test_may_be_fixed(self, build, quick_opt, monkeypatch, steps):
+        assert self.numbers(build, quick_opt, steps, monkeypatch) == [2] * 8
+
+    @pytest.mark.parametrize('steps', [[3, 1], [1], [1, 2, 3], [0, 1], 'many'])
+    def test_that_is_no_range_is_refused(self, build, quick_opt, steps):
+        quick_opt['drtl']['inner'] = {'steps': steps}
+        with pytest.raises(OptionError, match=r'drtl\.inner\.steps'):
+            build(quick_opt)

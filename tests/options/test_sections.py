@@ -39,7 +39,12 @@ def test_numbers_in_exponent_notation_are_numbers():
         ({'inner': {'step': 1}}, r"drtl\.inner: unknown key 'step'; did you mean 'steps'\?"),
         ({'pipeline': 'both'}, r"drtl\.pipeline: 'both' is not one of meta, pretrain"),
         ({'inner': {'steps': 0}}, r'drtl\.inner\.steps: 0 is out of range; it must be at least 1'),
-        ({'inner': {'steps': 1.5}}, r'drtl\.inner\.steps: expected a whole number, got 1\.5'),
+        ({'inner': {'steps': [1]}}, r'drtl\.inner\.steps: expected one number or \[low, high\], got \[1\]'),
+        ({'inner': {'steps': [3, 1]}}, r'drtl\.inner\.steps: expected one number or \[low, high\], got \[3, 1\]'),
+        (
+            {'inner': {'steps': 1.5}},
+            r'drtl\.inner\.steps: expected a whole number or a list of whole numbers, got 1\.5',
+        ),
         ({'inner': {'lr': True}}, r'drtl\.inner\.lr: expected a number, got True'),
         ({'inner': {'lr': 'fast'}}, r"drtl\.inner\.lr: expected a number, got 'fast'"),
         ({'weighting': {'floor': 2}}, r'drtl\.weighting\.floor: 2 is out of range; it must be between 0 and 1'),
@@ -58,7 +63,10 @@ def test_numbers_in_exponent_notation_are_numbers():
         ),
         ({'inner': {'lr': float('inf')}}, r'drtl\.inner\.lr: expected a number, got inf'),
         ({'inner': {'lr': float('nan')}}, r'drtl\.inner\.lr: expected a number, got nan'),
-        ({'inner': {'steps': 1e30}}, r'drtl\.inner\.steps: expected a whole number, got 1e\+30'),
+        (
+            {'inner': {'steps': 1e30}},
+            r'drtl\.inner\.steps: expected a whole number or a list of whole numbers, got 1e\+30',
+        ),
         ({'xyz': 1}, r"drtl: unknown key 'xyz'; known: adapt, camera_fit, hooks, inner, pipeline"),
     ],
 )
