@@ -68,6 +68,8 @@ _WEIGHTS = ('relation/test_weights.py',)
 _STEPS = ('models/test_steps.py::TestWeightedGradients',)
 _LEARNER = ('meta/test_learner.py',)
 _ADAPTATION = ('meta/test_adaptation.py',)
+_CAMERA = ('tasks/test_library.py::TestRandomCamera',)
+_RATES = ('models/test_inner_rates.py::TestInnerRates::test_the_gradient_is_that_of_the_logarithm',)
 _CHOICE = ('models/test_cross_validation.py::TestChoice',)
 _HELD_OUT = ('models/test_cross_validation.py::TestAdapting::test_judges_by_what_was_held_out',)
 _MEMORISED = ('commands/test_adapt.py::test_memorised_images_are_no_gain',)
@@ -264,7 +266,36 @@ MUTANTS = (
         'gains = predict(nodes, auxiliary).T',
         _PREDICTED,
     ),
+    # Meta-learning on cameras
+    Mutant(
+        'a camera with other parameters for each image',
+        'drtl_plugin/tasks/library.py',
+        'fixed = tuple(replace(step, ranges=_points_of(step.ranges, drawn)) for step in steps)',
+        'fixed = steps',
+        _CAMERA,
+    ),
+    Mutant(
+        'inner steps share their patches',
+        'drtl_plugin/meta/learner.py',
+        '(step * size + i) % len(lq)',
+        'i % len(lq)',
+        _LEARNER,
+    ),
+    Mutant(
+        'gradient of a step size taken for that of its logarithm',
+        'drtl_plugin/models/inner_rates.py',
+        'self.logarithms[name].detach().exp() * value',
+        'value',
+        _RATES,
+    ),
     # Cross-validation
+    Mutant(
+        'rate chosen on the first fold alone',
+        'drtl_plugin/models/cross_validation.py',
+        'judges = range(min(num_judges, len(folds)))',
+        'judges = range(1)',
+        _CHOICE,
+    ),
     Mutant(
         'worst rate chosen',
         'drtl_plugin/models/cross_validation.py',

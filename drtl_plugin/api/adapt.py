@@ -174,7 +174,7 @@ def _write_page(
         'share of the way from the old weights to the adapted ones',
         'loss on held-out pairs, relative to the old weights',
         {
-            **{f'rate {trial.lr:g}, first fold': sorted(trial.losses.items()) for trial in chosen.trials},
+            **{f'rate {trial.lr:g}, two folds': sorted(trial.losses.items()) for trial in chosen.trials},
             f'rate {chosen.lr:g}, all folds': sorted(chosen.losses.items()),
         },
         chosen.in_words(),

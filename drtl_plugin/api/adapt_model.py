@@ -13,7 +13,7 @@ from drtl_plugin.errors import DataError, OptionError
 from drtl_plugin.models.cross_validation import folds_of, num_runs
 from drtl_plugin.runtime.trained_network import TrainedNetwork
 
-# Steps of each adaptation, the learning rates to choose from, and the most folds: seven adaptations for five pairs.
+# Steps of each adaptation, the learning rates to choose from, and the most folds: nine adaptations for five pairs.
 _STEPS, _RATES, _FOLDS = 400, [3e-4, 1e-3, 3e-3], 5
 # Side of the LQ patches, where the images are large enough, up to the next size that suits the network.
 _LQ_SIZE = 24

@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--budget',
         type=int,
         metavar='STEPS',
-        help='the most training steps in all; default: 2800 for five pairs or more, fewer for fewer pairs',
+        help='the most training steps in all; default: 3600 for five pairs or more, fewer for fewer pairs',
     )
     parser.add_argument(
         '--loss',
