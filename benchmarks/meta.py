@@ -118,8 +118,8 @@ def trained(opt: dict, file: Path, episodes: int) -> Path:
             model.feed_data(default_collate(batch))
             model.optimize_parameters(step)
         file.parent.mkdir(parents=True, exist_ok=True)
-        state = {'params': model.trained_network().state_dict(), 'rates': model.inner_rates.state()}
-        torch.save(state, file)
+        rates = {name: value.exp() for name, value in model.inner_rates.state().items()}
+        torch.save({'params': model.trained_network().state_dict(), 'rates': rates}, file)
     return file
 
 

@@ -357,7 +357,7 @@ class DRTLModel(SRModel):
         schedulers = [{key: state[key] for key in position} for state in resume_state['schedulers']]
         super().resume_training({**resume_state, 'schedulers': schedulers})
         if rates:
-            self.inner_rates.load(rates)
+            self.inner_rates.load_state(rates)
         self.num_update = self._resumed_at = resume_state['iter']
         self.prepare()
         call_hooks(self.hooks, 'after_load_checkpoint', self, checkpoint=resume_state)

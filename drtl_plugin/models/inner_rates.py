@@ -56,24 +56,37 @@ class InnerRates:
         accumulate(self.logarithms, of_logarithms, weight)
 
     def state(self) -> dict[str, Tensor]:
-        """The learned step sizes, scalars; empty if they are not learned."""
-        return {name: value.detach().exp() for name, value in self.logarithms.items()}
+        """The logarithms, for a training state, so that a resumed run continues with the same bits."""
+        return {name: value.detach() for name, value in self.logarithms.items()}
 
-    def load(self, rates: dict[str, Tensor]) -> None:
-        """Set the step sizes to learned ones.
+    def load_state(self, logarithms: Mapping[str, Tensor]) -> None:
+        """Set the logarithms to those of a training state.
+
+        Raises:
+            OptionError: See :meth:`load`.
+        """
+        self._check(logarithms)
+        for name, value in logarithms.items():
+            self.logarithms[name].data.copy_(value)
+
+    def load(self, rates: Mapping[str, Tensor]) -> None:
+        """Set the step sizes to learned ones, scalars.
 
         Raises:
             OptionError: If these belong to other parameters, or there is one for each weight, as in old versions.
         """
-        if set(rates) != {*self._fixed, *self.logarithms}:
-            raise OptionError('drtl.inner: the step sizes learned before belong to other parameters.')
-        if any(rate.ndim for rate in rates.values()):
-            raise OptionError('drtl.inner: the step sizes were learned by an old version; learn them again.')
+        self._check(rates)
         for name, rate in rates.items():
             if self.logarithms:
                 self.logarithms[name].data.copy_(rate.log())
             else:
                 self._fixed[name] = rate.to(self._device)
+
+    def _check(self, learned: Mapping[str, Tensor]) -> None:
+        if set(learned) != {*self._fixed, *self.logarithms}:
+            raise OptionError('drtl.inner: the step sizes learned before belong to other parameters.')
+        if any(value.ndim for value in learned.values()):
+            raise OptionError('drtl.inner: the step sizes were learned by an old version; learn them again.')
 
     def load_file(self, path: str) -> None:
         """Set the step sizes to those in ``inner_rates_….pth``, the file of ``path.pretrain_inner_rates``."""
@@ -84,4 +97,5 @@ class InnerRates:
         """Write ``inner_rates_ITERATION.pth``, if they are learned."""
         if self.logarithms:
             name = f'inner_rates_{"latest" if current_iter == -1 else current_iter}.pth'
-            checkpoints.save({'params': self.state()}, Path(folder, name))
+            rates = {name: value.detach().exp() for name, value in self.logarithms.items()}
+            checkpoints.save({'params': rates}, Path(folder, name))
