@@ -1,6 +1,6 @@
 """How many folds should choose the learning rate of ``basicsr adapt``?
 
-    python benchmarks/select_rate.py               # cells that are missing; 10 to 20 minutes each on a CPU core
+    python benchmarks/select_rate.py               # cells that are missing; 7 to 12 minutes each on a CPU core
     python benchmarks/select_rate.py --report      # the table
 
 EDSR (32 features, 4 blocks), trained on bicubic downsampling, is adapted by the recipe of ``basicsr adapt`` to five

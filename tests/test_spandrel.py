@@ -102,7 +102,7 @@ def test_an_architecture_is_adapted_and_read_again(folder, quick, name):
     torch.save({'params_ema': net.state_dict()}, 'published.pth')
     (folder / 'pairs').mkdir()
     write_pairs(scale, 80 if name == 'SCUNet' else 64)  # multiples of all windows
-    assert cli.main(['adapt', '--pairs', 'pairs', '--weights', 'published.pth', '-o', 'mine', '--budget', '5']) == 0
+    assert cli.main(['adapt', '--pairs', 'pairs', '--weights', 'published.pth', '-o', 'mine', '--budget', '7']) == 0
     adapted = 'mine/net_g_adapted_latest.pth'
     assert cli.main(['upscale', '-i', 'pairs/a_LR.png', '-o', 'a.png', '--weights', adapted]) == 0
     assert cli.main(['export', '--weights', adapted, '--spandrel', 'adapted.safetensors']) == 0

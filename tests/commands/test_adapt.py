@@ -66,7 +66,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_from_pairs_to_weights(folder, quick, capsys):
-    command = ['adapt', '--pairs', 'pairs', '--weights', 'w.pth', '-o', 'mine', '--budget', '50']
+    command = ['adapt', '--pairs', 'pairs', '--weights', 'w.pth', '-o', 'mine', '--budget', '70']
     assert cli.main(command) == 0
     report = (folder / 'mine/report.md').read_text()
     assert report in capsys.readouterr().out
@@ -120,7 +120,7 @@ def commands_in(report: str) -> dict[str, list[str]]:
 
 @pytest.mark.parametrize('output', ['experiments/cam', 'my camera'])
 def test_the_printed_commands_work_wherever_the_output_is(folder, quick, capsys, output):
-    command = ['adapt', '--pairs', 'pairs', '--weights', 'w.pth', '-o', output, '--budget', '5']
+    command = ['adapt', '--pairs', 'pairs', '--weights', 'w.pth', '-o', output, '--budget', '7']
     assert cli.main(command) == 0
     commands = commands_in(capsys.readouterr().out)
     before = {path: path.read_bytes() for path in (folder / output).rglob('*') if path.is_file()}
@@ -169,7 +169,7 @@ def test_networks_of_ones_own(folder, quick, capsys, monkeypatch):
     mine = ('--import', 'my_network')
     assert call(*upscale, *mine) == 0
     assert call('export', '--weights', 'w.pth', '--spandrel', 'mine.pth', *mine) == 0
-    adapt = ('adapt', '--pairs', 'pairs', '--weights', 'w.pth', '-o', 'mine', '--budget', '5')
+    adapt = ('adapt', '--pairs', 'pairs', '--weights', 'w.pth', '-o', 'mine', '--budget', '7')
     assert call(*adapt, *mine) == 0
     commands = commands_in(capsys.readouterr().out)
     assert call(*commands['train']) == 0
@@ -212,7 +212,7 @@ def test_memorised_images_are_no_gain(folder, quick, monkeypatch, num, helps):
         lq = cv2.resize(gt, (72, 64), interpolation=cv2.INTER_AREA) - 10
         for side, image in (('HR', gt), ('LR', lq)):
             cv2.imwrite(f'pairs/{name}_{side}.png', np.clip(np.round(image), 0, 255))
-    report = module.adapt('pairs', 'w.pth', 'mine', budget=50)
+    report = module.adapt('pairs', 'w.pth', 'mine', budget=70)
     assert ('Adapting gains nothing on held-out pairs' in report) != helps
     offsets = torch.load('mine/net_g_adapted_latest.pth')['params']['offsets']
     assert (offsets.min() > 0.5 / 255) if helps else torch.equal(offsets, torch.zeros(3))
@@ -248,7 +248,7 @@ def test_a_failed_evaluation_leaves_what_was_adapted(folder, quick, monkeypatch)
 
     monkeypatch.setattr(module, 'evaluate_folds', fail)
     with pytest.raises(KeyboardInterrupt):
-        module.adapt('pairs', 'w.pth', 'mine', budget=5)
+        module.adapt('pairs', 'w.pth', 'mine', budget=7)
     assert (folder / 'mine/net_g_adapted_latest.pth').is_file()
 
 
@@ -259,7 +259,7 @@ def test_pairs_that_lie_apart(folder, quick):
     with pytest.raises(DataError, match=r'd_HR\.png and .*d_LR\.png are misaligned by up to 5\.9 LQ pixels; .*--reg'):
         module.adapt('pairs', 'w.pth', 'mine')
     assert not (folder / 'mine').exists()
-    report = module.adapt('pairs', 'w.pth', 'mine', budget=6, registers=True)
+    report = module.adapt('pairs', 'w.pth', 'mine', budget=8, registers=True)
     row, _ = (line for line in report.splitlines() if line.startswith('| d |'))  # of alignment, and of evaluation
     assert [float(cell) for cell in row.split('|')[2:5]] == pytest.approx([5, 3, 1], abs=0.03)
     poor, good = (cv2.imread(f'mine/pairs/{side}/d.png') for side in ('lq', 'gt'))
@@ -269,10 +269,10 @@ def test_pairs_that_lie_apart(folder, quick):
 
 def test_pairs_of_16_bits(folder, quick):
     note = '16-bit images were reduced to 8 bits, since BasicSR trains on 8 bits.'
-    assert note not in module.adapt('pairs', 'w.pth', 'other', budget=5)
+    assert note not in module.adapt('pairs', 'w.pth', 'other', budget=7)
     for path in (folder / 'pairs').iterdir():
         cv2.imwrite(str(path), cv2.imread(str(path)).astype(np.uint16) * 257)
-    assert note in module.adapt('pairs', 'w.pth', 'mine', budget=5)
+    assert note in module.adapt('pairs', 'w.pth', 'mine', budget=7)
     for side in ('gt', 'lq'):
         images = (cv2.imread(f'{output}/pairs/{side}/a.png', cv2.IMREAD_UNCHANGED) for output in ('other', 'mine'))
         assert np.array_equal(*images)
@@ -327,7 +327,7 @@ def test_cropped_photographs_are_registered(folder, quick):
     lq, gt = pair()
     cv2.imwrite('pairs/d_LR.png', lq[:160, :160])
     cv2.imwrite('pairs/d_HR.png', gt[:480, :480])
-    report = module.adapt('pairs', 'w.pth', 'mine', budget=6, registers=True)
+    report = module.adapt('pairs', 'w.pth', 'mine', budget=8, registers=True)
     row, _ = (line for line in report.splitlines() if line.startswith('| d |'))  # of alignment, and of evaluation
     assert float(row.split('|')[4]) == pytest.approx(1, abs=1e-3)
 
@@ -339,14 +339,14 @@ def test_the_folder_of_the_weights_scale_is_found(folder, quick):
         for path in Path('pairs').glob(f'*_{suffix}.png'):
             path.rename(Path('pairs', side, path.name.replace(f'_{suffix}', '')))
     Path('pairs/lr_x3').mkdir()
-    module.adapt('pairs', 'w.pth', 'mine', budget=5)
+    module.adapt('pairs', 'w.pth', 'mine', budget=7)
     assert np.array_equal(cv2.imread('mine/pairs/lq/a.png'), cv2.imread('pairs/lr_x4/a.png'))
 
 
 def test_progress_is_shown_without_a_terminal(folder, quick, monkeypatch, capsys):
     monkeypatch.setattr(progress, '_FIRST', 0)
     monkeypatch.setattr(progress, '_INTERVAL', 0)
-    module.adapt('pairs', 'w.pth', 'mine', budget=5)
+    module.adapt('pairs', 'w.pth', 'mine', budget=7)
     error = capsys.readouterr().err
     assert re.findall(r': alignment: (\d) of 3 pairs\n', error) == ['1', '2', '3']
     assert re.findall(r': adaptation: (\d) of 5 steps\n', error) == ['1', '2', '3', '4', '5']
@@ -359,7 +359,7 @@ def test_few_pairs_are_judged_in_parts(folder, quick, num, parts):
     for name in 'abc'[num:]:
         for side in ('LR', 'HR'):
             (folder / f'pairs/{name}_{side}.png').unlink()
-    report = module.adapt('pairs', 'w.pth', 'mine', budget=6)
+    report = module.adapt('pairs', 'w.pth', 'mine', budget=8)
     rows = re.findall(r'^\| ([abc]) \((\d)\) \|', report, re.MULTILINE)
     assert rows == [(name, str(i)) for name in 'abc'[:num] for i in range(1, parts // num + 1)]
 
@@ -382,7 +382,7 @@ def test_few_pairs_are_judged_in_parts(folder, quick, num, parts):
         (lambda: open('pairs/a_HR.png', 'wb').close(), {}, DataError, r'a_HR\.png: cannot be read as an image'),
         (lambda: damaged_png(Path('pairs/a_LR.png')), {}, DataError, r'^pairs/a_LR\.png: cannot be read as an image'),
         (lambda: damaged_png(Path('pairs/b_HR.png')), {}, DataError, r'^pairs/b_HR\.png: cannot be read as an image'),
-        (lambda: None, {'budget': 4}, OptionError, '--budget must be at least 5, a step of each adaptation'),
+        (lambda: None, {'budget': 6}, OptionError, '--budget must be at least 7, a step of each adaptation'),
         (lambda: None, {'auxiliary': 'none'}, DataError, '--auxiliary: there is no folder none'),
     ],
 )

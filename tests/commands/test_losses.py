@@ -12,7 +12,7 @@ from tests.commands.test_adapt import commands_in, folder, quick  # noqa: F401
 from tests.losses.test_losses import vgg_weights  # noqa: F401
 
 NETWORK = {'type': 'RRDBNet', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 1, 'num_grow_ch': 4}
-ADAPT = ['adapt', '--pairs', 'pairs', '--weights', 'w.pth', '-o', 'mine', '--budget', '15']
+ADAPT = ['adapt', '--pairs', 'pairs', '--weights', 'w.pth', '-o', 'mine', '--budget', '21']
 
 
 def adapted(path: str) -> dict:
