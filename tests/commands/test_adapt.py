@@ -349,9 +349,9 @@ def test_progress_is_shown_without_a_terminal(folder, quick, monkeypatch, capsys
     module.adapt('pairs', 'w.pth', 'mine', budget=7)
     error = capsys.readouterr().err
     assert re.findall(r': alignment: (\d) of 3 pairs\n', error) == ['1', '2', '3']
-    assert re.findall(r': adaptation: (\d) of 5 steps\n', error) == ['1', '2', '3', '4', '5']
+    assert re.findall(r': adaptation: (\d) of 7 steps\n', error) == list('1234567')
     assert re.findall(r': evaluation: (\d) of 3 images\n', error) == ['1', '2', '3']
-    assert ': Adapting to the target (3 pairs, 3 folds, 5 steps).\n' in error
+    assert ': Adapting to the target (3 pairs, 3 folds, 7 steps).\n' in error
 
 
 @pytest.mark.parametrize(('num', 'parts'), [(1, 4), (2, 4)])
