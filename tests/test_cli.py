@@ -106,10 +106,10 @@ class TestTrain:
 
     @pytest.mark.slow
     def test_adaptation_gains_on_photographs_that_were_not_seen(self, workdir, write_opt, capsys):
-        """The point of it all, in two minutes instead of ten: against a run without relation, fit and replay.
+        """The point of it all, in two minutes instead of ten: against a run without relation and fit.
 
-        They gain before adaptation (26.19 against 25.50 dB, bicubic 25.46 dB; with seed 1, 26.12 against 25.49 dB).
-        Adaptation brings the other run to the same PSNR (26.15 and 26.16 dB; with seed 1, 26.15 and 26.02 dB).
+        They gain before adaptation (26.06 against 25.50 dB, bicubic 25.46 dB; on another machine, 26.19 against 25.50
+        dB, and with seed 1, 26.12 against 25.49 dB). After adaptation, 0.1 dB of it is left (26.43 and 26.33 dB).
         """
 
         def trained(opt: dict) -> list[float]:
@@ -125,7 +125,6 @@ class TestTrain:
         opt['drtl']['hooks'][0].update(interval=50, transfer_steps=5)
         bicubic, before, after = trained(opt)
         opt['drtl'].update(camera_fit=False, weighting={'relation': 'uniform'})
-        opt['drtl']['adapt']['replay'] = 0
         _, plain_before, plain_after = trained(opt)
         assert before > plain_before + 0.3
         assert plain_after > plain_before + 0.3
