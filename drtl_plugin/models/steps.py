@@ -5,6 +5,7 @@ The paper (arXiv 2111.13078) names the pipelines; the formulas are our reconstru
 
 from __future__ import annotations
 
+import random
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 
@@ -101,8 +102,8 @@ def meta_step(
     parameters = trainable_parameters(net)
     loss = functional_loss(net, criterion, precision)
     mean_query_loss = torch.zeros((), device=batch.lq.device)
-    drawn = torch.Generator().manual_seed(step)
-    nums = torch.randint(inner.fewest_steps, inner.most_steps + 1, (len(weights),), generator=drawn).tolist()
+    drawn = random.Random(step)  # not a tensor, since fetching its numbers could mean waiting for a GPU
+    nums = [drawn.randint(inner.fewest_steps, inner.most_steps) for _ in weights]
     for episode, (weight, num) in enumerate(zip(weights, nums, strict=True)):
         support, query = batch.support_and_query(episode)
         batches = minibatches(support, num, inner.batch_size)
