@@ -202,14 +202,14 @@ def table() -> str:
     """Meta-learning and the best fine-tuning, by camera and number of steps."""
     rows, all_differences = [], defaultdict(list)
     for camera in CAMERAS:
-        cells = {arm: read(camera, arm) for arm in ARMS}
-        if None in cells.values():
+        cells = {arm: cell for arm in ARMS if (cell := read(camera, arm)) is not None}
+        if 'meta' not in cells or len(cells) < 2:
             rows.append([camera, 'not run', *[''] * len(STEPS)])
             continue
         meta = cells.pop('meta')
         best = {step: max(cells.values(), key=lambda cell: statistics.mean(cell[step].values())) for step in STEPS}
         rows.append([camera, 'meta-learned', *(f'{statistics.mean(meta[step].values()):.2f}' for step in STEPS)])
-        rows.append(['', 'best rate', *(f'{statistics.mean(best[step][step].values()):.2f}' for step in STEPS)])
+        rows.append(['', f'best of {len(cells)} rates', *(f'{statistics.mean(best[step][step].values()):.2f}' for step in STEPS)])
         chosen = [next(arm for arm, cell in cells.items() if cell is best[step]) for step in STEPS]
         rows.append(['', 'which', *(arm.replace('_', ' ') for arm in chosen)])
         differences = {s: [meta[s][image] - value for image, value in best[s][s].items()] for s in STEPS}
