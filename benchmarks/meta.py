@@ -209,7 +209,13 @@ def table() -> str:
         meta = cells.pop('meta')
         best = {step: max(cells.values(), key=lambda cell: statistics.mean(cell[step].values())) for step in STEPS}
         rows.append([camera, 'meta-learned', *(f'{statistics.mean(meta[step].values()):.2f}' for step in STEPS)])
-        rows.append(['', f'best of {len(cells)} rates', *(f'{statistics.mean(best[step][step].values()):.2f}' for step in STEPS)])
+        rows.append(
+            [
+                '',
+                f'best of {len(cells)} rates',
+                *(f'{statistics.mean(best[step][step].values()):.2f}' for step in STEPS),
+            ]
+        )
         chosen = [next(arm for arm, cell in cells.items() if cell is best[step]) for step in STEPS]
         rows.append(['', 'which', *(arm.replace('_', ' ') for arm in chosen)])
         differences = {s: [meta[s][image] - value for image, value in best[s][s].items()] for s in STEPS}
