@@ -9,6 +9,7 @@ import csv
 import math
 import os
 import statistics
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from drtl_plugin.archs import DistortionRelationNet
 from drtl_plugin.data.distortion_task_dataset import DistortionTaskDataset
 from drtl_plugin.hooks import RelationHook
 from drtl_plugin.relation.drn_training import train_drn
+from drtl_plugin.sources.sample import prepare_sample_data
 from drtl_plugin.tasks.library import DistortionLibrary
 
 HERE = Path(__file__).resolve().parent
@@ -69,6 +71,15 @@ def read_bytes(path: Path) -> Tensor:
 def pairs_by_name(gt: Path, lq: Path) -> dict[str, tuple[Tensor, Tensor]]:
     """Pairs ``(lq, gt)`` of two folders, ``(3, …)`` each, uint8."""
     return {path.stem: (read_bytes(lq / path.name), read_bytes(path)) for path in sorted(gt.iterdir())}
+
+
+def camera_pairs(data: Path, camera: str, scale: int, part: str) -> dict[str, tuple[Tensor, Tensor]]:
+    """Pairs ``(lq, gt)`` by name of a camera of City100, or of the camera ``sample``, uint8, ``(3, …)`` each."""
+    if camera != 'sample':
+        return pairs_by_name(data / camera / part / 'hr', data / camera / part / f'lr_x{scale}')
+    with tempfile.TemporaryDirectory() as folder:
+        root = prepare_sample_data(Path(folder, 'sample')) / 'camera' / part
+        return pairs_by_name(root / 'gt', root / 'lq')
 
 
 def auxiliary_data(data: Path, scale: int) -> DistortionTaskDataset:

@@ -26,25 +26,23 @@ A cell (camera, arm) is one CSV in ``benchmarks/meta``.
 from __future__ import annotations
 
 # Before BasicSR: common imports drtl_plugin, which repairs BasicSR.
-from common import HERE, LQ_SIZE, interval, markdown_table, pairs_by_name, parse, parser, write_rows
+from common import HERE, LQ_SIZE, camera_pairs, interval, markdown_table, parse, parser, write_rows
+from realworld import UNIFORM, Arm, options_of, train
 
 import csv  # isort: skip
 import statistics
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from basicsr.archs import build_network
 from basicsr.metrics.psnr_ssim import calculate_psnr_pt
 from torch import Tensor, nn
-from torch.utils.data import default_collate
 
 from drtl_plugin.meta.adaptation import adaptation
 from drtl_plugin.meta.learner import Rates
 from drtl_plugin.models import DRTLModel
-from drtl_plugin.runtime.progress import progress
-from drtl_plugin.sources.sample import prepare_sample_data
 from drtl_plugin.tasks.patches import paired_patches
 
 RESULTS = HERE / 'meta'
@@ -63,46 +61,25 @@ MORE = META * int(sum(INNER['steps']) / 2 * INNER['batch_size'] + QUERY) // 16
 STEPS = (0, 1, 2, 5, 10, 20, 50)
 RATES, DESCENT_RATES = (3e-5, 1e-4, 3e-4, 1e-3), (0.03, 0.1, 0.3)
 DRAWS = (0, 1, 2)
+# Network, optimiser and rate.
 ARMS = {
-    'meta': ('meta', 'learned'),
-    **{f'adam_{rate:g}': ('pretrain', rate) for rate in RATES},
-    **{f'descent_{rate:g}': ('pretrain', -rate) for rate in DESCENT_RATES},
+    'meta': ('meta', 'inner', None),
+    **{f'adam_{rate:g}': ('pretrain', 'adam', rate) for rate in RATES},
+    **{f'descent_{rate:g}': ('pretrain', 'descent', rate) for rate in DESCENT_RATES},
 }
 COLUMNS = ('draw', 'step', 'image', 'psnr')
 
 
-def options_of(data: Path, scale: int, drtl: dict, start: Path | None, steps: int, lr: float) -> dict:
+def options(data: Path, scale: int, drtl: dict, start: Path | None, steps: int, lr: float) -> dict:
     """The parsed option file of a training run without a target."""
-    is_meta = drtl['pipeline'] == 'meta'
-    return {
-        **{'name': 'meta', 'model_type': 'DRTLModel', 'scale': scale, 'manual_seed': 0},
-        **{'num_gpu': int(torch.cuda.is_available()), 'is_train': True, 'dist': False},
-        'datasets': {
-            'train': {
-                **{'name': 'auxiliary tasks', 'type': 'DistortionTaskDataset', 'scale': scale},
-                **{'dataroot_gt': str(data / 'bsds500_train'), 'gt_size': LQ_SIZE * scale},
-                'num_support': INNER['steps'][1] * INNER['batch_size'] if is_meta else 2,
-                'num_query': QUERY if is_meta else 2,
-                'distortions': [{'name': 'random_camera'}],
-            }
-        },
-        'network_g': {
-            **{'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 32, 'num_block': 4},
-            **{'upscale': scale, 'res_scale': 1},
-        },
-        'drtl': {'camera_fit': False, 'weighting': {'relation': 'uniform'}, **drtl},
-        'path': {'pretrain_network_g': None if start is None else str(start)},
-        'train': {
-            'ema_decay': 0.99,
-            'optim_g': {'type': 'Adam', 'lr': lr, 'betas': [0.9, 0.99]},
-            'scheduler': {
-                **{'type': 'CosineAnnealingRestartLR', 'periods': [steps]},
-                **{'restart_weights': [1], 'eta_min': 1e-6},
-            },
-            'total_iter': steps,
-            'pixel_opt': {'type': 'L1Loss', 'loss_weight': 1.0, 'reduction': 'mean'},
-        },
-    }
+    arm = Arm({'weighting': UNIFORM, **drtl}, distortions=[{'name': 'random_camera'}])
+    opt = options_of(arm, scale, data / 'bsds500_train', None, steps, 0)
+    if drtl['pipeline'] == 'meta':
+        opt['datasets']['train'].update(num_support=INNER['steps'][1] * INNER['batch_size'], num_query=QUERY)
+    opt['path']['pretrain_network_g'] = None if start is None else str(start)
+    opt['train']['optim_g']['lr'] = lr
+    del opt['train']['amp']
+    return opt
 
 
 def trained(opt: dict, file: Path, episodes: int) -> Path:
@@ -110,13 +87,7 @@ def trained(opt: dict, file: Path, episodes: int) -> Path:
     if not file.is_file():
         torch.manual_seed(0)
         model = DRTLModel(opt)
-        model.hooks = []
-        steps = opt['train']['total_iter']
-        for step in progress(range(1, steps + 1), file.stem, steps):
-            model.update_learning_rate(step)
-            batch = [model.train_set[index] for index in range((step - 1) * episodes, step * episodes)]
-            model.feed_data(default_collate(batch))
-            model.optimize_parameters(step)
+        train(model, episodes)
         file.parent.mkdir(parents=True, exist_ok=True)
         rates = {name: value.exp() for name, value in model.inner_rates.state().items()}
         torch.save({'params': model.trained_network().state_dict(), 'rates': rates}, file)
@@ -126,32 +97,22 @@ def trained(opt: dict, file: Path, episodes: int) -> Path:
 def networks(data: Path, scale: int) -> dict[str, Path]:
     """The files of both networks of a scale."""
     pretrain, meta = {'pipeline': 'pretrain'}, {'pipeline': 'meta', 'inner': INNER}
-    start = trained(options_of(data, scale, pretrain, None, START, 1e-3), NETWORKS / f'start_x{scale}.pth', 4)
-    longer = options_of(data, scale, pretrain, None, START + MORE, 1e-3)
+    start = trained(options(data, scale, pretrain, None, START, 1e-3), NETWORKS / f'start_x{scale}.pth', 4)
+    longer = options(data, scale, pretrain, None, START + MORE, 1e-3)
     return {
-        'meta': trained(options_of(data, scale, meta, start, META, 1e-4), NETWORKS / f'meta_x{scale}.pth', 1),
+        'meta': trained(options(data, scale, meta, start, META, 1e-4), NETWORKS / f'meta_x{scale}.pth', 1),
         'pretrain': trained(longer, NETWORKS / f'pretrain_x{scale}.pth', 4),
     }
 
 
-def pairs_of(data: Path, camera: str, part: str) -> dict[str, tuple[Tensor, Tensor]]:
-    """A camera's pairs ``(lq, gt)`` by name, uint8, ``(3, …)`` each."""
-    folder, scale = CAMERAS[camera]
-    if folder != 'sample':
-        return pairs_by_name(data / folder / part / 'hr', data / folder / part / f'lr_x{scale}')
-    with tempfile.TemporaryDirectory() as sample:
-        root = prepare_sample_data(Path(sample, 'sample')) / 'camera' / part
-        return pairs_by_name(root / 'gt', root / 'lq')
-
-
-def course(net: nn.Module, rate: float, rates: Rates | None, pairs: list, draw: int) -> Iterator[nn.Module]:
-    """Adaptation: the network before the first and after each step."""
+def course(net: nn.Module, lr: float, rates: Rates | None, pairs: list, draw: int) -> Iterator[nn.Module]:
+    """Adaptation by Adam, or by gradient descent at ``rates``: the network before the first and after each step."""
     device = next(net.parameters()).device
     generator = torch.Generator().manual_seed(draw)
     batches = (
         tuple(images.to(device) for images in paired_patches(pairs, 16, LQ_SIZE, generator)) for _ in range(STEPS[-1])
     )
-    return adaptation(net, nn.L1Loss(), batches, rate, rates=rates)
+    return adaptation(net, nn.L1Loss(), batches, lr, rates=rates)
 
 
 @torch.no_grad()
@@ -165,22 +126,21 @@ def psnr(net: nn.Module, lq: Tensor, gt: Tensor) -> float:
 
 def measure(data: Path, camera: str, arm: str, files: dict[str, Path]) -> list[dict]:
     """A cell."""
-    name, rate = ARMS[arm]
+    name, optimizer, rate = ARMS[arm]
     state = torch.load(files[name], weights_only=True)
-    scale = CAMERAS[camera][1]
-    model = DRTLModel(options_of(data, scale, {'pipeline': 'pretrain'}, files[name], 1, 1e-3))
-    rates = None
-    if rate == 'learned':
-        rates = state['rates']
-    elif rate < 0:
-        rates = {name: -rate for name, _ in model.net_g.named_parameters()}
-    support, val = list(pairs_of(data, camera, 'support').values()), pairs_of(data, camera, 'val')
+    folder, scale = CAMERAS[camera]
+    net = build_network(options(data, scale, {'pipeline': 'pretrain'}, None, 1, 1e-3)['network_g'])
+    net.load_state_dict(state['params'])
+    net.to('cuda' if torch.cuda.is_available() else 'cpu')
+    by_tensor = {key: rate for key, _ in net.named_parameters()}
+    rates = {'inner': state['rates'], 'descent': by_tensor, 'adam': None}[optimizer]
+    support, val = (camera_pairs(data, folder, scale, part) for part in ('support', 'val'))
     rows = []
     for draw in DRAWS:
-        for step, net in enumerate(course(model.net_g, rate if rates is None else 0.0, rates, support, draw)):
+        for step, adapted in enumerate(course(net, rate or 0.0, rates, list(support.values()), draw)):
             if step in STEPS:
                 rows += [
-                    {'draw': draw, 'step': step, 'image': image, 'psnr': round(psnr(net, *pair), 4)}
+                    {'draw': draw, 'step': step, 'image': image, 'psnr': round(psnr(adapted, *pair), 4)}
                     for image, pair in val.items()
                 ]
     return rows

@@ -220,14 +220,14 @@ def options(job: Job) -> dict:
     return options_of(ARMS[job.arm], scale, job.data / 'bsds500_train', target, job.iterations, job.seed)
 
 
-def options_of(arm: Arm, scale: int, auxiliary: Path, target: dict, budget: int, seed: int) -> dict:
+def options_of(arm: Arm, scale: int, auxiliary: Path, target: dict | None, budget: int, seed: int) -> dict:
     """The parsed option file of an arm.
 
     Args:
         arm (Arm): The arm.
         scale (int): Scale.
         auxiliary (Path): Folder of GT images for the auxiliary tasks.
-        target (dict): ``datasets.train.target``.
+        target (dict | None): ``datasets.train.target``.
         budget (int): Training steps, including those that measure the relation.
         seed (int): Seed.
     """
@@ -305,8 +305,8 @@ def trained_model(job: Job) -> tuple[DRTLModel, float]:
     return model, seconds
 
 
-def train(model: DRTLModel) -> float:
-    """Train a model as its options say; returns seconds."""
+def train(model: DRTLModel, episodes: int = EPISODES) -> float:
+    """Train a model as its options say, on a number of episodes a step; returns seconds."""
     start = time.perf_counter()
     # The records go to an experiment's folder, which there is none of.
     model.hooks = [hook for hook in model.hooks if type(hook).__name__ == 'RelationHook']
@@ -314,8 +314,8 @@ def train(model: DRTLModel) -> float:
         model.opt['path']['models'] = folder  # RelationHook saves the DRN there
         for iteration in range(1, model.opt['train']['total_iter'] + 1):
             model.update_learning_rate(iteration)
-            episodes = range((iteration - 1) * EPISODES, iteration * EPISODES)
-            model.feed_data(default_collate([model.train_set[index] for index in episodes]))
+            indices = range((iteration - 1) * episodes, iteration * episodes)
+            model.feed_data(default_collate([model.train_set[index] for index in indices]))
             model.optimize_parameters(iteration)
     return time.perf_counter() - start
 

@@ -22,10 +22,9 @@ from common import (
     HERE,
     LQ_SIZE,
     auxiliary_data,
+    camera_pairs,
     markdown_table,
-    pairs_by_name,
     read_bytes,
-    read_pairs,
 )
 
 import argparse  # isort: skip
@@ -79,16 +78,6 @@ def open_images() -> list[Tensor]:
         files = sorted((prepare_sample_data(Path(folder, 'sample')) / 'auxiliary').iterdir())
         files.append(Path(matplotlib.get_data_path(), 'sample_data/grace_hopper.jpg'))
         return [read_bytes(file) for file in files]
-
-
-def camera_pairs(data: Path, track: str, part: str) -> list[tuple[Tensor, Tensor]]:
-    """Pairs ``(lq, gt)`` of a camera, uint8, ``(3, …)`` each."""
-    camera, scale = TRACKS[track]
-    if camera != 'sample':
-        return read_pairs(data / camera / part, scale)
-    with tempfile.TemporaryDirectory() as folder:
-        root = prepare_sample_data(Path(folder, 'sample')) / 'camera' / part
-        return list(pairs_by_name(root / 'gt', root / 'lq').values())
 
 
 def gt_patches(images: list[Tensor], num: int, side: int, generator: torch.Generator) -> Tensor:
@@ -146,7 +135,9 @@ def measure(data: Path, scale: int, seed: int) -> None:
     cameras = {
         track: [
             patches.to(device)
-            for patches in paired_patches(camera_pairs(data, track, 'support'), NUM_CAMERA, LQ_SIZE, generator)
+            for patches in paired_patches(
+                list(camera_pairs(data, *TRACKS[track], 'support').values()), NUM_CAMERA, LQ_SIZE, generator
+            )
         ]
         for track, (_, camera_scale) in TRACKS.items()
         if camera_scale == scale
@@ -170,7 +161,7 @@ def truth(data: Path, track: str, seed: int) -> None:
     if path.is_file():
         return
     auxiliary = auxiliary_data(data, TRACKS[track][1])
-    pairs = camera_pairs(data, track, 'val')
+    pairs = list(camera_pairs(data, *TRACKS[track], 'val').values())
     psnr = {
         label: round(single_task_psnr(auxiliary, task, pairs, SINGLE_TASK_STEPS, seed), 4)
         for task, label in enumerate(progress(auxiliary.library.labels, track, len(auxiliary.library)))
@@ -266,7 +257,7 @@ def predicted(net: TransferRelationNet, data: Path, track: str, seed: int) -> Te
     evidence = RelationEvidence(
         torch.stack([task(gt, generator) for task in library.tasks]),
         gt,
-        *paired_patches(camera_pairs(data, track, 'support'), NUM_CAMERA, LQ_SIZE, generator),
+        *paired_patches(list(camera_pairs(data, *TRACKS[track], 'support').values()), NUM_CAMERA, LQ_SIZE, generator),
     )
     question = RelationQuestion(library.labels, lambda: evidence, net, nn.Identity(), nn.L1Loss())
     return predicted_transfer(question).relation

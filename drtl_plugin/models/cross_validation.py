@@ -129,7 +129,7 @@ def cross_validate(
     rates: Sequence[float],
     adapted: Callable[[int, float], nn.Module],
     loss: Callable[[nn.Module, int], float],
-    num_judges: int = NUM_JUDGES,
+    num_judges: int,
 ) -> CrossValidation:
     """Choose the rate on the first folds, adapt once for each fold, and average.
 

@@ -97,5 +97,5 @@ class InnerRates:
         """Write ``inner_rates_ITERATION.pth``, if they are learned."""
         if self.logarithms:
             name = f'inner_rates_{"latest" if current_iter == -1 else current_iter}.pth'
-            rates = {name: value.detach().exp() for name, value in self.logarithms.items()}
+            rates = {name: torch.as_tensor(rate).detach() for name, rate in self.rates().items()}
             checkpoints.save({'params': rates}, Path(folder, name))

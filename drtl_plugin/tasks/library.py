@@ -228,6 +228,8 @@ def _parse_step(entry: Any, where: str) -> Step:
     name = entry['name']
     if name == REDUCTION and not given:
         return Step(None)
+    if name in (COMPOSE, RANDOM_CAMERA):
+        raise OptionError(f'{where}: {name} is a task of its own, not a step of {COMPOSE}.')
     if name not in DISTORTION_REGISTRY:
         raise unknown('distortion', name, [*DISTORTION_REGISTRY.keys(), REDUCTION, COMPOSE, RANDOM_CAMERA], where)
     kind = DISTORTION_REGISTRY.get(name)

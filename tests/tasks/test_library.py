@@ -123,6 +123,7 @@ def test_reduction_stands_between_blur_and_noise_unless_named():
         ([{'name': 'gaussian_blur', 'kernel_size': 4}], r'kernel_size: expected an odd whole number'),
         ([{'name': 'compose'}], r'compose takes steps'),
         ([{'name': 'compose', 'steps': [{'name': 'bicubic'}] * 2}], r'bicubic appears more than once'),
+        ([{'name': 'compose', 'steps': [{'name': 'random_camera'}]}], r'random_camera is a task of its own'),
         ([{'name': 'random_camera', 'sigma': 1}], r'random_camera takes no parameters'),
         ([{'name': 'bicubic'}] * 2, r"two tasks are labelled 'bicubic'"),
         ([], r"expected 'default' or a list"),
