@@ -93,9 +93,9 @@ class DistortionTask:
 
 @dataclass(frozen=True)
 class RandomCamera:
-    """An auxiliary task that is another camera in each episode (ours): its parameters are the same for all images.
+    """An auxiliary task that draws a new camera for each episode (ours), the same for all images of the episode.
 
-    Meta-learning on such episodes learns to adapt to a camera, of which each has its own.
+    Meta-learning on such episodes learns to adapt to a camera.
     """
 
     label: str
@@ -104,7 +104,7 @@ class RandomCamera:
     def __call__(self, gt: Tensor, generator: torch.Generator) -> Tensor:
         """Draw a camera (:func:`~drtl_plugin.tasks.random_camera.random_composition`) and distort all images with it.
 
-        Args, returns and errors are those of :class:`DistortionTask`; the drawing waits for the generator's device.
+        Args, returns and errors are those of :class:`DistortionTask`; drawing waits for the generator's device.
         """
         seed = torch.randint(2**62, (), generator=generator, device=generator.device).item()
         drawn = torch.Generator().manual_seed(int(seed))

@@ -164,7 +164,7 @@ def test_distortions_of_ones_own_are_found_by_name(generator, monkeypatch):
 
 class TestRandomCamera:
     @pytest.mark.parametrize('scale', [1, 2, 3, 4])
-    def test_is_another_one_in_each_episode(self, scale):
+    def test_is_drawn_for_each_episode(self, scale):
         """Cameras differ, but a generator in the same state draws the same one, with the same noise."""
         task = DistortionLibrary([{'name': 'random_camera'}], scale).tasks[0]
         gt = smooth_images(2, 96)
